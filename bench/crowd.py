@@ -19,8 +19,9 @@ import psutil
 from bench.rollout import RULES
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.servo import cameras
 from sim_workers.envs.render_check import RenderFingerprint
@@ -141,27 +142,18 @@ class Heard:
 
 
 class Watch:
-    """Listener of the scorer that records when outcomes were written down."""
+    """Receiver of the scorer's events that records when outcomes were written down."""
 
     def __init__(self, episode_s: float) -> None:
         self._episode_s = episode_s
         self.heard: list[Heard] = []
 
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.heard.append(
-            Heard(
-                time.monotonic(),
-                len(outcomes),
-                sum(length_s(outcome.spec, self._episode_s) for outcome in outcomes),
-            )
-        )
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        assert score.complete
-
-    def on_film(self, *_: Any) -> None: ...
-
-    def say(self, line: str) -> None: ...
+    def on_event(self, event: ScorerEvent) -> None:
+        if isinstance(event, OutcomesRecorded):
+            played_s = sum(length_s(outcome.spec, self._episode_s) for outcome in event.outcomes)
+            self.heard.append(Heard(time.monotonic(), len(event.outcomes), played_s))
+        elif isinstance(event, ScoreConcluded):
+            assert event.score.complete
 
 
 @dataclass(frozen=True)
@@ -199,7 +191,7 @@ def stretch(workers: int, episode_s: float, seconds: float) -> Stretch:
     with tempfile.TemporaryDirectory() as folder:
         storage, watch = open_storage(folder), Watch(episode_s)
         pool = Crowd(workers, stages, RenderReferences(storage, "pretended"))
-        scorer = Scorer(storage, cameras("fast"), pool, watch)
+        scorer = Scorer(storage, cameras("fast"), pool, watch.on_event)
         suite, warm_s = Suite(("Lift",), LISTED, RULES), 2 * episode_s
         checkpoints = math.ceil(workers / episode_s * (warm_s + seconds) * 1.2 / LISTED) + math.ceil(
             2 * workers / LISTED

@@ -4,7 +4,8 @@ large stores?
     python -m bench.data                 about ten minutes
     python -m bench.data --quick         in a minute or two: few rounds, small stores
 
-Clips from our pipeline against a bare loop that only decodes, and against torch's DataLoader over
+Clips from our pipeline, decoded in the training process or in Ray Data's actor, against a bare loop that only
+decodes, and against torch's DataLoader over
 robomimic-style HDF5: the same clips of the same episodes in the same sequence, in turns. CPU time is that of
 all processes involved, counted between two batches.
 """
@@ -29,8 +30,9 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing import seaweedfs
 
 MIB = 2**20
-FOLDER, S3, BARE, GZIP, RAW = (
+FOLDER, CLUSTER, S3, BARE, GZIP, RAW = (
     "ours, local folder",
+    "ours, data.decode: cluster",
     "ours, SeaweedFS",
     "bare loop, decoding only",
     "DataLoader, HDF5 gzip",
@@ -53,8 +55,10 @@ class Size:
     epochs: int
 
 
-FULL = Size(100, 3, {FOLDER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10)
-QUICK = Size(12, 3, {FOLDER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
+FULL = Size(
+    100, 3, {FOLDER: 400, CLUSTER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10
+)
+QUICK = Size(12, 3, {FOLDER: 40, CLUSTER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def measured(
                 clips = batches * peers.BATCH
                 if name in stores:
                     already = seaweedfs.sent_bytes(s3)
-                    marks, _ = ours.run(peers.pipeline, stores[name], batches)
+                    marks, _ = ours.run(peers.pipeline, stores[name], batches, name == CLUSTER)
                     share = idle_share
                 elif name == BARE:
                     (marks, _), share = alone.run(peers.bare, stores[FOLDER], batches), 0.0
@@ -183,10 +187,14 @@ def main(quick: bool) -> None:
         list(executor.map(corpus.write_hdf5, files.values(), [episodes] * 2, ["gzip", None]))
         corpus.write_heavy_store(str(root / "heavy"), recorded[0], size.store_mib)
         s3 = stack.enter_context(seaweedfs.started(root / "weed"))
-        stores = {FOLDER: str(root / "store"), S3: f"s3://{seaweedfs.BUCKET}/lift"}
+        stores = {
+            FOLDER: str(root / "store"),
+            CLUSTER: str(root / "store"),
+            S3: f"s3://{seaweedfs.BUCKET}/lift",
+        }
         os.environ.update(s3)
         ours = stack.enter_context(Child())
-        copy(*stores.values())
+        copy(stores[FOLDER], stores[S3])
         stored = sum(entry.nbytes for entry in manifest.entries)
         raw = files[RAW].stat().st_size
         print(
@@ -227,6 +235,7 @@ def main(quick: bool) -> None:
         )
     answers = {
         "ratio_to_decode_limit": ratio(costs, BARE, FOLDER),
+        "ratio_cluster_to_decode_limit": ratio(costs, BARE, CLUSTER),
         "ratio_to_hdf5_gzip": ratio(costs, GZIP, FOLDER),
         "ratio_to_hdf5_raw": ratio(costs, RAW, FOLDER),
         "bytes_ratio_to_hdf5_raw": loaded / sent,

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from orchestrator import prometheus as metrics
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cost import CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.storage.base import Storage, open_storage
@@ -36,7 +36,6 @@ from orchestrator.testing.servo import cameras
 from policy.interface import Contract
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
-from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import RolloutJob
 
@@ -53,8 +52,8 @@ def play(job: RolloutJob) -> Outcome:
 
 
 class Accountant:
-    """Listener of the scorer that records costs, as a sweep does, and reads the process' memory at every
-    score.
+    """Receiver of the scorer's events that records costs, as a sweep does, and reads the process' memory at
+    every score.
     """
 
     def __init__(self, spending: CostLedger) -> None:
@@ -63,16 +62,22 @@ class Accountant:
         self.rss: list[float] = []
         self._scored = threading.Condition()
 
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
+    def on_event(self, event: ScorerEvent) -> None:
+        if isinstance(event, OutcomesRecorded):
+            self._on_outcomes(event)
+        elif isinstance(event, ScoreConcluded):
+            self._on_score(event.score)
+
+    def _on_outcomes(self, event: OutcomesRecorded) -> None:
         for (task, result), number in Counter(
-            (outcome.spec.task, outcome.result) for outcome in outcomes
+            (outcome.spec.task, outcome.result) for outcome in event.outcomes
         ).items():
             metrics.EPISODES.record(number, "bench", task=task, result=result)
-        for outcome in outcomes:
-            self._spending.add(job.arm_id, of_outcome(outcome, 1))
-        self.heard += len(outcomes)
+        for outcome in event.outcomes:
+            self._spending.add(event.job.arm_id, of_outcome(outcome, 1))
+        self.heard += len(event.outcomes)
 
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
+    def _on_score(self, score: Score) -> None:
         assert score.complete
         with self._scored:
             self.scores += 1
@@ -85,10 +90,6 @@ class Accountant:
             while self.scores < scores:
                 self._scored.wait(1.0)
                 scorer.check()
-
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
-
-    def say(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def measured(storage: Storage, policy: Contract, outcomes: int) -> Rates:
     suite = Suite(("Lift",), EPISODES, EpisodeRules(100))
     spending = CostLedger(storage, "bench", "run")
     accountant = Accountant(spending)
-    scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant)
+    scorer = Scorer(storage, policy, FakeRolloutPool(play), accountant.on_event)
     played = [play(RolloutJob(spec, suite.rules, policy, NO_POLICY)) for spec in suite.episode_list()]
     scored, written = count(), count()
 

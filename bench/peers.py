@@ -72,24 +72,25 @@ def join(mark: Marker, environment: dict[str, str], idle_s: float) -> None:
     mark()
 
 
-def pipeline(mark: Marker, uri: str, batches: int) -> None:
-    """What orchestrator/training/ray_train.py reads, as tensors."""
+def pipeline(mark: Marker, uri: str, batches: int, cluster: bool) -> None:
+    """What orchestrator/training/ray_train.py reads, as tensors. cluster: with `data.decode: cluster`."""
     import torch
+
+    from orchestrator.data.ray_prefetch import RayDataDecoder, RayDataFetcher
 
     manifest = load_manifest(open_storage(uri))
     mark()
     made = stream.batches(
-        uri, manifest.contract, order_of(manifest), SHAPE, first_step=0, num_steps=WARM_UP + batches + BEYOND
+        uri,
+        manifest.contract,
+        order_of(manifest),
+        SHAPE,
+        first_step=0,
+        num_steps=WARM_UP + batches + BEYOND,
+        fetcher=RayDataFetcher(),
+        decoder=RayDataDecoder() if cluster else None,
     )
-    _counted(
-        (
-            {name: torch.from_numpy(v) for name, v in batch.items() if isinstance(v, np.ndarray)}
-            for batch in made
-        ),
-        mark,
-        WARM_UP,
-        batches,
-    )
+    _counted((batch.to(torch.device("cpu")) for batch in made), mark, WARM_UP, batches)
     made.close()  # type: ignore[attr-defined]
 
 
@@ -168,12 +169,22 @@ def hdf5(mark: Marker, uri: str, path: Path, batches: int) -> None:
 
 def first_batch(mark: Marker, uri: str) -> tuple[float, float, float]:
     """Seconds until the manifest was there, until the arm's episodes were chosen, until the first batch."""
+    from orchestrator.data.ray_prefetch import RayDataFetcher
+
     began = time.monotonic()
     manifest = load_manifest(open_storage(uri))
     loaded = time.monotonic()
     order = order_of(manifest, select_episodes(manifest, Arm(ARM_DEMOS, 0, seed=0)).demos)
     chosen = time.monotonic()
-    made = stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=ARM_STEPS)
+    made = stream.batches(
+        uri,
+        manifest.contract,
+        order,
+        SHAPE,
+        first_step=0,
+        num_steps=ARM_STEPS,
+        fetcher=RayDataFetcher(),
+    )
     next(made)
     seconds = tuple(moment - began for moment in (loaded, chosen, time.monotonic()))
     made.close()  # type: ignore[attr-defined]
@@ -212,12 +223,19 @@ def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
     manifest = load_manifest(open_storage(uri))
     order = order_of(manifest)
     per_epoch = sum(entry.length for entry in order.demos) // BATCH
-    import ray.data
+    from orchestrator.data.ray_prefetch import RayDataFetcher
 
     mark()
-    for number, _ in enumerate(
-        stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=count * per_epoch), 1
-    ):
+    made = stream.batches(
+        uri,
+        manifest.contract,
+        order,
+        SHAPE,
+        first_step=0,
+        num_steps=count * per_epoch,
+        fetcher=RayDataFetcher(),
+    )
+    for number, _ in enumerate(made, 1):
         if number % per_epoch == 0:
             mark()
     ray.shutdown()

@@ -39,11 +39,11 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
+    from orchestrator.training.train_events import Reported
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -53,16 +53,16 @@ def train_in_blocks(pipe: Connection, store: str, block: int, steps: int, keep: 
     job = TrainJob(arm, "bench-stall", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     began = time.perf_counter(), time.process_time()
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(event: Reported, checkpoint: Path | None) -> None:
         nonlocal began
         if checkpoint:
             shutil.copytree(checkpoint, keep)
-        if step % block == 0:
+        if event.step % block == 0:
             pipe.send(((time.perf_counter() - began[0]) / block, (time.process_time() - began[1]) / block))
             pipe.recv()
             began = time.perf_counter(), time.process_time()
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
 
 
 class Scoring:

@@ -29,11 +29,11 @@ def step_s(store: str, steps: int) -> float:
 
     from orchestrator.config.arms import Arm
     from orchestrator.config.schema import Train
-    from orchestrator.data import clip_stream as stream
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.subset import select_episodes
     from orchestrator.storage.base import open_storage
     from orchestrator.training.loop import TrainJob, train
+    from orchestrator.training.train_events import Reported
     from policy.presets import PRESETS
 
     torch.set_num_threads(1)
@@ -43,10 +43,10 @@ def step_s(store: str, steps: int) -> float:
     job = TrainJob(arm, "bench-telling", store, 1, subset, PRESETS["tiny"], settings, "joint", "none")
     seen: list[tuple[int, float]] = []
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        seen.append((step, time.thread_time()))
+    def report(event: Reported, checkpoint: Path | None) -> None:
+        seen.append((event.step, time.thread_time()))
 
-    train(job, 0, 1, None, report, bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, report)
     (first, began), (last, ended) = seen[len(seen) // 4], seen[-2]  # the last one saves
     return (ended - began) / (last - first)
 

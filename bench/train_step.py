@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.batch import Batch, Counts
 from policy.config import Objective, PolicyConfig, Recipe
 from policy.interface import Contract
@@ -135,15 +136,16 @@ def warm_up(size: Size, objective: Objective) -> int:
 
 def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
     """What trains an arm."""
+    from orchestrator.data.ray_prefetch import RayDataFetcher
 
     def loop(pause: Pause) -> None:
         blocks = itertools.count(1)
 
-        def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        def report(event: Reported, checkpoint: Path | None) -> None:
             if next(blocks) >= warm_up:
                 pause()
 
-        train(job, 0, 1, None, report)
+        train(job, 0, 1, None, report, fetcher=RayDataFetcher())
 
     return loop
 
@@ -151,7 +153,7 @@ def whole(job: TrainJob, warm_up: int) -> Callable[[Pause], None]:
 def in_memory(job: TrainJob) -> list[Batch]:
     """Batches of the job, as tensors. They are not normalised: time does not depend on it."""
     manifest = load_manifest(open_storage(job.episodes), job.version)
-    arrays = stream.batches(
+    clips = stream.batches(
         job.episodes,
         manifest.contract,
         job.order(manifest, 0, 1),
@@ -159,11 +161,7 @@ def in_memory(job: TrainJob) -> list[Batch]:
         first_step=0,
         num_steps=IN_MEMORY,
     )
-    tensors: list[dict[str, Any]] = [
-        {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in batch.items()}
-        for batch in arrays
-    ]
-    return [Batch(**batch) for batch in tensors]
+    return [batch.to(torch.device("cpu")) for batch in clips]
 
 
 def bare(job: TrainJob, batches: list[Batch]) -> Callable[[Pause], None]:

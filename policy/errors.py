@@ -2,27 +2,27 @@
 exception is a bug with a traceback.
 
 DemoscaleError
-├── CheckpointError     policy.checkpoint                        a checkpoint cannot be read
-├── CodeBundleError     orchestrator.cluster.code_bundle         files cannot be sent to a cluster
-├── CodeChangedError    sim_workers.checkout                     the code changed during a run; exit code 75
-├── EpisodeError        orchestrator.data.episode_format         an episode or an episode store is damaged
-├── HeldError           orchestrator.sweep.driver_lease          another driver runs the sweep
-├── InfrastructureError orchestrator.infrastructure              storage, disk or node failed; exit code 75
-├── LiberoMissingError  sim_workers.envs.libero                  LIBERO is not installed
-├── NotFiniteError      policy.finite                            training diverged
-├── PolicyRefError      orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
-├── ProtocolError       orchestrator.evaluation.scores           a policy cannot be scored on a suite
-├── RecordTimeoutError  orchestrator.data.parallel_writer        a recording hangs; exit code 75
-├── RemoteError         policy.http_protocol                     a policy server fails or answers invalidly
-├── RobocasaError       sim_workers.envs.robocasa                RoboCasa is missing or has another version
-├── SourceError         orchestrator.data.importers.source_files recordings cannot be imported
-├── StorageError        orchestrator.storage.base                a folder or bucket cannot be used
-├── SubmitError         orchestrator.cluster.ray_jobs            a cluster cannot run a job
-├── SubsetError         orchestrator.data.subset                 a store has too few episodes for an arm
-├── SweepError          orchestrator.config.sweep_config         a sweep file has mistakes; exit code 2
-├── TrackingError       orchestrator.tracking.mlflow_writer      MLflow cannot be used
-├── UnfinishedError     orchestrator.sweep.run                   arms of a sweep failed
-└── WeightsError        policy.weights                           pretrained weights cannot be read
+├── CheckpointError       policy.checkpoint                        a checkpoint cannot be read
+├── CodeBundleError       orchestrator.cluster.code_bundle         files cannot be sent to a cluster
+├── CodeChangedError      sim_workers.checkout                     the code changed during a run; exit code 75
+├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
+├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
+├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
+├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
+├── NotFiniteError        policy.finite                            training diverged
+├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
+├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
+├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75
+├── RemoteError           policy.http_protocol                     a policy server fails or answers invalidly
+├── RobocasaError         sim_workers.envs.robocasa                RoboCasa is missing or has another version
+├── SourceError           orchestrator.data.importers.source_files recordings cannot be imported
+├── StorageError          orchestrator.storage.base                a folder or bucket cannot be used
+├── SubmitError           orchestrator.cluster.ray_jobs            a cluster cannot run a job
+├── SubsetError           orchestrator.data.subset                 a store has too few episodes for an arm
+├── SweepError            orchestrator.config.sweep_config         a sweep file has mistakes; exit code 2
+├── TrackingError         orchestrator.tracking.mlflow_writer      MLflow cannot be used
+├── UnfinishedError       orchestrator.sweep.run                   arms of a sweep failed
+└── WeightsError          policy.weights                           pretrained weights cannot be read
 """
 
 from typing import ClassVar

@@ -5,6 +5,7 @@ The statistics are stored in the checkpoint: recomputed from other data, they wo
 actions.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -44,3 +45,11 @@ class Normalizer:
     def denormalize(self, normal: Tensor) -> Tensor:
         """Invert `normalize`; constant dimensions become their constant."""
         return normal * self.spread.to(normal.device) + self.centre.to(normal.device)
+
+
+@dataclass(frozen=True)
+class ClipNormalizer:
+    """Normalisation of the vectors of training clips."""
+
+    proprio: Normalizer
+    actions: Normalizer

@@ -192,20 +192,21 @@ def curve(
     demoscale curve quickstart --json | jq .points
     """
     from orchestrator.cluster.ray_runtime import quiet
-    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.report.sample_efficiency_curve import curve_from_mlflow
     from orchestrator.storage.base import open_storage
     from orchestrator.storage.identity import store_of
     from orchestrator.tracking.mlflow_writer import tracking_uri
+    from orchestrator.tracking.rollout_videos import films
 
     quiet()
     place = open_storage(storage).uri
     uri = tracking_uri(mlflow or "", place)
-    answer = Curve.read(uri, name, store_of(place, name), place)
+    answer = curve_from_mlflow(uri, name, store_of(place, name), place)
     if save:
         answer.save(save)
     if html:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        Path(html).write_text(answer.page(uri), encoding="utf-8")
+        Path(html).write_text(answer.page(films(uri, answer.arms)), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:

@@ -32,7 +32,7 @@ from orchestrator.cli.mistakes import argument_error, report_user_errors
 def serve(
     policy: str, host: str, port: int, device: str, rung: str, join: bool, token_env: str | None
 ) -> None:
-    """Answer GET /contract and POST /act with POLICY until interrupted (policy/README.md says what is sent).
+    """Answer GET /contract and POST /act with POLICY until interrupted (docs/http-policy.md).
 
     Clients of this project send the token that their DEMOSCALE_POLICY_TOKEN holds.
 

@@ -3,12 +3,19 @@
 import json
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.common import JSON, STORAGE, print_wide
 from orchestrator.cli.mistakes import report_user_errors
+
+if TYPE_CHECKING:
+    from orchestrator.cost import Cost
+    from orchestrator.sweep.live_status import LiveStatus
+    from orchestrator.sweep.state import SweepState
+    from orchestrator.sweep.status import ArmLine
 
 FRESH_S = 30.0
 """A run that has written nothing for so long is not running any more."""
@@ -52,51 +59,70 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
         quiet()
         scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
         click.echo(f"{strip_credentials(state.tracking_uri)}: has {scores} scores", err=as_json)
-    now = _now(state)
+    now = Progress.of(state)
     if as_json:
-        return click.echo(json.dumps(now, indent=1))
+        return click.echo(json.dumps(now.to_json(), indent=1))
 
     def drawn() -> Any:
-        return Group(table(now["arms"]), Text(_summary(now)))
+        return Group(table(now.arms), Text(now.summary()))
 
-    if once or not now["running"] or not sys.stdout.isatty():
+    if once or not now.live or not sys.stdout.isatty():
         return print_wide(drawn())
     with Live(get_renderable=drawn, refresh_per_second=1) as live:
-        while now["running"]:
+        while now.live:
             time.sleep(2)
-            now = _now(state)
+            now = Progress.of(state)
         live.refresh()
 
 
-def _now(state: Any) -> dict[str, Any]:
-    """Return the last state that the run in progress wrote; without one, the state in the storage."""
-    key = f"live/{state.sweep.name}.json"
-    live: dict[str, Any] = json.loads(state.storage.get(key)) if state.storage.exists(key) else {}
-    if live and not live["over"] and time.time() - live["written"] < FRESH_S:
-        return live | {"running": True}
-    from orchestrator.cost import CostLedger, added
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is."""
 
-    cost = added(CostLedger.read(state.storage, state.sweep.name).by_arm().values())
-    return {"running": False, "arms": state.board().lines(), "cost": cost.to_json()}
+    arms: "tuple[ArmLine, ...]"
+    cost: "Cost"
+    live: "LiveStatus | None"
+    """What the run in progress wrote last; None if none is in progress: the rest is then what the storage
+    has.
+    """
 
+    @classmethod
+    def of(cls, state: "SweepState") -> "Progress":
+        """Return what the run in progress wrote last, or else what the storage has."""
+        from orchestrator.cost import CostLedger, added
+        from orchestrator.sweep.live_status import LiveStatus
 
-def _summary(now: dict[str, Any]) -> str:
-    """Queue, workers, cost and time in two lines."""
-    from orchestrator.cost import Cost
+        live = LiveStatus.read(state.storage, state.sweep.name)
+        if live and not live.over and time.time() - live.written < FRESH_S:
+            return cls(live.arms, live.cost, live)
+        cost = added(CostLedger.read(state.storage, state.sweep.name).by_arm().values())
+        return cls(tuple(state.board().lines()), cost, None)
 
-    lines = [f"spent    {Cost.from_json(now['cost'])}"]
-    if now["running"]:
-        left = "" if now["left_s"] is None else f", about {_minutes(now['left_s'])} left if no arm is stopped"
-        ending = f"; ending: {now['ending']}" if now["ending"] else ""
-        lines = [
-            f"running  on {now['host']} (process {now['pid']}) for {_minutes(now['wall_s'])}{left}{ending}",
-            (
-                f"at work  {len(now['training'])} training runs, {now['workers']} simulators,"
-                f" {now['episodes_to_play']} episodes to play"
-            ),
-            *lines,
-        ]
-    return "\n" + "\n".join(lines)
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `demoscale status --json` prints."""
+        if self.live:
+            return self.live.to_json() | {"running": True}
+        return {
+            "running": False,
+            "arms": [arm.to_json() for arm in self.arms],
+            "cost": self.cost.to_json(),
+        }
+
+    def summary(self) -> str:
+        """Return queue, workers, cost and time in a few lines."""
+        lines = [f"spent    {self.cost}"]
+        if live := self.live:
+            left = "" if live.left_s is None else f", about {_minutes(live.left_s)} left if no arm is stopped"
+            ending = f"; ending: {live.ending}" if live.ending else ""
+            lines = [
+                f"running  on {live.host} (process {live.pid}) for {_minutes(live.wall_s)}{left}{ending}",
+                (
+                    f"at work  {len(live.training)} training runs, {live.workers} simulators,"
+                    f" {live.episodes_to_play} episodes to play"
+                ),
+                *lines,
+            ]
+        return "\n" + "\n".join(lines)
 
 
 def _minutes(seconds: float) -> str:

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.config.sweep_config import SweepError
-from orchestrator.data.clip_stream import FETCH_CPUS
+from orchestrator.data.clip_stream import DECODE_CPUS, FETCH_CPUS
 
 # Rollout actors per policy server: on a GPU, and on a core, which has a fraction of a GPU's speed.
 ACTORS_PER_GPU, ACTORS_PER_CORE = 32, 8
@@ -35,17 +36,24 @@ class ResourcePlan:
 
     @classmethod
     def fit(
-        cls, cluster: dict[str, float], workers: int, rollout_actors: int, arms: int, cpus_apart: float = 0.0
+        cls,
+        cluster: dict[str, float],
+        workers: int,
+        rollout_actors: int,
+        arms: int,
+        cpus_apart: float = 0.0,
+        decode: Literal["trainer", "cluster"] = "trainer",
     ) -> "ResourcePlan":
         """Fit a sweep to a cluster. Raises SweepError, with the numbers, if one arm's workers can never run
         at once.
 
         cpus_apart: the part of the cluster's CPUs that is on nodes dedicated to simulators. Where training
         fits on the others, simulators get all of these, at full claims, so that nodes added later find
-        simulators waiting for them.
+        simulators waiting for them. decode: where training's video is decoded (`data.decode`).
         """
         cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-        arm_cpus = workers * (1 + FETCH_CPUS)
+        stream_cpus = DECODE_CPUS if decode == "cluster" else FETCH_CPUS
+        arm_cpus = workers * (1 + stream_cpus)
         if apart := cpus_apart >= ROLLOUT_CPUS and cpus - cpus_apart >= arm_cpus:
             cpus -= cpus_apart
             arms = min(arms, int(cpus // arm_cpus))
@@ -64,9 +72,8 @@ class ResourcePlan:
         concurrent = max(1, min(arms, int(places // workers)))
         trainers = concurrent * workers
         # Of the CPUs that the trainers' clip streams leave, a rollout actor gets half as much as a trainer.
-        share = min(
-            1.0, (cpus - FETCH_CPUS * trainers) / (trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS))
-        )
+        claimed = trainers + (0 if apart else rollout_actors * ROLLOUT_CPUS)
+        share = min(1.0, (cpus - stream_cpus * trainers) / claimed)
         trainer = {"CPU": math.floor(100 * share) / 100} | (
             {"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {}
         )

@@ -49,10 +49,11 @@ class SweepSubmission:
 
     def curve(self) -> "Curve":
         """Return the sweep's curve from MLflow so far."""
-        from orchestrator.report.sample_efficiency_curve import Curve
+        from orchestrator.report.sample_efficiency_curve import curve_from_mlflow
 
         storage, name = open_storage(self.sweep.storage).uri, self.sweep.name
-        return Curve.read(tracking_uri(self.sweep.mlflow, storage), name, store_of(storage, name), storage)
+        uri = tracking_uri(self.sweep.mlflow, storage)
+        return curve_from_mlflow(uri, name, store_of(storage, name), storage)
 
 
 def send(

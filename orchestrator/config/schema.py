@@ -104,6 +104,11 @@ class Data(Section):
     on_corrupt: Literal["stop", "quarantine"] = "stop"
     """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand,
     sets damaged ones aside, and the next in order take their places, so no demo count changes."""
+    decode: Literal["trainer", "cluster"] = "trainer"
+    """Where video is decoded: `trainer`: in the training process; `cluster`: in a Ray Data actor per training
+    worker, on any node with a free CPU, for trainers on GPUs with few cores. Batches and weights are the
+    same.
+    """
 
     @property
     def most_demos(self) -> int:

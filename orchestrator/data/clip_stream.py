@@ -1,41 +1,139 @@
-"""Stream of clips: store -> Ray Data -> training worker. The only module that uses ray.data.
+"""Stream of clips: store -> fetcher or decoder -> training worker.
 
-orchestrator/data/clip_sampler.py defines the clips and their order. Ray Data prefetches and verifies the
-compressed episodes that they need; the worker decodes them and cuts the clips. So the order never depends on
-timing or on how much is fetched at once.
+orchestrator/data/clip_sampler.py defines the clips and their order. An `EpisodeFetcher` prefetches and
+verifies the compressed episodes that they need, and the worker decodes them; or a `VisitDecoder` does both
+elsewhere. The worker cuts the clips and stacks them into batches. So the order never depends on timing or on
+how much is fetched at once. On a cluster both are Ray Data's (orchestrator/data/ray_prefetch.py).
 """
 
 import math
 import queue
 import threading
-import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
-import pyarrow as pa
-
-from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSampler
-from orchestrator.data.clips import Clip, cut_clip, shown_frames, stack
-from orchestrator.data.episode_format import Episode, EpisodeError, decode
+from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSampler, EpisodeVisit
+from orchestrator.data.clips import Clip, ClipBatch, cut_clip, shown_frames
+from orchestrator.data.episode_format import Episode, decode
 from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import open_storage
 from policy.config import ClipShape
 from policy.interface import Contract
-from sim_workers.checkout import Files, check_imported, file_hashes
 
 FETCH_CPUS = 0.25  # logical CPUs of a training worker's fetching actor, which mostly waits for storage
-GROUP_EPISODES = 16  # episodes fetched together
-GROUPS_AHEAD = 3  # groups fetched before the worker needs them
+# Logical CPUs of a training worker's decoding actor (data.decode: cluster). It uses up to a core; half of one
+# leaves room for the trainer on a machine that has no more cores than trainers.
+DECODE_CPUS = 0.5
 # compressed episodes that a worker caches, since each is visited many times per epoch
 CACHE_BYTES = 256 * 2**20
-READY_BATCHES = 2  # batches decoded ahead of the training step
+AHEAD_BYTES = 64 * 2**20  # episodes fetched or decoded before the worker takes them
+READY_BATCHES = 2  # batches cut ahead of the training step
 
 _T = TypeVar("_T")
+
+
+class EpisodeFetcher(Protocol):
+    """Source of compressed episodes, which the training worker decodes."""
+
+    def fetch(self, uri: str, entries: Sequence[EpisodeEntry]) -> Iterator[bytes]:
+        """Yield the verified bytes of the entries of the store `uri`, in order; an entry may occur often.
+
+        Raises EpisodeError for the first that is missing or damaged; nothing of it is yielded.
+        """
+
+
+class VisitDecoder(Protocol):
+    """Source of decoded episodes."""
+
+    def decode(
+        self, uri: str, visits: Sequence[EpisodeVisit], shape: ClipShape, contract: Contract
+    ) -> Iterator[Episode]:
+        """Yield the episode of each visit, in order, as `decode_visit` returns it.
+
+        Raises EpisodeError for the first that is missing or damaged; nothing of it is yielded.
+        """
+
+
+class ThreadFetcher:
+    """Fetches one episode after another in the stream's own thread, without Ray."""
+
+    def fetch(self, uri: str, entries: Sequence[EpisodeEntry]) -> Iterator[bytes]:
+        """Yield the bytes of the entries, in order."""
+        storage = open_storage(uri)
+        for entry in entries:
+            yield fetch(storage, entry)
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """Episodes that a worker fetches, in order, and what it drops from its cache for each.
+
+    Made once, before a byte is read: the fetcher gets the entries, the worker follows the evictions.
+    """
+
+    entries: tuple[EpisodeEntry, ...]
+    """One per fetch; an episode that was evicted is fetched again at its next visit."""
+    evictions: tuple[tuple[str, ...], ...]
+    """Per fetch, the hashes of the episodes that leave the cache when it arrives; its own if it does not
+    fit.
+    """
+
+    @classmethod
+    def make(cls, order: ClipSampler, first_step: int, num_steps: int, cache_bytes: int) -> "FetchPlan":
+        """Plan the fetches of the steps `first_step` to `num_steps` (excluded) for an LRU cache of
+        `cache_bytes` bytes of compressed episodes.
+        """
+        missing = {entry.sha256: entry.nbytes for entry in (*order.demos, *order.action_free)}
+        all_fit = sum(missing.values()) <= cache_bytes
+        cache = LruSizes(cache_bytes)
+        entries: list[EpisodeEntry] = []
+        evictions: list[tuple[str, ...]] = []
+        for visit in visits(order, first_step, num_steps):
+            entry = visit.entry
+            if cache.use(entry.sha256):
+                continue
+            entries.append(entry)
+            evictions.append(cache.add(entry.sha256, entry.nbytes))
+            missing.pop(entry.sha256, None)
+            if all_fit and not missing:
+                break
+        return cls(tuple(entries), tuple(evictions))
+
+
+class LruSizes:
+    """Bookkeeping of an LRU cache of `capacity` bytes: hashes and sizes, without the data."""
+
+    def __init__(self, capacity: int) -> None:
+        self._left = capacity
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+
+    def use(self, sha256: str) -> bool:
+        """Return whether it is cached; if so, it is the last to be evicted from now on."""
+        if sha256 not in self._sizes:
+            return False
+        self._sizes.move_to_end(sha256)
+        return True
+
+    def add(self, sha256: str, nbytes: int) -> tuple[str, ...]:
+        """Add an episode and return the hashes of those that it evicts: its own too if it does not fit."""
+        self._sizes[sha256] = nbytes
+        self._left -= nbytes
+        evicted = []
+        while self._left < 0:
+            oldest, size = self._sizes.popitem(last=False)
+            self._left += size
+            evicted.append(oldest)
+        return tuple(evicted)
+
+
+def visits(order: ClipSampler, first_step: int, num_steps: int) -> Iterator[EpisodeVisit]:
+    """Yield the visits that the steps `first_step` to `num_steps` (excluded) open, in order."""
+    clips = (num_steps - first_step) * order.batch_size
+    return (draw.visit for draw in islice(order.walk(first_step), clips) if draw.opens)
 
 
 def memory_bound(
@@ -46,7 +144,8 @@ def memory_bound(
     action_free: bool,
     picture_bytes: int | None = None,
 ) -> int:
-    """Return the maximum bytes that one worker's stream of these episodes holds, its fetching actor included.
+    """Return the maximum bytes that one worker's stream of these episodes holds, in its own process and in
+    the object store.
 
     `picture_bytes`: bytes of one picture of one camera, if kept as latents (`latent_cache.picture_bytes`);
     None for RGB.
@@ -54,178 +153,69 @@ def memory_bound(
     frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
     opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1)
-    fetched = (GROUPS_AHEAD + 1) * GROUP_EPISODES * max(entry.nbytes for entry in entries)
-    cached = min(CACHE_BYTES, sum(entry.nbytes for entry in entries))
+    stored = sum(entry.nbytes for entry in entries)
+    cached, fetched = min(CACHE_BYTES, stored), AHEAD_BYTES + max(entry.nbytes for entry in entries)
     return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
 
 
-class _Recent:
-    """LRU cache's bookkeeping of opened episodes, up to `cache_bytes`.
-
-    It depends only on the sequence of episodes, so that the worker and its fetching actor agree on it.
+def decode_visit(
+    data: bytes,
+    visit: EpisodeVisit,
+    shape: ClipShape,
+    contract: Contract,
+    decode: Callable[..., Episode] = decode,
+) -> Episode:
+    """Return the visit's episode with the frames that its clips show. Raises EpisodeError as `decode` does,
+    a function with the signature of `episode_format.decode`.
     """
-
-    def __init__(self, cache_bytes: int) -> None:
-        self._left = cache_bytes
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-
-    def open(self, entry: EpisodeEntry) -> tuple[bool, list[str]]:
-        """Mark an episode as used; return whether it was cached, and the hashes of the episodes that it
-        evicts.
-        """
-        held = entry.sha256 in self._sizes
-        if not held:
-            self._sizes[entry.sha256] = entry.nbytes
-            self._left -= entry.nbytes
-        self._sizes.move_to_end(entry.sha256)
-        dropped = []
-        while self._left < 0:
-            sha256, nbytes = self._sizes.popitem(last=False)
-            self._left += nbytes
-            dropped.append(sha256)
-        return held, dropped
+    wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
+    return decode(data, contract.cameras, visit.with_actions, wanted)
 
 
-@dataclass(frozen=True)
-class _Need:
-    """Episodes that a worker needs fetched: those that it opens and does not have in its cache."""
+class CachedDecoder:
+    """Opens visits in the training worker, from the bytes of a plan's episodes."""
 
-    order: ClipSampler
-    first_step: int
-    num_steps: int
-    cache_bytes: int
+    def __init__(
+        self,
+        plan: FetchPlan,
+        fetched: Iterator[bytes],
+        shape: ClipShape,
+        contract: Contract,
+        decode: Callable[..., Episode] = decode,
+    ) -> None:
+        """Decode `fetched`, which yields the bytes of the plan's entries, in order."""
+        self._arrivals = zip(plan.evictions, fetched, strict=False)
+        self._shape, self._contract, self._decode = shape, contract, decode
+        self._cache: dict[str, bytes] = {}
 
-    def episodes(self) -> Iterator[EpisodeEntry]:
-        sizes = {entry.sha256: entry.nbytes for entry in (*self.order.demos, *self.order.action_free)}
-        all_fit = sum(sizes.values()) <= self.cache_bytes
-        recent = _Recent(self.cache_bytes)
-        for draw in islice(
-            self.order.walk(self.first_step), (self.num_steps - self.first_step) * self.order.batch_size
-        ):
-            if draw.opens and not recent.open(draw.visit.entry)[0]:
-                yield draw.visit.entry
-                sizes.pop(draw.visit.entry.sha256, None)
-            if all_fit and not sizes:
-                return
-
-
-class _Fetch:
-    """Ray Data stage that returns the compressed, verified bytes of numbered groups of the episodes that a
-    worker needs.
-
-    Lives as long as the stream, with one storage client. It derives the list from the worker's order, and
-    stays at most GROUPS_AHEAD of the worker: with Ray Data's own backpressure, the executor in the training
-    process would spin (Ray 2.60).
-    """
-
-    def __init__(self, uri: str, need: _Need, pace: "_Pace", code: Files) -> None:
-        """`code`: file hashes of the worker that awaits the episodes. Raises CodeChangedError if this process
-        imported other code.
-        """
-        check_imported(code)
-        self._storage, self._need, self._pace = open_storage(uri), need, pace
-        self._next_group, self._episodes = 0, need.episodes()
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Fetch the group whose number is the input's only row; return one row with its episodes' bytes and
-        problems.
-        """
-        (group,) = block["item"].to_pylist()
-        self._pace.wait_for(group - GROUPS_AHEAD)
-        data, problems = zip(*map(self._fetch, self._group(group)), strict=True)
-        return pa.table(
-            {
-                "data": pa.array([data], pa.list_(pa.large_binary())),
-                "problem": pa.array([problems], pa.list_(pa.string())),
-            }
-        )
-
-    def _group(self, group: int) -> list[EpisodeEntry]:
-        if group < self._next_group:  # Ray retries a group whose result was lost
-            self._next_group, self._episodes = 0, self._need.episodes()
-        skipped = (group - self._next_group) * GROUP_EPISODES
-        self._next_group = group + 1
-        return list(islice(self._episodes, skipped, skipped + GROUP_EPISODES))
-
-    def _fetch(self, entry: EpisodeEntry) -> tuple[bytes, str]:
-        """Return (bytes, "") or (b"", problem): an EpisodeError is passed as data, so that its message
-        arrives unchanged.
-        """
-        try:
-            return fetch(self._storage, entry), ""
-        except EpisodeError as error:
-            return b"", str(error)
+    def __call__(self, visit: EpisodeVisit) -> Episode:
+        """Decode the visit's episode. To be called with the plan's visits, in order."""
+        sha256 = visit.entry.sha256
+        data = self._cache.get(sha256)
+        if data is None:
+            evicted, data = next(self._arrivals)
+            self._cache[sha256] = data
+            for old in evicted:
+                del self._cache[old]
+        return decode_visit(data, visit, self._shape, self._contract, self._decode)
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """Number of groups that the worker has taken, published to its fetching actor through the cluster's
-    key-value store.
-    """
-
-    key: bytes
-
-    def taken(self, groups: int) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        _internal_kv_put(self.key, str(groups).encode())
-
-    def wait_for(self, groups: int) -> None:
-        from ray.experimental.internal_kv import _internal_kv_get
-
-        while groups > 0 and int(_internal_kv_get(self.key) or 0) < groups:
-            time.sleep(0.05)
-
-    def forget(self) -> None:
-        from ray.experimental.internal_kv import _internal_kv_del
-
-        _internal_kv_del(self.key)
-
-
-def _fetched(uri: str, need: _Need) -> Iterator[bytes]:
-    """Yield the needed episodes' bytes, in order, through Ray Data. Raises EpisodeError for the first missing
-    or damaged one.
-    """
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = 1024  # pass every row (a group) on immediately
-    groups = math.ceil(sum(1 for _ in need.episodes()) / GROUP_EPISODES)
-    numbers = ray.data.from_items(list(range(groups)), override_num_blocks=math.ceil(groups / 16))
-    pace = _Pace(f"demoscale/{uuid.uuid4().hex}".encode())
-    # An actor, not tasks: short tasks far apart would each start a Python process. One actor only: a pool
-    # that grew could take the last CPU from another arm's stream, which would then wait for this one to end.
-    fetched = numbers.map_batches(
-        _Fetch,
-        fn_constructor_args=(uri, need, pace, file_hashes()),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=FETCH_CPUS,
-        # One task at a time: of two, the later could run first and wait for the worker to take a group that
-        # the earlier one must fetch.
-        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
-    )
-    try:
-        for group, row in enumerate(fetched.iter_batches(batch_size=1, batch_format="pyarrow"), 1):
-            for data, problem in zip(row["data"][0], row["problem"][0], strict=True):
-                if problem.as_py():
-                    raise EpisodeError(problem.as_py())
-                yield data.as_py()
-            pace.taken(group)
-    finally:
-        pace.forget()
-
-
-Bring = Callable[[str, _Need], Iterator[bytes]]
-"""Function that yields the bytes of the episodes that a worker needs, in order."""
-
-
-def _batches_of(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterator[bytes]:
-    for data in fetched:
-        on_fetched(len(data))
-        yield data
+def clips(
+    order: ClipSampler,
+    first_step: int,
+    open_visit: Callable[[EpisodeVisit], Episode],
+    shape: ClipShape,
+    contract: Contract,
+) -> Iterator[Clip]:
+    """Yield the order's clips from a step on, without end; `open_visit` returns a visit's decoded episode."""
+    opened: dict[int, Episode] = {}
+    for draw in order.walk(first_step):
+        key = id(draw.visit)
+        if draw.opens:
+            opened[key] = open_visit(draw.visit)
+        yield cut_clip(opened[key], draw.start, shape, contract)
+        if draw.closes:
+            del opened[key]
 
 
 def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
@@ -267,44 +257,6 @@ def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
         thread.join()
 
 
-def clips(
-    need: _Need,
-    fetched: Iterator[bytes],
-    shape: ClipShape,
-    contract: Contract,
-    decode: Callable[..., Episode] = decode,
-) -> Iterator[Clip]:
-    """Yield the order's clips from the first step on; `fetched` yields the needed episodes' bytes, in order.
-
-    decode: function with the signature of `episode_format.decode`.
-    """
-    opened: dict[int, Episode] = {}
-    held: dict[str, bytes] = {}
-    recent = _Recent(need.cache_bytes)
-    for draw in need.order.walk(need.first_step):
-        visit = draw.visit
-        if draw.opens:
-            known, dropped = recent.open(visit.entry)
-            data = held[visit.entry.sha256] if known else next(fetched)
-            held[visit.entry.sha256] = data
-            for sha256 in dropped:
-                del held[sha256]
-            wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
-            opened[id(visit)] = decode(data, contract.cameras, visit.with_actions, wanted)
-        yield cut_clip(opened[id(visit)], draw.start, shape, contract)
-        if draw.closes:
-            del opened[id(visit)]
-
-
-def fetch_in_thread(uri: str, need: _Need) -> Iterator[bytes]:
-    """Yield the same bytes as `_fetched`, one episode after another and without Ray: for reading a few
-    batches.
-    """
-    storage = open_storage(uri)
-    for entry in need.episodes():
-        yield fetch(storage, entry)
-
-
 def batches(
     uri: str,
     contract: Contract,
@@ -314,24 +266,46 @@ def batches(
     first_step: int,
     num_steps: int,
     cache_bytes: int = CACHE_BYTES,
-    bring: Bring | None = None,
+    fetcher: EpisodeFetcher | None = None,
+    decoder: VisitDecoder | None = None,
     on_fetched: Callable[[int], None] = lambda nbytes: None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ClipBatch]:
     """Yield the training batches of one worker for steps `first_step` to `num_steps` (excluded).
 
-    A run that resumes at any step receives the same batches as an uninterrupted one. Raises EpisodeError if
-    an episode is missing or damaged; nothing of it is decoded. `bring`: replaces Ray Data. `on_fetched`:
-    called with the bytes of each fetched episode, in the prefetching thread.
+    A run that resumes at any step receives the same batches as an uninterrupted one, wherever episodes are
+    fetched and decoded. Raises EpisodeError if an episode is missing or damaged; nothing of it enters a
+    batch.
+
+    `fetcher` (None: ThreadFetcher) fetches the episodes, of which this process caches up to `cache_bytes`
+    bytes, and decodes them. A `decoder` takes the place of both. `on_fetched`: called with the compressed
+    bytes of each episode that arrives, in the prefetching thread.
     """
 
-    def made() -> Iterator[dict[str, Any]]:
-        need = _Need(order, first_step, num_steps, cache_bytes)
-        fetched = (bring or _fetched)(uri, need)
-        endless = clips(need, _batches_of(fetched, on_fetched), shape, contract)
+    def make() -> Iterator[ClipBatch]:
+        arriving: Iterator[bytes] | Iterator[Episode]
+        if decoder:
+            planned = tuple(visits(order, first_step, num_steps))
+            arriving = episodes = decoder.decode(uri, planned, shape, contract)
+
+            def open_visit(visit: EpisodeVisit) -> Episode:
+                episode = next(episodes)
+                on_fetched(visit.entry.nbytes)
+                return episode
+        else:
+            plan = FetchPlan.make(order, first_step, num_steps, cache_bytes)
+            arriving = fetched = (fetcher or ThreadFetcher()).fetch(uri, plan.entries)
+            open_visit = CachedDecoder(plan, _counted(fetched, on_fetched), shape, contract)
+        endless = clips(order, first_step, open_visit, shape, contract)
         try:
             for _ in range(first_step, num_steps):
-                yield stack([next(endless) for _ in range(order.batch_size)])
+                yield ClipBatch.stack([next(endless) for _ in range(order.batch_size)])
         finally:
-            fetched.close()  # type: ignore[attr-defined]
+            arriving.close()  # type: ignore[union-attr]
 
-    return _ahead(made(), READY_BATCHES)
+    return _ahead(make(), READY_BATCHES)
+
+
+def _counted(fetched: Iterator[bytes], on_fetched: Callable[[int], None]) -> Iterator[bytes]:
+    for data in fetched:
+        on_fetched(len(data))
+        yield data

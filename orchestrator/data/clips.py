@@ -1,4 +1,4 @@
-"""Training clips of an episode: windows, padding and masks. Pure numpy.
+"""Training clips of an episode: windows, padding, masks, batches. Pure numpy but for `ClipBatch.to`.
 
 Shapes: B clips; V views; K frames per view; T actions; H W pixels.
 """
@@ -6,7 +6,7 @@ Shapes: B clips; V views; K frames per view; T actions; H W pixels.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,12 @@ import numpy.typing as npt
 from orchestrator.data.episode_format import Episode, EpisodeError
 from policy.config import ClipShape
 from policy.interface import Contract
+
+if TYPE_CHECKING:
+    import torch
+
+    from policy.batch import Batch
+    from policy.normalize import ClipNormalizer
 
 
 def shown_frames(starts: Sequence[int], length: int, shape: ClipShape) -> npt.NDArray[np.int64]:
@@ -82,35 +88,81 @@ def cut_clip(episode: Episode, start: int, shape: ClipShape, contract: Contract)
     return Clip(episode, places, proprio, actions, action_mask, frame_mask, seed)
 
 
-def stack(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Return clips as one batch: arrays with a leading axis B, and the lists of instructions and seeds.
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of one training step, as arrays in memory with a leading axis B."""
 
-    Raises EpisodeError for an episode that lacks a picture of its clip, since its part of the batch would be
-    uninitialised memory.
-    """
-    views = [list(clip.episode.frames.values()) for clip in clips]
-    for clip, cameras in zip(clips, views, strict=True):
-        short = any(
-            pictures.shape[1:] != views[0][0].shape[1:] or clip.shown.max() >= len(pictures)
-            for pictures in cameras
-        )
-        if short or len(cameras) != len(views[0]) or len(clip.shown) != len(clips[0].shown):
-            raise EpisodeError(
-                f"episode {clip.episode.episode_id}: its file lacks frames of the clip; restore the file,"
-                " or record it again"
+    frames: npt.NDArray[Any]
+    """(B, V, K, H, W, 3) uint8 pictures or (B, V, K, S, h, w) float16 latents."""
+    proprio: npt.NDArray[np.float32]
+    """(B, P)"""
+    actions: npt.NDArray[np.float32]
+    """(B, T, A)"""
+    action_mask: npt.NDArray[np.float32]
+    """(B, T)"""
+    frame_mask: npt.NDArray[np.float32]
+    """(B, K)"""
+    instructions: list[str]
+    seeds: list[int]
+    """`Clip.seed` of each."""
+
+    @classmethod
+    def stack(cls, clips: Sequence[Clip]) -> "ClipBatch":
+        """Copy clips into one batch.
+
+        Raises EpisodeError for an episode that lacks a picture of its clip, since its part of the batch would
+        be uninitialised memory.
+        """
+        views = [list(clip.episode.frames.values()) for clip in clips]
+        for clip, cameras in zip(clips, views, strict=True):
+            short = any(
+                pictures.shape[1:] != views[0][0].shape[1:] or clip.shown.max() >= len(pictures)
+                for pictures in cameras
             )
-    frames = np.empty(
-        (len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype
-    )
-    for b, clip in enumerate(clips):
-        for v, pictures in enumerate(views[b]):
-            # directly into the batch, without another copy
-            np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")
-    arrays = ("proprio", "actions", "action_mask", "frame_mask")
-    stacked = {name: np.stack([getattr(clip, name) for clip in clips]) for name in arrays}
-    return {
-        "frames": frames,
-        **stacked,
-        "instructions": [clip.episode.instruction for clip in clips],
-        "seeds": [clip.seed for clip in clips],
-    }
+            if short or len(cameras) != len(views[0]) or len(clip.shown) != len(clips[0].shown):
+                raise EpisodeError(
+                    f"episode {clip.episode.episode_id}: its file lacks frames of the clip; restore the file,"
+                    " or record it again"
+                )
+        frames = np.empty(
+            (len(clips), len(views[0]), len(clips[0].shown), *views[0][0].shape[1:]), views[0][0].dtype
+        )
+        for b, clip in enumerate(clips):
+            for v, pictures in enumerate(views[b]):
+                # directly into the batch, without another copy
+                np.take(pictures, clip.shown, axis=0, out=frames[b, v], mode="clip")
+        return cls(
+            frames=frames,
+            proprio=np.stack([clip.proprio for clip in clips]),
+            actions=np.stack([clip.actions for clip in clips]),
+            action_mask=np.stack([clip.action_mask for clip in clips]),
+            frame_mask=np.stack([clip.frame_mask for clip in clips]),
+            instructions=[clip.episode.instruction for clip in clips],
+            seeds=[clip.seed for clip in clips],
+        )
+
+    def to(self, device: "torch.device", normalizer: "ClipNormalizer | None" = None) -> "Batch":
+        """Return the batch on the device, proprioception and actions normalised.
+
+        normalizer: None for a video model, which uses neither.
+        """
+        import torch
+
+        from policy.batch import Batch
+
+        def move(array: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        proprio, actions = move(self.proprio), move(self.actions)
+        if normalizer:
+            proprio = normalizer.proprio.normalize(proprio)
+            actions = normalizer.actions.normalize(actions)
+        return Batch(
+            frames=move(self.frames),
+            proprio=proprio,
+            actions=actions,
+            action_mask=move(self.action_mask),
+            frame_mask=move(self.frame_mask),
+            instructions=self.instructions,
+            seeds=self.seeds,
+        )

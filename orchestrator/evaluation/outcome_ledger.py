@@ -201,6 +201,14 @@ class Ledger:
         keys = [key for key in self._storage.list(self._prefix) if key.endswith(".mp4")]
         return {key.rpartition("/")[2].removesuffix(".mp4"): key for key in keys}
 
+    def film_notes(self) -> dict[str, dict[str, Any]]:
+        """Return the imagined against executed video of the films by episode id; films of policies that
+        imagine nothing have none.
+        """
+        known = {*self._storage.list(self._prefix)}
+        notes = {episode: key.removesuffix(".mp4") + ".json" for episode, key in self.films().items()}
+        return {episode: json.loads(self._storage.get(key)) for episode, key in notes.items() if key in known}
+
 
 def scores(storage: Storage) -> pa.Table:
     """Return all sealed ledgers of the storage as one table with the columns of SCHEMA.

@@ -8,10 +8,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.priority import EvalPriority
+from orchestrator.evaluation.score_events import (
+    OutcomesRecorded,
+    RolloutVideoStored,
+    ScoreConcluded,
+    ScorerEvent,
+)
 from orchestrator.evaluation.scores import EvalJob, Score, check_contract
 from orchestrator.evaluation.sequential_rule import Verdict, blocks, decide, prefix, to_play
 from orchestrator.evaluation.video_selection import select_episodes_to_record
@@ -24,27 +30,6 @@ from sim_workers.rollout.worker import RolloutJob
 
 POLL_S = 0.2
 """Seconds over which finished outcomes are collected and then recorded as one part."""
-
-
-class Listener(Protocol):
-    """Callbacks of a scorer, called in its thread."""
-
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """Receive outcomes that were played and recorded; `done` of the listed episodes have an
-        outcome now.
-        """
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Receive a score: every listed episode has an outcome, or the job's rule is decided. outcomes: those
-        that the score counts.
-        """
-
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
-        """Receive the video of a recorded episode, played again with the same outcome. episode: its id."""
-        ...
-
-    def say(self, line: str) -> None:
-        """Receive one line for the log."""
 
 
 @dataclass
@@ -79,13 +64,17 @@ class Scorer:
         storage: Storage,
         contract: Contract,
         pool: Any,
-        listener: Listener,
+        on_event: Callable[[ScorerEvent], None],
+        say: Callable[[str], None] = lambda _: None,
         decides: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        """decides: whether a decision about an arm waits for the score of its checkpoint at the given
-        step.
+        """Start the thread, which alone calls `on_event` and `say`; an error that they raise ends it.
+
+        say: called with one line per event for the log. decides: whether a decision about an arm waits for
+        the score of its checkpoint at the given step.
         """
-        self._storage, self._contract, self._pool, self._listener = storage, contract, pool, listener
+        self._storage, self._contract, self._pool = storage, contract, pool
+        self._on_event, self._say = on_event, say
         # for the thread, which alone accesses the attributes below
         self._todo: queue.Queue[Callable[[], None]] = queue.Queue()
         self._urgency = EvalPriority(decides)
@@ -231,7 +220,7 @@ class Scorer:
         self._progress(entry, ())
 
     def _progress(self, entry: _PendingEval, fresh: Sequence[Outcome]) -> None:
-        self._listener.on_outcomes(entry.job, fresh, len(entry.outcomes))
+        self._on_event(OutcomesRecorded(entry.job, tuple(fresh), len(entry.outcomes)))
         if entry.withdrawn or entry.pooled or not self._conclude(entry):
             self._close_if_done(entry)
 
@@ -251,9 +240,9 @@ class Scorer:
         score = Score.of(counted, sum(map(len, entry.cut)), rule, verdict)
         if score.episodes == score.listed and not entry.ledger.sealed:
             entry.ledger.seal(counted)
-        self._listener.on_score(job, score, counted)
+        self._on_event(ScoreConcluded(job, score, tuple(counted)))
         if balance := self._pool.rebalance():
-            self._listener.say(
+            self._say(
                 f"rollouts: {balance}"
                 + (f"; now {self._pool.num_workers}" if self._pool.num_workers != balance.workers else "")
             )
@@ -270,16 +259,16 @@ class Scorer:
         episode, before = outcome.spec.episode_id, entry.outcomes[outcome.spec.episode_id]
         entry.unfilmed.remove(episode)
         if film is None:
-            self._listener.say(f"no film of {episode} of {entry.job}: {outcome.message}")
+            self._say(f"no film of {episode} of {entry.job}: {outcome.message}")
         elif (outcome.result, outcome.steps) != (before.result, before.steps):
-            self._listener.say(
+            self._say(
                 f"no film of {episode} of {entry.job}: the replay ended as a {outcome.result} after"
                 f" {outcome.steps} steps, the recorded episode as a {before.result} after {before.steps}; the"
                 " policy is not deterministic"
             )
         else:
             entry.ledger.keep_film(episode, film)
-            self._listener.on_film(entry.job, episode, film)
+            self._on_event(RolloutVideoStored(entry.job, episode, film))
         self._close_if_done(entry)
 
     def _close_if_done(self, entry: _PendingEval) -> None:

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.policy_ref import PolicyRef
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score, protocol_key, render_references_of, score_so_far
 from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.storage.base import Storage, check_conditional_writes
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeSpec, Suite
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class StandaloneEval:
         pool = self._make_pool(simulators, self._gl, render_references_of(self._storage, self._gl))
         checkpoint = CheckpointRef(self.subject.name, self.checkpoint)
         self._on_progress, self._over = on_progress, set[str]()
-        scorer = Scorer(self._storage, self.subject.contract, pool, self)
+        scorer = Scorer(self._storage, self.subject.contract, pool, self._on_event)
         try:
             for shift, suite in self.suites.items():
                 name, protocol = self.subject.name, self.protocols[shift]
@@ -185,26 +185,16 @@ class StandaloneEval:
             scorer.close()
         self._read()
 
-    # -- callbacks of the scorer, in its thread --------------------------------------------------------------
-
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """Count the outcomes and report their number to `on_progress`; called in the scorer's thread."""
-        self._errors[job.suite.shift] += [outcome for outcome in outcomes if outcome.result == "error"]
-        self.played += len(outcomes)
-        if outcomes:
-            self._on_progress(len(outcomes))
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Note that the suite of `job` is complete; called in the scorer's thread."""
-        self._over.add(job.suite.shift)
-
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
-        """Do nothing: no videos are requested."""
-        ...
-
-    def say(self, line: str) -> None:
-        """Do nothing: the command prints its own lines."""
-        ...
+    def _on_event(self, event: ScorerEvent) -> None:
+        """Count outcomes and note concluded suites; called in the scorer's thread."""
+        if isinstance(event, OutcomesRecorded):
+            errors = [outcome for outcome in event.outcomes if outcome.result == "error"]
+            self._errors[event.job.suite.shift] += errors
+            self.played += len(event.outcomes)
+            if event.outcomes:
+                self._on_progress(len(event.outcomes))
+        elif isinstance(event, ScoreConcluded):
+            self._over.add(event.job.suite.shift)
 
     # -- output ----------------------------------------------------------------------------------------------
 

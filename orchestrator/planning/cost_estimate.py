@@ -150,7 +150,11 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     processes = 0
     try:
         placement = ResourcePlan.fit(
-            machine.cluster, sweep.train.workers, sweep.rollout_actors, len(work.arms)
+            machine.cluster,
+            sweep.train.workers,
+            sweep.rollout_actors,
+            len(work.arms),
+            decode=sweep.data.decode,
         )
         at_once = placement.concurrent_arms
         processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers

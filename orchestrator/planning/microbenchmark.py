@@ -16,13 +16,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
-from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
@@ -37,6 +35,7 @@ from orchestrator.planning.calibration import (
 from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.interface import Contract, Observation
 from policy.presets import policy_config
 
@@ -189,14 +188,13 @@ def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> 
     first: tuple[float, float] | None = None
     began, before = time.monotonic(), 0
 
-    def report(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(event: Reported, checkpoint: Path | None) -> None:
         nonlocal before, first
-        taken, before = step - before, step
-        seconds = metrics["wall_s"] / taken, metrics["cpu_s"] / taken
+        usage, taken, before = event.usage, event.step - before, event.step
         if first is None:
-            first = metrics["wall_s"], metrics["cpu_s"]
+            first = usage.wall_s, usage.cpu_s
         elif not checkpoint:  # a report with a checkpoint includes writing it
-            (late if folder.exists() else early).append(seconds)
+            (late if folder.exists() else early).append((usage.wall_s / taken, usage.cpu_s / taken))
         if checkpoint and not folder.exists():
             shutil.copytree(checkpoint, folder)
         enough = late if after_first else early + late
@@ -204,7 +202,7 @@ def _training(job: TrainJob, after_first: bool, folder: Path, part_s: float) -> 
             raise _EnoughError
 
     with suppress(_EnoughError):
-        train(job, 0, 1, None, report, device=device, bring=fetch_in_thread)
+        train(job, 0, 1, None, report, device=device)
     assert first is not None
     settled = late if after_first or len(late) >= FIRST_STEPS else early + late
     step = Timing.of(settled)

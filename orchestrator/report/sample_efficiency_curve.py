@@ -1,10 +1,10 @@
 """Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per
-baseline. Reads MLflow only.
+baseline.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
+from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -59,17 +60,8 @@ class Curve:
 
     @classmethod
     def read(cls, tracking_uri: str, name: str, store: str = "", storage: str = "") -> "Curve":
-        """Read a sweep's curve from MLflow. store, storage: select the sweep's storage, see `read_sweep`.
-
-        Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored
-        yet.
-        """
-        tracked = read_sweep(tracking_uri, name, store, storage)
-        if not tracked.arms:
-            raise TrackingError(
-                f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"
-            )
-        return cls(name, tracked.arms, tracked.sweep, tracked.tags)
+        """Return a sweep's curve from MLflow; `curve_from_mlflow`."""
+        return curve_from_mlflow(tracking_uri, name, store, storage)
 
     # -- points
 
@@ -353,13 +345,12 @@ class Curve:
 
         return draw(self, kind)
 
-    def page(self, tracking_uri: str) -> str:
-        """Return the report as one HTML page, with the films of its arms in MLflow."""
+    def page(self, videos: Sequence[RolloutVideo]) -> str:
+        """Return the report as one HTML page with these rollout videos."""
         from orchestrator.report.html import page
-        from orchestrator.tracking.rollout_videos import films
 
         sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
-        return page(self.report(), films(tracking_uri, self.arms), sweep_file)
+        return page(self.report(), videos, sweep_file)
 
     def save(self, path: str | Path) -> None:
         """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""
@@ -369,3 +360,16 @@ class Curve:
             if path.suffix == ".json"
             else self.draw(path.suffix.removeprefix("."))
         )
+
+
+def curve_from_mlflow(tracking_uri: str, name: str, store: str = "", storage: str = "") -> Curve:
+    """Return a sweep's curve from MLflow alone. store, storage: select the sweep's storage, see `read_sweep`.
+
+    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
+    """
+    tracked = read_sweep(tracking_uri, name, store, storage)
+    if not tracked.arms:
+        raise TrackingError(
+            f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"
+        )
+    return Curve(name, tracked.arms, tracked.sweep, tracked.tags)

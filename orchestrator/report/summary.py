@@ -245,7 +245,7 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
     own = [
         (name.replace("_", " "), value)
         for name, value in sorted(kept.items())
-        if name not in ("arm", "sweep", "subset", "protocol")
+        if name not in ("arm", "sweep", "subset", "replicates", "protocol")
     ]
     data = curve.sweep.get("data", {})
     return (*([("episodes", data["episodes"])] if "episodes" in data else []), *own)

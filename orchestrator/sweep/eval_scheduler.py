@@ -1,9 +1,6 @@
-"""Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, simulators, and the
-receivers of scores.
-"""
+"""Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, and simulators."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,23 +8,20 @@ from typing import Any
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
-from orchestrator.cost import Cost, CostLedger, of_outcome
+from orchestrator.cost import Cost
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import policy_servers, video_judge
+from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.evaluation.scores import EvalJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
-from orchestrator.prometheus import EPISODES, RETRIES
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
-from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.video_eval_queue import VideoEvalQueue
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.autoscaler import ServerUsage
-from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicySource
-from sim_workers.rollout.rollout_video import RecordedVideo
-from sim_workers.rollout.worker import RolloutJob
+from sim_workers.rollout.pool_state import OnRetry
 
 MEASURE_S = 7200.0
 """Seconds after which scoring a checkpoint's video times out; the next run retries."""
@@ -51,8 +45,12 @@ class EvalBackend:
     """
 
 
-def eval_backend(state: SweepState, placement: ResourcePlan, portraits: RenderReferences) -> EvalBackend:
-    """Start simulators and policy servers on a connected Ray."""
+def eval_backend(
+    state: SweepState, placement: ResourcePlan, portraits: RenderReferences, on_retry: OnRetry
+) -> EvalBackend:
+    """Start simulators and policy servers on a connected Ray. on_retry: called when the pool retries an
+    episode.
+    """
     from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
@@ -79,6 +77,7 @@ def eval_backend(state: SweepState, placement: ResourcePlan, portraits: RenderRe
             nodes=where,
             label=state.sweep.name,
             code=file_hashes(),
+            on_retry=on_retry,
         ),
         source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
         answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
@@ -90,42 +89,34 @@ def eval_backend(state: SweepState, placement: ResourcePlan, portraits: RenderRe
 class EvalScheduler:
     """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the
     shifted suites.
+
+    `submit` may be called by any thread; `inference_cost` by the one that receives the scorer's events.
     """
 
     def __init__(
         self,
         state: SweepState,
         board: SweepStatus,
-        views: TrackingPublisher,
-        spending: CostLedger,
-        playing: EvalBackend,
-        on_score: Callable[[str, int, Score], None],
+        backend: EvalBackend,
         decides: Callable[[int], bool],
+        on_event: Callable[[ScoreEvent], None],
         say: Callable[[str], None],
     ) -> None:
-        """Start the scorer. on_score: receives (arm id, step, complete score) of the sweep's own suite.
-        decides: as for `Scorer`.
+        """Start the scorer and the scoring of generated video, each with a thread of its own that calls
+        `on_event`. decides: as for `Scorer`.
         """
-        self._state, self._board, self._views, self._spending, self._playing = (
-            state,
-            board,
-            views,
-            spending,
-            playing,
-        )
-        self._on_score, self.say = on_score, say
-        self._charged: dict[CheckpointRef, float] = {}  # seconds of answers charged to an arm, by checkpoint
-        self._cameras = len(state.manifest.contract.cameras)
-        playing.pool.on_retry = self._on_retry
-        self.scorer = Scorer(state.storage, state.manifest.contract, playing.pool, self, decides)
-        self.videos = VideoEvalQueue(state, views, self._judge, say)
+        self._state, self._board, self._backend = state, board, backend
+        self._charged: dict[CheckpointRef, float] = {}
+        """Seconds of inference charged so far, by checkpoint."""
+        self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
+        self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
         state = self._state
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._playing.source(checkpoint, arm.kind == "video_action")
+        source = self._backend.source(checkpoint, arm.kind == "video_action")
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -136,70 +127,38 @@ class EvalScheduler:
                 EvalJob(arm_id, step, checkpoint, suite, protocol, source, last, rule, reference, name)
             )
 
+    def submit_video(self, job: EvalJob) -> None:
+        """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be
+        scored.
+        """
+        if self._backend.judge and self._board.arms[job.arm_id].arm.kind == "video_action":
+            self.videos.submit(job)
+
     @property
     def workers(self) -> int:
         """Number of simulators placed in the cluster."""
-        number: int = self._playing.pool.placed
+        number: int = self._backend.pool.placed
         return number
 
-    def _on_retry(self, kind: str, rollout: RolloutJob, why: str) -> None:
-        RETRIES.record(1, self._state.sweep.name, kind=kind)
-        if kind == "episode":
-            self.say(f"playing {rollout} again: {why}")
-
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        """Record new outcomes as metrics, cost and progress. done: episodes of the job with an outcome so
-        far.
+    def inference_cost(self, job: EvalJob) -> Cost:
+        """Return the cost of a checkpoint's policy queries since the last call for it: one that is scored on
+        several suites has several scores.
         """
-        for (task, result), number in Counter(
-            (outcome.spec.task, outcome.result) for outcome in outcomes
-        ).items():
-            EPISODES.record(number, self._state.sweep.name, task=task, result=result)
-        for outcome in outcomes:
-            self._spending.add(job.arm_id, of_outcome(outcome, self._cameras))
-        if job.suite.shift == "nominal":
-            with self._board.lock:
-                self._board.arms[job.arm_id].scoring[job.step] = done, self._state.sweep.suite.listed
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        """Record a checkpoint's score and its inference cost; publish a complete one and submit its video."""
-        arm, shift = self._board.arms[job.arm_id], job.suite.shift
-        with self._board.lock:
-            if shift == "nominal":
-                arm.scores[job.step] = score
-                if score.verdict:  # decided: no further episodes are listed
-                    arm.scoring[job.step] = score.episodes, score.episodes
-            else:
-                arm.shifted[shift] = score
-        self.say(f"score {job}: {score}")
-        for episode, cause in score.causes:
-            self.say(f"quarantined {episode} of {job}: {cause}")
-        # a checkpoint scored on several suites has several scores
-        charged = self._charged.get(job.checkpoint, 0.0)
+        policy = job.checkpoint
+        charged = self._charged.get(policy, 0.0)
         # a restarted server counts from zero
-        self._charged[job.checkpoint] = max(charged, self._playing.answered(job.checkpoint).busy_s)
-        busy_s = self._charged[job.checkpoint] - charged
-        gpus = self._playing.server_gpus
-        self._spending.add(job.arm_id, Cost(infer_gpu_s=busy_s * gpus, infer_cpu_s=0.0 if gpus else busy_s))
-        if score.complete:
-            self._views.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, outcomes)
-            if shift == "nominal":
-                if self._playing.judge and arm.arm.kind == "video_action":
-                    self.videos.submit(job, arm.name)
-                self._on_score(job.arm_id, job.step, score)
+        self._charged[policy] = max(charged, self._backend.answered(policy).busy_s)
+        return self._inference(self._charged[policy] - charged)
 
-    def _judge(self, job: EvalJob, test: VideoBenchmark) -> VideoScore:
-        """Score a checkpoint's video and charge its cost; runs in the thread of `VideoEvalQueue`."""
-        assert self._playing.judge
-        before = self._playing.answered(job.checkpoint).imagined_s
-        score, cpu_s = self._playing.judge(test, job.source)
-        imagined_s = max(0.0, self._playing.answered(job.checkpoint).imagined_s - before)
-        gpus = self._playing.server_gpus
-        self._spending.add(
-            job.arm_id, Cost(infer_gpu_s=imagined_s * gpus, infer_cpu_s=cpu_s + (0.0 if gpus else imagined_s))
-        )
-        return score
+    def _inference(self, seconds: float) -> Cost:
+        gpus = self._backend.server_gpus
+        return Cost(infer_gpu_s=seconds * gpus, infer_cpu_s=0.0 if gpus else seconds)
 
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
-        """Publish a rollout video of a checkpoint; called in the scorer's thread."""
-        self._views.film(job.arm_id, job.step, episode, film)
+    def _judge(self, job: EvalJob, test: VideoBenchmark) -> tuple[VideoScore, Cost]:
+        """Return the score of a checkpoint's video, and its cost; runs in the thread of `VideoEvalQueue`."""
+        assert self._backend.judge
+        policy = job.checkpoint
+        before = self._backend.answered(policy).imagined_s
+        score, cpu_s = self._backend.judge(test, job.source)
+        imagined_s = max(0.0, self._backend.answered(policy).imagined_s - before)
+        return score, self._inference(imagined_s) + Cost(infer_cpu_s=cpu_s)

@@ -1,6 +1,5 @@
 """Periodic work of a running sweep: share the cluster, check the budget, publish progress."""
 
-import json
 import os
 import socket
 import threading
@@ -14,8 +13,8 @@ from orchestrator.cluster.sharing import present
 from orchestrator.cost import exceeded
 from orchestrator.infrastructure import cause_of
 from orchestrator.prometheus import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
-from orchestrator.redaction import redacted_in
 from orchestrator.storage.base import StorageError
+from orchestrator.sweep.live_status import LiveStatus
 
 if TYPE_CHECKING:
     from orchestrator.sweep.run import SweepRun
@@ -111,7 +110,7 @@ class Heartbeat:
             )
             self._run.say(f"shares the cluster with {others}")
             self._present = number
-        self._run.training.slots = max(1, self._placement.concurrent_arms // number)
+        self._run.training.limit(max(1, self._placement.concurrent_arms // number))
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
 
     def _measure(self, over: bool) -> None:
@@ -134,22 +133,22 @@ class Heartbeat:
         run = self._run
         self._measure(over)
         run.board.charge(run.spending.by_arm())
-        news = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "written": time.time(),
-            "over": over,
-            "ending": run.ending,
-            "arms": run.board.lines(),
-            "training": sorted(run.training.running),
-            "episodes_to_play": run.evaluation.scorer.waiting,
-            "workers": run.evaluation.workers,
-            "cost": run.spending.total().to_json(),
-            "wall_s": time.monotonic() - self._began,
-            "left_s": self._left_s(),
-        }
+        status = LiveStatus(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            written=time.time(),
+            over=over,
+            ending=run.ending,
+            arms=tuple(run.board.lines()),
+            training=tuple(run.training.running),
+            episodes_to_play=run.evaluation.scorer.waiting,
+            workers=run.evaluation.workers,
+            cost=run.spending.total(),
+            wall_s=time.monotonic() - self._began,
+            left_s=self._left_s(),
+        )
         with suppress(StorageError):
-            run.state.storage.put(f"live/{run.state.sweep.name}.json", json.dumps(redacted_in(news)).encode())
+            status.write(run.state.storage, run.state.sweep.name)
 
     def _left_s(self) -> float | None:
         """Return the seconds left at the pace so far, if no arm is stopped; None before there is a pace."""

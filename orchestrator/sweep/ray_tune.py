@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.redaction import redact
-from orchestrator.training.control_channel import ANSWER_S, tell
+from orchestrator.training.control_channel import ANSWER_S, send
+from orchestrator.training.train_events import Failed, Finished, Reported, TrainEvent
 
-Fit = Callable[[Any, str, dict[str, float], Any, int], list[dict[str, Any]]]
-"""(job, folder, resources of a worker, desk, attempts) -> metrics reported with each checkpoint;
+Fit = Callable[[Any, str, dict[str, float], Any, int], list[Reported]]
+"""(job, folder, resources of a worker, control channel, attempts) -> reports of all checkpoints;
 `orchestrator.training.ray_train.fit`.
 """
 
@@ -21,20 +22,29 @@ class Runs(Protocol):
     """Source of training runs, called from Tune's loop."""
 
     def next(self) -> str | None:
-        """Return the run to start now, its job ready on the desk; None if there is none, or no free slot."""
+        """Return the run to start now, its job ready on the control channel; None if there is none, or no
+        free slot.
+        """
 
     @property
     def finished(self) -> bool:
         """Whether no further run will come and all have ended."""
 
-    def ended(self, run: str, died: bool) -> None:
-        """Record that the run's trial ended. died: its process died in every attempt."""
-
 
 def run_trials(
-    runs: Runs, fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int
+    runs: Runs,
+    on_trial_end: Callable[[str, bool], None],
+    fit: Fit,
+    folder: str,
+    resources: dict[str, float],
+    channel: Any,
+    attempts: int,
 ) -> None:
-    """Run trials until `runs` is finished; the desk receives the result of each."""
+    """Run trials until `runs` is finished; each sends its result through the control channel.
+
+    on_trial_end: called with the run of a trial that ended, and whether its process died in every attempt, so
+    that it sent none.
+    """
     from ray import tune
 
     # Tune's own state, not needed later: the storage has everything
@@ -42,9 +52,11 @@ def run_trials(
         tune.Tuner(
             # The trial only waits for its workers: it claims a fraction of the head node and no CPU.
             tune.with_resources(
-                _trainable(fit, folder, resources, desk, attempts), {"node:__internal_head__": 0.001}
+                _trainable(fit, folder, resources, channel, attempts), {"node:__internal_head__": 0.001}
             ),
-            tune_config=tune.TuneConfig(search_alg=_searcher(runs), num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(runs, on_trial_end), num_samples=-1, reuse_actors=True
+            ),
             run_config=tune.RunConfig(
                 name=f"sweep-{int(time.time())}",
                 storage_path=scratch,
@@ -55,7 +67,7 @@ def run_trials(
 
 
 def _trainable(
-    fit: Fit, folder: str, resources: dict[str, float], desk: Any, attempts: int
+    fit: Fit, folder: str, resources: dict[str, float], channel: Any, attempts: int
 ) -> Callable[[dict[str, Any]], None]:
     def train_run(config: dict[str, Any]) -> None:
         import traceback
@@ -65,29 +77,26 @@ def _trainable(
 
         run = config["run"]
         try:
-            checkpoints = fit(
-                ray.get(desk.job.remote(run), timeout=ANSWER_S), folder, resources, desk, attempts
-            )
+            job = ray.get(channel.take_job.remote(run), timeout=ANSWER_S)
+            event: TrainEvent = Finished(run, tuple(fit(job, folder, resources, channel, attempts)))
         except Exception:  # reported, not raised: `fit` has made all attempts, and Tune would repeat them
             # this process has other secrets than the driver
-            news: dict[str, Any] = {"failed": redact(traceback.format_exc())}
-        else:
-            news = {"trained": checkpoints}
-        tell(desk, run, news)
+            event = Failed(run, redact(traceback.format_exc()))
+        send(channel, event)
         tune.report({"run": run})  # without a result Tune prints a warning
 
     return train_run
 
 
-def _searcher(runs: Runs) -> Any:
+def _searcher(runs: Runs, on_trial_end: Callable[[str, bool], None]) -> Any:
     """Return a search algorithm that passes the sweep's runs to Tune as they become ready."""
     from ray.tune.search import Searcher
 
     class Passing(Searcher):
-        runs: Runs
-
-        def __init__(self) -> None:
+        def __init__(self, runs: Runs, on_trial_end: Callable[[str, bool], None]) -> None:
             super().__init__()
+            # attributes: Tune pickles this class with the variables of its closure, and these have locks
+            self._runs, self._on_trial_end = runs, on_trial_end
             self._begun: dict[str, str] = {}  # by Tune's id of the trial
 
         def __getstate__(self) -> dict[str, Any]:
@@ -99,9 +108,9 @@ def _searcher(runs: Runs) -> Any:
             return True
 
         def suggest(self, trial_id: str) -> Any:
-            if self.runs.finished:
+            if self._runs.finished:
                 return Searcher.FINISHED
-            run = self.runs.next()
+            run = self._runs.next()
             if run is None:
                 return None
             self._begun[trial_id] = run
@@ -110,13 +119,11 @@ def _searcher(runs: Runs) -> Any:
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            self.runs.ended(self._begun.pop(trial_id), died=error)
+            self._on_trial_end(self._begun.pop(trial_id), error)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).touch()
 
         def restore(self, checkpoint_path: str) -> None: ...
 
-    searcher = Passing()
-    searcher.runs = runs
-    return searcher
+    return Passing(runs, on_trial_end)

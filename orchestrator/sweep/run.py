@@ -6,37 +6,62 @@ sweep.
 """
 
 import json
+import re
+import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from typing import Any
 
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_resources, resources
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.cost import CostLedger
+from orchestrator.cost import CostLedger, of_outcome
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
+from orchestrator.evaluation.score_events import (
+    GeneratedVideoScored,
+    OutcomesRecorded,
+    RolloutVideoStored,
+    ScoreConcluded,
+    ScoreEvent,
+)
 from orchestrator.evaluation.scores import Score, render_references_of
-from orchestrator.infrastructure import InfrastructureError, cause_of
+from orchestrator.infrastructure import InfrastructureError, cause_in, cause_of
 from orchestrator.planning.plan import planned_arms
-from orchestrator.redaction import redacting
+from orchestrator.prometheus import (
+    CLIPS,
+    EPISODES,
+    LOADER_STALL_S,
+    OPTIMISER_STEP_S,
+    OPTIMISER_STEPS,
+    RETRIES,
+)
+from orchestrator.redaction import redact, redacting
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, OptunaSearch
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
+from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.ray_tune import Fit, run_trials
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.tracking.mlflow_writer import local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
-from orchestrator.tracking.tracking_errors import is_unavailable
-from orchestrator.training.control_channel import open_control_channel
+from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.ray_train import fit
+from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
 from policy.errors import DemoscaleError
+from sim_workers.rollout.pool_state import OnRetry
+from sim_workers.rollout.worker import RolloutJob, one_line
+
+Players = Callable[[SweepState, ResourcePlan, RenderReferences, OnRetry], EvalBackend]
+"""Starts simulators and policy servers; `eval_backend`."""
 
 
 class UnfinishedError(DemoscaleError):
@@ -44,7 +69,16 @@ class UnfinishedError(DemoscaleError):
 
 
 class SweepRun:
-    """One run of a sweep, from its stored state to its end."""
+    """One run of a sweep, from its stored state to its end.
+
+    The schedulers, the scorer and the control channel know nothing of each other: each sends its events to
+    `handle`, which calls the others.
+    """
+
+    evaluation: EvalScheduler
+    """Evaluation of checkpoints, from the time at which the cluster is connected."""
+    training: TrainScheduler
+    """Training runs, from the time at which the control channel is open."""
 
     def __init__(
         self,
@@ -52,7 +86,7 @@ class SweepRun:
         say: Callable[[str], None],
         retry_failed: bool = False,
         fit: Fit = fit,
-        players: Callable[[SweepState, ResourcePlan, RenderReferences], EvalBackend] = eval_backend,
+        players: Players = eval_backend,
         outbox: OutboxSettings = DEFAULT_OUTBOX,
         take_over: bool = False,
     ) -> None:
@@ -71,6 +105,9 @@ class SweepRun:
         """Whether the run was requested to end; `Heartbeat` polls it."""
         self.taken_over = ""
         """Sentence that names the driver which takes the sweep over; empty if none does."""
+        self._training_failure: BaseException | None = None
+        self._ends_of_runs = threading.RLock()
+        """Held while a training event is handled, so that Tune's loop does not end its run meanwhile."""
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
         with ExitStack() as held:
             held.enter_context(
@@ -91,11 +128,11 @@ class SweepRun:
             self.spending = CostLedger(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
             self._outbox = outbox
             self._rule = ArmPruner(sweep)
-            self._proposals: ArmSearch = GridSearch(
+            self._search: ArmSearch = GridSearch(
                 sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm))
             )
             if sweep.search.optuna:
-                self._proposals = OptunaSearch(
+                self._search = OptunaSearch(
                     sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed()
                 )
             self._held = held.pop_all()
@@ -104,7 +141,7 @@ class SweepRun:
         self.taken_over = why
 
     @cached_property
-    def _views(self) -> TrackingPublisher:
+    def _publisher(self) -> TrackingPublisher:
         """Publisher to MLflow, created on first use: the keys that name its runs are known only once the
         cluster is connected.
         """
@@ -138,7 +175,12 @@ class SweepRun:
         connect()
         cpus_apart = dedicated_resources("rollouts").get("CPU", 0.0)
         placement = ResourcePlan.fit(
-            resources(), sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), cpus_apart
+            resources(),
+            sweep.train.workers,
+            sweep.rollout_actors,
+            len(planned_arms(sweep)),
+            cpus_apart,
+            sweep.data.decode,
         )
         self._act_on(acting_device(placement.server_gpus))
         self.state.keep_keys()
@@ -147,64 +189,67 @@ class SweepRun:
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
         portraits = render_references_of(self.state.storage, sweep.suite.gl)
-        playing = self._players(self.state, placement, portraits)
+        backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
-            self.state,
-            self.board,
-            self._views,
-            self.spending,
-            playing,
-            self._on_score,
-            self._rule.decides,
-            self.say,
+            self.state, self.board, backend, self._rule.decides, self.handle, self.say
         )
+        with self._ending_cleanly():
+            try:
+                with open_control_channel(presence()) as channel:
+                    self._train_and_score(channel, placement)
+                self._check_training()  # the last events were handled when the channel closed
+                if failure := self._publisher.failure:
+                    raise failure
+            finally:
+                self.evaluation.scorer.close()
+                self.evaluation.videos.wind_down()
+                self.spending.close()
+            self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+            self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
+            self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
+            curve = self._publish_curve()
+        return self._concluded(curve)
+
+    def _train_and_score(self, channel: Any, placement: ResourcePlan) -> None:
+        """Train and score until nothing is left, or the run is to end. channel: handle of the control
+        actor.
+        """
         self.training = TrainScheduler(
             self.state,
             self.board,
-            self._views,
-            self.spending,
-            self._proposals,
-            self.evaluation.submit,
-            self.say,
-            self.suspend,
+            self._publisher,
+            self._search,
+            channel,
+            placement.concurrent_arms,
+            placement.trainer.get("GPU", 0.0),
             self._retry_failed,
         )
-        self.training.slots, self.training.gpus = placement.concurrent_arms, placement.trainer.get("GPU", 0.0)
+        self._replay()
+        with receiving(channel, self.handle, self._on_channel_lost), Heartbeat(self, placement):
+            run_trials(
+                self.training,
+                self._on_trial_end,
+                self._fit,
+                self.state.uri("arms"),
+                placement.trainer,
+                channel,
+                self.state.sweep.attempts,
+            )
+            self._check_training()
+            self.evaluation.scorer.drain()
+            self.evaluation.videos.drain()
+
+    @contextmanager
+    def _ending_cleanly(self) -> Iterator[None]:
+        """On an error, publish what there is; raise InfrastructureError if one was its cause."""
         try:
-            self._replay()
-            with (
-                open_control_channel(
-                    self.training.on_news, presence(), self.training.lost
-                ) as self.training.desk,
-                Heartbeat(self, placement),
-            ):
-                run_trials(
-                    self.training,
-                    self._fit,
-                    self.state.uri("arms"),
-                    placement.trainer,
-                    self.training.desk,
-                    sweep.attempts,
-                )
-                self.training.check()
-                self.evaluation.scorer.drain()
-                self.evaluation.videos.drain()
-            if failure := self._views.failure:
-                raise failure
+            yield
         except BaseException as error:
-            if left := self._views.finish(done=False):
+            if left := self._publisher.finish(done=False):
                 self.say(left)
             if cause := self._cause or cause_of(error):
                 raise self._suspended(cause) from error
             raise
-        finally:
-            self.evaluation.scorer.close()
-            self.evaluation.videos.wind_down()
-            self.spending.close()
-        self._views.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
-        self.board.charge(self.spending.by_arm())
-        self._views.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
-        return self._concluded()
 
     def _act_on(self, device: str) -> None:
         """Set the device class that checkpoints act on, which is part of their scores' keys."""
@@ -218,18 +263,23 @@ class SweepRun:
                 f" are played again on {device}"
             )
 
-    def _concluded(self) -> Curve | None:
-        curve, unfinished = None, [*self._unfinished()]
-        if any(
-            arm.steps in arm.scores and arm.scores[arm.steps].complete for arm in self.board.arms.values()
-        ):
-            curve = self._curve()
+    def _publish_curve(self) -> Curve | None:
+        """Return the curve, made from the ledger, and put it into the outbox; None if no arm has a place on
+        it.
+        """
+        curve = curve_from_ledger(self.state)
         if curve:
             for kind in ("png", "svg"):
-                self._views.artifact(f"curve.{kind}", curve.draw(kind))
-            self._views.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-            self._views.artifact("curve.html", curve.page(self.state.tracking_uri).encode())
-        if left := self._views.finish(done=not unfinished and not self.ending):
+                self._publisher.artifact(f"curve.{kind}", curve.draw(kind))
+            self._publisher.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
+            page = curve.page(films_from_ledger(self.state, curve.arms))
+            self._publisher.artifact("curve.html", page.encode())
+        return curve
+
+    def _concluded(self, curve: Curve | None) -> Curve | None:
+        """Publish what is left and return the curve, or raise why the sweep is not complete."""
+        unfinished = [*self._unfinished()]
+        if left := self._publisher.finish(done=not unfinished and not self.ending):
             self.say(left)
         if self._cause:
             raise self._suspended(self._cause)
@@ -241,20 +291,6 @@ class SweepRun:
                 + "\n".join(f"  - {one}" for one in unfinished)
             )
         return curve
-
-    def _curve(self) -> Curve | None:
-        """Return the curve from MLflow, after everything is published; None if MLflow is unavailable."""
-        if self._views.flush():
-            try:
-                return Curve.read(self.state.tracking_uri, self.state.sweep.name, self.state.store)
-            except Exception as error:
-                if not is_unavailable(error):
-                    raise
-        self.say(
-            "no curve yet: it is made from MLflow, which does not have all scores; later: demoscale curve"
-            f" {self.state.sweep.name}"
-        )
-        return None
 
     def end(self, why: str) -> None:
         """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The
@@ -287,26 +323,176 @@ class SweepRun:
         failures = {
             "scoring": self.evaluation.scorer.failure,
             "video scoring": self.evaluation.videos.failure,
-            "reporting to MLflow": self._views.failure,
+            "reporting to MLflow": self._publisher.failure,
         }
         return next((name for name, failure in failures.items() if failure), "")
 
     @property
     def untold(self) -> int:
         """Number of records not yet published to MLflow."""
-        return self._views.untold
+        return self._publisher.untold
 
-    def _on_score(self, arm_id: str, step: int, score: Score) -> None:
+    # -- events
+
+    def handle(self, event: TrainEvent | ScoreEvent) -> None:
+        """Process an event of training or scoring.
+
+        Called by three threads, each with one event at a time: training events come from the thread of
+        `receiving`, scored generated videos from that of `VideoEvalQueue`, other score events from the
+        scorer's. Schedulers, status, cost ledger and publisher are thread-safe; once checkpoints are
+        submitted, the pruner is used by the scorer's thread alone. An error in a score event ends the thread
+        it came from, and so the run. An error in a training event pauses training and is raised at its end.
+        """
+        match event:
+            case OutcomesRecorded():
+                self._on_outcomes(event)
+            case ScoreConcluded():
+                self._on_score(event)
+            case RolloutVideoStored():
+                self._publisher.film(event.job.arm_id, event.job.step, event.episode, event.video)
+            case GeneratedVideoScored():
+                self.spending.add(event.job.arm_id, event.cost)
+                self._publisher.video(event.job.arm_id, event.job.step, event.score)
+            case _:
+                self._on_train_event(event)
+
+    def _on_train_event(self, event: TrainEvent) -> None:
+        with self._ends_of_runs:
+            if not self.training.is_running(event.run):
+                return  # its trial died; the next run of the sweep resumes it
+            try:
+                match event:
+                    case Reported():
+                        self._on_report(event)
+                    case Retried():
+                        RETRIES.record(1, self.state.sweep.name, kind="training")
+                        self.say(f"training {self.training.name(event.run)} again: {_sentence(event.cause)}")
+                    case Finished():
+                        self._on_finished(event)
+                    case Failed():
+                        self._on_failed(event)
+            except BaseException as error:
+                self._training_failure = error
+                if isinstance(event, Finished | Failed):
+                    self.training.leave(event.run)  # no further event of this run will come
+                self.training.pause()
+
+    def _check_training(self) -> None:
+        """Raise the error that occurred while training events were handled, if any."""
+        if self._training_failure:
+            raise self._training_failure
+
+    def _on_report(self, event: Reported, earlier: bool = False) -> None:
+        """Record a report. earlier: the checkpoint is of a run that was killed before it received the report;
+        its usage is not charged.
+        """
+        run, step, name = event.run, event.step, self.state.sweep.name
+        arms = self.training.waiting_arms(run)
+        if arms:
+            self.board.record_video_training(arms, step, event.loss)
+        else:
+            self.board.record_training(run, step, event.loss)
+        if not earlier:
+            self.spending.add(run, self.training.cost(event.usage))
+            CLIPS.record(event.usage.clips, name)
+            OPTIMISER_STEPS.record(event.usage.steps, name)
+            OPTIMISER_STEP_S.record(event.usage.step_s, name)
+            LOADER_STALL_S.record(event.usage.stall_s, name)
+        for arm_id in arms:
+            self._publisher.stage_one(arm_id, step, event.loss_video)
+        if not arms:
+            self._publisher.training(run, step, event.progress)
+        scheduled = (self.training.steps(run),) if arms else self.state.sweep.checkpoint_steps()
+        if event.checkpoint and step in scheduled:
+            self.state.record_checkpoint(event)
+            if not arms:
+                self._publisher.checkpoint(run, step, event.checkpoint)
+                self.evaluation.submit(run, step, event.checkpoint)
+
+    def _on_finished(self, event: Finished) -> None:
+        known = self.state.checkpoints(event.run)
+        for report in event.checkpoints:
+            if report.step not in known:
+                self._on_report(report, earlier=True)
+        if not event.checkpoints or event.checkpoints[-1].step < self.training.steps(event.run):
+            return self.training.leave(event.run)  # paused or stopped
+        self.say(f"trained {self.training.name(event.run)}")
+        self.training.finish(event.run)
+
+    def _on_failed(self, event: Failed) -> None:
+        if cause := cause_in(event.trace):
+            return self._suspend_run(event.run, cause)
+        sentence = _sentence(event.trace)
+        self.say(f"FAILED {self.training.name(event.run)}: {sentence}")
+        for arm_id in self.training.fail(event.run):
+            self.state.record_failure(arm_id, sentence, event.trace)
+            self.board.record_failure(arm_id, self.state.failures()[arm_id])
+
+    def _on_trial_end(self, run: str, died: bool) -> None:
+        """Process the end of a trial; called by Tune's loop. died: its process died in every attempt."""
+        with self._ends_of_runs:
+            self.training.trial_ended(run)
+            if died and self.training.is_running(run):
+                self._suspend_run(run, "the process that starts its training died again and again")
+
+    def _suspend_run(self, run: str, cause: str) -> None:
+        """End a training run and the sweep after an infrastructure failure; the next run resumes both."""
+        self.say(f"paused {self.training.name(run)}: {cause}")
+        self.training.leave(run)
+        self.suspend(cause)
+
+    def _on_channel_lost(self, error: BaseException) -> None:
+        """End the sweep: the control actor died or timed out. Training runs save their state and end; the
+        next run resumes from it.
+        """
+        self.training.channel_lost()
+        self.suspend(f"the control actor of the sweep is lost ({one_line(error)})")
+
+    def _on_episode_retry(self, kind: str, rollout: RolloutJob, why: str) -> None:
+        """Report an episode that is played again; called by the scorer's thread, see `OnRetry`."""
+        RETRIES.record(1, self.state.sweep.name, kind=kind)
+        if kind == "episode":
+            self.say(f"playing {rollout} again: {why}")
+
+    def _on_outcomes(self, event: OutcomesRecorded) -> None:
+        job, sweep = event.job, self.state.sweep
+        results = Counter((outcome.spec.task, outcome.result) for outcome in event.outcomes)
+        for (task, result), number in results.items():
+            EPISODES.record(number, sweep.name, task=task, result=result)
+        cameras = len(self.state.manifest.contract.cameras)
+        for outcome in event.outcomes:
+            self.spending.add(job.arm_id, of_outcome(outcome, cameras))
+        if job.suite.shift == "nominal":
+            self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.listed)
+
+    def _on_score(self, event: ScoreConcluded) -> None:
+        job, score, shift = event.job, event.score, event.job.suite.shift
+        self.board.record_score(job.arm_id, job.step, shift, score)
+        self.say(f"score {job}: {score}")
+        for episode, cause in score.causes:
+            self.say(f"quarantined {episode} of {job}: {cause}")
+        self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
+        if not score.complete:
+            return
+        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, event.outcomes)
+        if shift == "nominal":
+            self.evaluation.submit_video(job)
+            self._search_on(job.arm_id, job.step, score)
+
+    def _search_on(self, arm_id: str, step: int, score: Score) -> None:
+        """Let the search decide on a complete score: stop the arm, or learn its result."""
         arm = self.board.arms[arm_id]
         if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):
             arm.stopped = step
             self.state.record_stop(arm_id, step)
             self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
-            self.training.ask(arm_id, "stop")
+            self.training.request_stop(arm_id, StopRequest.STOP)
             self.evaluation.scorer.drop(arm_id)
         if arm.stopped is not None or step == arm.steps:
             cost = self.spending.of(arm_id)
-            self._proposals.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
+            self._search.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
+
+    # -- start and end
 
     def _replay(self) -> None:
         """Report stored scores to the stopping rule in the order of their steps, and enqueue every checkpoint
@@ -352,3 +538,12 @@ class SweepRun:
                 films = Ledger(state.storage, checkpoint.fingerprint, state.protocol).films()
                 found[arm.name] = [state.uri(key) for key in films.values()]
         return found
+
+
+def _sentence(trace: str) -> str:
+    """Return the error at a trace's end without its module, at most 300 characters; expected demoscale errors
+    without their class.
+    """
+    # before it is cut, which would hide where a secret ends
+    last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redact(trace).strip().splitlines()[-1])
+    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]

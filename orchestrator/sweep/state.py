@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.checkpoints.reader import is_complete
-from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records
+from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records, write_record
 from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
@@ -52,6 +52,7 @@ from orchestrator.storage.notes import read_json_objects
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
+from orchestrator.training.train_events import Reported
 from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
@@ -383,6 +384,7 @@ class SweepState:
             weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
             label=self.weights,
             code=file_hashes(),
+            decode=sweep.data.decode,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:
@@ -409,6 +411,14 @@ class SweepState:
         if arm_id.startswith(STAGE_ONE):
             return records
         return {step: record for step, record in records.items() if step <= self.sweep.train.steps}
+
+    def record_checkpoint(self, report: Reported) -> None:
+        """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
+        without the checkpoint.
+        """
+        self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
+        record = CheckpointRecord(fingerprint=report.checkpoint, **report.progress)
+        write_record(self.storage, report.run, report.step, record)
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
         """Return the unscored checkpoints that a full disk or a power failure left incomplete: arm id ->

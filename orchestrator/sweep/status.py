@@ -2,8 +2,8 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from orchestrator.config.arms import Arm
@@ -61,6 +61,39 @@ class SweepStatus:
         self.arms = arms
         self.lock = threading.Lock()
 
+    def record_training(self, arm_id: str, step: int, loss: float) -> None:
+        """Record an arm's last reported step and loss."""
+        with self.lock:
+            arm = self.arms[arm_id]
+            arm.step, arm.loss = max(step, arm.step), loss
+
+    def record_video_training(self, arm_ids: Iterable[str], step: int, loss: float) -> None:
+        """Record the last reported step and loss of the video model that these arms wait for."""
+        with self.lock:
+            for arm_id in arm_ids:
+                self.arms[arm_id].video_step, self.arms[arm_id].loss = step, loss
+
+    def record_failure(self, arm_id: str, failure: str) -> None:
+        """Record that an arm's training failed permanently."""
+        with self.lock:
+            self.arms[arm_id].failure = failure
+
+    def record_outcomes(self, arm_id: str, step: int, done: int, listed: int) -> None:
+        """Record how many of the listed episodes of an arm's checkpoint have an outcome."""
+        with self.lock:
+            self.arms[arm_id].scoring[step] = done, listed
+
+    def record_score(self, arm_id: str, step: int, shift: str, score: Score) -> None:
+        """Record the score of an arm's checkpoint under a shift."""
+        with self.lock:
+            arm = self.arms[arm_id]
+            if shift != "nominal":
+                arm.shifted[shift] = score
+                return
+            arm.scores[step] = score
+            if score.verdict:  # decided: no further episodes are listed
+                arm.scoring[step] = score.episodes, score.episodes
+
     def charge(self, spent: Mapping[str, Cost]) -> None:
         """Set every arm's cost; `spent`: cost by training run. The cost of a video model is divided among the
         arms that share it.
@@ -71,49 +104,140 @@ class SweepStatus:
                 video = spent.get(arm.video, Cost()) / sharing[arm.video] if arm.video else Cost()
                 arm.cost = spent.get(arm_id, Cost()) + video
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Return one JSON-compatible dict per arm; `table` draws them."""
+    def lines(self) -> list["ArmLine"]:
+        """Return one line per arm; `table` draws them."""
         with self.lock:
-            return [_line(arm) for arm in self.arms.values()]
+            return [ArmLine.of(arm) for arm in self.arms.values()]
 
 
-def _line(arm: ArmStatus) -> dict[str, Any]:
-    played, listed = (
-        (sum(counts) for counts in zip(*arm.scoring.values(), strict=True)) if arm.scoring else (0, 0)
-    )
-    scores = {
-        str(step): {
-            "successes": score.successes,
-            "episodes": score.episodes,
-            "errors": score.errors,
-            "interval": [round(bound, 4) for bound in score.interval],
-            "complete": score.complete,
-            "decided": score.decided,
+@dataclass(frozen=True, kw_only=True)
+class ScoreLine:
+    """A score of the nominal suite, as `demoscale status` shows it."""
+
+    successes: int
+    episodes: int
+    errors: int = 0
+    interval: tuple[float, float]
+    """Bounds of the 95 % interval, rounded to four digits."""
+    complete: bool = True
+    decided: str = ""
+    """Verdict in words; empty if nothing was decided."""
+
+    @classmethod
+    def of(cls, score: Score) -> "ScoreLine":
+        """Return the line of a score."""
+        low, high = score.interval
+        return cls(
+            successes=score.successes,
+            episodes=score.episodes,
+            errors=score.errors,
+            interval=(round(low, 4), round(high, 4)),
+            complete=score.complete,
+            decided=score.decided,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of `status --json`."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ScoreLine":
+        """Return the line that `to_json` wrote."""
+        low, high = data["interval"]
+        return cls(**known_fields(cls, data) | {"interval": (low, high)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedLine:
+    """A complete score of the last checkpoint under a shift."""
+
+    successes: int
+    episodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmLine:
+    """An arm's progress, as `demoscale status` shows it."""
+
+    arm: str
+    """Name of the arm."""
+    state: str
+    """`ArmStatus.state`."""
+    step: int
+    steps: int
+    """Optimiser step at which training ends."""
+    stage_1_step: int = 0
+    """`ArmStatus.video_step`."""
+    loss: float | None = None
+    episodes_played: int = 0
+    """Episodes with an outcome, over all checkpoints."""
+    episodes_listed: int = 0
+    scores: Mapping[int, ScoreLine] = field(default_factory=dict)
+    """Scores of the nominal suite by checkpoint step."""
+    last_score: str = ""
+    """Score of the newest scored checkpoint in words; empty if there is none."""
+    shifted: Mapping[str, ShiftedLine] = field(default_factory=dict)
+    """Scores of the last checkpoint by shift."""
+    stopped_after: int | None = None
+    """Step after whose score the search stopped the arm; None if it did not."""
+    failure: str = ""
+    """One line, if training failed permanently; else empty."""
+    cost: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def of(cls, arm: ArmStatus) -> "ArmLine":
+        """Return the line of an arm."""
+        return cls(
+            arm=arm.name,
+            state=arm.state,
+            step=arm.step,
+            steps=arm.steps,
+            stage_1_step=arm.video_step,
+            loss=arm.loss,
+            episodes_played=sum(played for played, _ in arm.scoring.values()),
+            episodes_listed=sum(listed for _, listed in arm.scoring.values()),
+            scores={step: ScoreLine.of(score) for step, score in sorted(arm.scores.items())},
+            last_score=str(arm.scores[max(arm.scores)]) if arm.scores else "",
+            shifted={
+                shift: ShiftedLine(successes=score.successes, episodes=score.episodes)
+                for shift, score in arm.shifted.items()
+            },
+            stopped_after=arm.stopped,
+            failure=arm.failure,
+            cost=arm.cost,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of `status --json`."""
+        return {
+            **vars(self),
+            "scores": {str(step): score.to_json() for step, score in self.scores.items()},
+            "shifted": {shift: asdict(score) for shift, score in self.shifted.items()},
+            "cost": self.cost.to_json(),
         }
-        for step, score in sorted(arm.scores.items())
-    }
-    return {
-        "arm": arm.name,
-        "state": arm.state,
-        "step": arm.step,
-        "steps": arm.steps,
-        "stage_1_step": arm.video_step,
-        "loss": arm.loss,
-        "episodes_played": played,
-        "episodes_listed": listed,
-        "scores": scores,
-        "last_score": str(arm.scores[max(arm.scores)]) if arm.scores else "",
-        "shifted": {
-            shift: {"successes": score.successes, "episodes": score.episodes}
-            for shift, score in arm.shifted.items()
-        },
-        "stopped_after": arm.stopped,
-        "failure": arm.failure,
-        "cost": arm.cost.to_json(),
-    }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ArmLine":
+        """Return a line that `to_json` wrote, in this version or an earlier one."""
+        scores, shifted = data.get("scores", {}), data.get("shifted", {})
+        typed = {
+            "scores": {int(step): ScoreLine.from_json(score) for step, score in scores.items()},
+            "shifted": {
+                shift: ShiftedLine(**known_fields(ShiftedLine, score)) for shift, score in shifted.items()
+            },
+            "cost": Cost.from_json(data.get("cost", {})),
+        }
+        return cls(**known_fields(cls, data) | typed)
 
 
-def table(lines: list[dict[str, Any]]) -> Any:
+def known_fields(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a JSON object that are fields of a dataclass: a file of another version may have
+    others.
+    """
+    return {one.name: data[one.name] for one in fields(kind) if one.name in data}
+
+
+def table(lines: Iterable[ArmLine]) -> Any:
     """Return a rich table of a board's lines: one row per arm."""
     from rich.table import Table
 
@@ -124,11 +248,11 @@ def table(lines: list[dict[str, Any]]) -> Any:
         )
     for line in lines:
         drawn.add_row(
-            line["arm"],
-            line["state"],
-            f"{line['step']}/{line['steps']}",
-            "" if line["loss"] is None else f"{line['loss']:.2f}",
-            f"{line['episodes_played']}/{line['episodes_listed']}" if line["episodes_listed"] else "",
-            "; ".join(filter(None, (line["last_score"], line["failure"]))),
+            line.arm,
+            line.state,
+            f"{line.step}/{line.steps}",
+            "" if line.loss is None else f"{line.loss:.2f}",
+            f"{line.episodes_played}/{line.episodes_listed}" if line.episodes_listed else "",
+            "; ".join(filter(None, (line.last_score, line.failure))),
         )
     return drawn

@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -33,11 +33,21 @@ from orchestrator.tracking.mlflow_writer import (
     local_folder,
     outcomes_artifact,
 )
+from orchestrator.tracking.outbox_records import (
+    DescribeArm,
+    FinishSweep,
+    LogCheckpoint,
+    LogMetrics,
+    SetTags,
+    StoreArtifact,
+)
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.training.loop import CONSUMED
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
+COST = "demoscale.cost"
+"""Tag: an arm's cost or the sweep's, in words."""
 LOSSES = ("loss", "loss_video", "loss_action")
 
 
@@ -69,45 +79,28 @@ class TrackingPublisher:
             "artifacts": state.uri("mlartifacts"),
         }
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
-        self._teller = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
+        self._relay = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
-        self._environment = redacted_in(environment())
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
         )
-        self.artifact("environment.json", json.dumps(self._environment, indent=1).encode())
-        owner = {STORAGE: strip_credentials(state.storage.uri), **({USER: name} if (name := user()) else {})}
-        self._tell(
-            "tags", arm_id=None, tags={"demoscale.code": git_commit(), **owner, **_tags_of(self._environment)}
-        )
+        self.artifact("environment.json", json.dumps(redacted_in(environment()), indent=1).encode())
+        owner = {USER: name} if (name := user()) else {}
+        self._tags(None, sweep_tags(state) | owner)
         for arm in state.arms().values():
             self.arm(arm)
 
     @property
     def failure(self) -> BaseException | None:
         """Error that ended the delivery thread; None if there is none."""
-        return self._teller.failure
-
-    def _tell(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        # the others hold numbers and digests
-        self._teller.enqueue(do, data, **(redacted_in(arguments) if do in ("tags", "arm") else arguments))
+        return self._relay.failure
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
         uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
-        facts = {
-            "demoscale.data": state.manifest.fingerprint,
-            "demoscale.data_version": str(state.version),
-            "demoscale.data_quarantined": str(len(state.quarantined)),
-            "demoscale.subset": subset.digest,
-            "demoscale.code": git_commit(),
-            "demoscale.environment": digest(self._environment),
-            "demoscale.decide": (
-                json.dumps(decide.model_dump(mode="json")) if (decide := state.sweep.suite.decide) else ""
-            ),
-        }
+        facts = {"demoscale.subset": subset.digest, **arm_tags(state)}
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
             "digest": state.manifest.fingerprint,
@@ -115,12 +108,14 @@ class TrackingPublisher:
             "profile": json.dumps({"version": state.version, "episodes": len(state.manifest)}),
             "context": "training",
         }
-        self._tell("arm", arm_id=arm_id, arm=vars(arm), facts=facts, datasets=[data])
+        self._relay.enqueue(
+            DescribeArm(arm_id=arm_id, arm=arm, facts=redacted_in(facts), datasets=tuple(redacted_in([data])))
+        )
         self.arm_artifact(
             arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
         )
 
-    def training(self, arm_id: str, step: int, metrics: dict[str, Any]) -> None:
+    def training(self, arm_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Publish the metrics that an arm reported: losses and clips consumed."""
         self.metrics(
             arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics}
@@ -132,13 +127,8 @@ class TrackingPublisher:
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Publish a complete checkpoint as a logged model of its arm's run."""
-        self._tell(
-            "checkpoint",
-            arm_id=arm_id,
-            step=step,
-            fingerprint=fingerprint,
-            uri=strip_credentials(self._state.checkpoint_uri(arm_id, step)),
-        )
+        uri = strip_credentials(self._state.checkpoint_uri(arm_id, step))
+        self._relay.enqueue(LogCheckpoint(arm_id=arm_id, step=step, fingerprint=fingerprint, uri=uri))
 
     def score(
         self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
@@ -161,7 +151,9 @@ class TrackingPublisher:
         if shift == "nominal":
             told[SCORED_STEP] = float(step)
         self.checkpoint(arm_id, step, fingerprint)
-        self._tell("metrics", arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+        self._relay.enqueue(
+            LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+        )
 
     def film(self, arm_id: str, step: int, episode: str, film: RecordedVideo) -> None:
         """Publish a rollout video of a checkpoint, and its policy's foresight if there is one."""
@@ -184,7 +176,7 @@ class TrackingPublisher:
         """Publish the cost of each arm at the end of the sweep, and their sum."""
         for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
-            self._tell("tags", arm_id=arm_id, tags={"demoscale.cost": str(cost)})
+            self._tags(arm_id, {COST: str(cost)})
 
     def artifact(self, name: str, data: bytes) -> None:
         """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
@@ -198,21 +190,25 @@ class TrackingPublisher:
 
     def metrics(self, arm_id: str, step: int, values: dict[str, float]) -> None:
         """Publish an arm's metrics at a training step. The first value for a name and a step is kept."""
-        self._tell("metrics", arm_id=arm_id, step=step, values=values, at=_now_ms())
+        self._relay.enqueue(LogMetrics(arm_id=arm_id, step=step, values=values, at=_now_ms()))
+
+    def _tags(self, arm_id: str | None, tags: dict[str, str]) -> None:
+        self._relay.enqueue(SetTags(arm_id=arm_id, tags=redacted_in(tags)))
 
     def _artifact(self, arm_id: str | None, name: str, data: bytes) -> None:
-        self._tell("artifact", data, arm_id=arm_id, name=name, digest=hashlib.sha256(data).hexdigest())
+        digest = hashlib.sha256(data).hexdigest()
+        self._relay.enqueue(StoreArtifact(arm_id=arm_id, name=name, data=data, digest=digest))
 
     @property
     def untold(self) -> int:
         """Number of records not yet published to MLflow."""
-        return self._teller.left
+        return self._relay.left
 
     def flush(self) -> bool:
         """Wait until all records are published; False if MLflow is unavailable: the rest stays on disk for a
         later run.
         """
-        self._away = not self._teller.wait(1.0 if self._away else None)
+        self._away = not self._relay.wait(1.0 if self._away else None)
         return not self._away
 
     def finish(self, done: bool) -> str:
@@ -220,16 +216,16 @@ class TrackingPublisher:
         to publish them, or nothing.
         """
         if done:
-            self._tell("finish")
+            self._relay.enqueue(FinishSweep())
         told = self.flush()
         left = self.close()
-        return "" if told and not self._teller.refused else left
+        return "" if told and not self._relay.refused else left
 
     def close(self) -> str:
         """Close without waiting; return the sentence that `finish` does."""
-        state, teller = self._state, self._teller
-        left, problem = teller.left, teller.problem or "has not taken everything in time"
-        teller.close()
+        state, relay = self._state, self._relay
+        left, problem = relay.left, relay.problem or "has not taken everything in time"
+        relay.close()
         said = []
         if left:
             command = f"demoscale status {state.sweep.name} --storage {state.storage.uri} --rebuild"
@@ -238,8 +234,8 @@ class TrackingPublisher:
                 f"{where}: {left} records are not told yet; they are kept, and `{command}` or the same run"
                 " command tells them later"
             )
-        if teller.refused:
-            said.append(f"MLflow refused {teller.refused} records, which are kept")
+        if relay.refused:
+            said.append(f"MLflow refused {relay.refused} records, which are kept")
         return "; ".join(said)
 
 
@@ -261,9 +257,28 @@ def user() -> str:
         return ""
 
 
-def _tags_of(environment: dict[str, Any]) -> dict[str, str]:
-    named = {"python": environment["python"], "platform": environment["platform"], **environment["packages"]}
-    return {f"demoscale.version.{name}": value for name, value in named.items()}
+def sweep_tags(state: SweepState) -> dict[str, str]:
+    """Return the tags of the sweep's run that say where its code runs and its results lie."""
+    here = environment()
+    versions = {"python": here["python"], "platform": here["platform"], **here["packages"]}
+    return {
+        "demoscale.code": git_commit(),
+        STORAGE: strip_credentials(state.storage.uri),
+        **{f"demoscale.version.{name}": redact(value) for name, value in versions.items()},
+    }
+
+
+def arm_tags(state: SweepState) -> dict[str, str]:
+    """Return the tags that the runs of all arms share: their data, code and scoring rule."""
+    decide = state.sweep.suite.decide
+    return {
+        "demoscale.data": state.manifest.fingerprint,
+        "demoscale.data_version": str(state.version),
+        "demoscale.data_quarantined": str(len(state.quarantined)),
+        "demoscale.code": git_commit(),
+        "demoscale.environment": digest(redacted_in(environment())),
+        "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if decide else "",
+    }
 
 
 def _now_ms() -> int:

@@ -1,16 +1,17 @@
-"""Queue of checkpoints for video scoring: each is scored once, concurrently with the rollouts, and
-published.
+"""Queue of checkpoints for the scoring of their generated video: each is scored once, concurrently with the
+rollouts.
 """
 
 import queue
 import threading
 from collections.abc import Callable
 
+from orchestrator.cost import Cost
 from orchestrator.data.subset import SubsetError
+from orchestrator.evaluation.score_events import GeneratedVideoScored
 from orchestrator.evaluation.scores import EvalJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from sim_workers.rollout.worker import one_line
 
 
@@ -25,13 +26,16 @@ class VideoEvalQueue:
     def __init__(
         self,
         state: SweepState,
-        views: TrackingPublisher,
-        judge: Callable[[EvalJob, VideoBenchmark], VideoScore],
+        judge: Callable[[EvalJob, VideoBenchmark], tuple[VideoScore, Cost]],
+        on_event: Callable[[GeneratedVideoScored], None],
         say: Callable[[str], None],
     ) -> None:
-        """Start the thread. judge: scores a checkpoint's video, which may take long."""
-        self._state, self._views, self._judge, self._say = state, views, judge, say
-        self._todo: queue.Queue[tuple[EvalJob, str] | None] = queue.Queue()  # None: no more follow
+        """Start the thread, which alone calls `judge` and `on_event`; an error of `on_event` ends it.
+
+        judge: scores a checkpoint's video, which may take long; returns the score and its cost.
+        """
+        self._state, self._judge, self._on_event, self._say = state, judge, on_event, say
+        self._todo: queue.Queue[EvalJob | None] = queue.Queue()  # None: no more follow
         self._ending = False
         self.failure: BaseException | None = None
         """Error that ended the thread; None if there is none."""
@@ -43,9 +47,9 @@ class VideoEvalQueue:
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def submit(self, job: EvalJob, name: str) -> None:
-        """Enqueue a scored checkpoint of the arm of this name, whose policy generates video."""
-        self._todo.put((job, name))
+    def submit(self, job: EvalJob) -> None:
+        """Enqueue a scored checkpoint whose policy generates video."""
+        self._todo.put(job)
 
     def wind_down(self) -> None:
         """Finish the current measurement and start no other."""
@@ -62,24 +66,21 @@ class VideoEvalQueue:
 
     def _run(self) -> None:
         try:
-            while (one := self._todo.get()) and not self._ending:
+            while (job := self._todo.get()) and not self._ending:
                 if self._test:
-                    self._measure(self._test, *one)
+                    self._measure(self._test, job)
         except BaseException as error:
             self.failure = error
 
-    def _measure(self, test: VideoBenchmark, job: EvalJob, name: str) -> None:
-        storage = self._state.storage
+    def _measure(self, test: VideoBenchmark, job: EvalJob) -> None:
+        storage, cost = self._state.storage, Cost()
         score = test.known(storage, job.checkpoint.fingerprint)
         if not score:
             try:
-                score = self._judge(job, test)
+                score, cost = self._judge(job, test)
             except Exception as error:  # a damaged episode or an unresponsive policy must not end the sweep
-                self._say(
-                    f"no video score of {name} after {job.step} steps: {one_line(error)}; the next run tries"
-                    " again"
-                )
+                self._say(f"no video score of {job}: {one_line(error)}; the next run tries again")
                 return
             test.keep(storage, job.checkpoint.fingerprint, score)
-            self._say(f"video {name} after {job.step} steps: {score}")
-        self._views.video(job.arm_id, job.step, score)
+            self._say(f"video {job}: {score}")
+        self._on_event(GeneratedVideoScored(job, score, cost))

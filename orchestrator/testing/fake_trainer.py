@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.provenance import digest
-from orchestrator.training.control_channel import tell
+from orchestrator.training.control_channel import send
 from orchestrator.training.loop import TrainJob
+from orchestrator.training.train_events import Reported
+from orchestrator.training.worker_usage import WorkerUsage
 
 
 @dataclass(frozen=True)
@@ -22,33 +24,38 @@ class FakeTrainer:
     """Seconds of sleep per optimiser step."""
 
     def __call__(
-        self, job: TrainJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
-    ) -> list[dict[str, Any]]:
+        self, job: TrainJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
+    ) -> list[Reported]:
         """Train; the arguments and the result are those of `orchestrator.training.ray_train.fit`."""
         from orchestrator.training.ray_train import stop_request_poller
 
-        asked, reported, every = stop_request_poller(desk, job.arm_id, 1), [], job.train.checkpoint_every
+        every, reported = job.train.checkpoint_every, list[Reported]()
+        stop_request = stop_request_poller(channel, job.arm_id, 1)
         for step in range(1, job.train.steps + 1):
             time.sleep(self.step_s)
-            if step % every and step != job.train.steps and not asked():
+            if step % every and step != job.train.steps and not stop_request():
                 continue
-            news: dict[str, Any] = {
-                "step": step,
-                "loss": 1 / step,
-                "loss_video": 0.0,
-                "loss_action": 1 / step,
-            }
-            news |= {"checkpoint": digest([job.arm_id, step])}
-            news |= {"clips_with_actions": step, "clips_action_free": 0, "action_free_ratio_consumed": 0.0}
-            news |= {"cpu_s": self.step_s * every, "wall_s": self.step_s * every, "bytes_read": 0}
-            news |= {
-                "clips": job.train.batch_size * every,
-                "steps": every,
-                "step_s": self.step_s * every,
-                "stall_s": 0.001 * every,
-            }
-            tell(desk, job.arm_id, news)
-            reported.append(news)
-            if asked():
+            event = Reported(
+                run=job.arm_id,
+                step=step,
+                loss=1 / step,
+                loss_video=0.0,
+                loss_action=1 / step,
+                clips_with_actions=step,
+                clips_action_free=0,
+                action_free_ratio_consumed=0.0,
+                usage=WorkerUsage(
+                    cpu_s=self.step_s * every,
+                    wall_s=self.step_s * every,
+                    clips=job.train.batch_size * every,
+                    steps=every,
+                    step_s=self.step_s * every,
+                    stall_s=0.001 * every,
+                ),
+                checkpoint=digest([job.arm_id, step]),
+            )
+            send(channel, event)
+            reported.append(event)
+            if stop_request():
                 break
         return reported

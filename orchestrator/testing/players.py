@@ -11,6 +11,7 @@ from orchestrator.testing.outcomes import FakePolicy, SuccessRate, simulated_out
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
+from sim_workers.rollout.pool_state import OnRetry
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class FakeEvalBackend:
     model: SuccessRate = success_rate
 
     def __call__(
-        self, state: SweepState, placement: ResourcePlan, portraits: RenderReferences
+        self,
+        state: SweepState,
+        placement: ResourcePlan,
+        portraits: RenderReferences,
+        on_retry: OnRetry = lambda kind, job, why: None,
     ) -> EvalBackend:
         """Return a backend without simulators or policy servers, whose outcomes are drawn at random."""
 
@@ -29,4 +34,6 @@ class FakeEvalBackend:
             arms = tuple(state.arms().items())
             return FakePolicy(checkpoint, arms, state.sweep.train.steps, self.model)
 
-        return EvalBackend(FakeRolloutPool(simulated_outcome), source, lambda checkpoint: ServerUsage())
+        return EvalBackend(
+            FakeRolloutPool(simulated_outcome, on_retry=on_retry), source, lambda checkpoint: ServerUsage()
+        )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from sim_workers.rollout.autoscaler import PoolLoad
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.pool_state import Usage
+from sim_workers.rollout.pool_state import OnRetry, Usage
 from sim_workers.rollout.references import References, ReferencesInMemory
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import RolloutJob
@@ -27,6 +27,7 @@ class FakeRolloutPool:
         num_workers: int = 64,
         order: Callable[[RolloutJob], float] | None = None,
         paused: bool = False,
+        on_retry: OnRetry = lambda kind, job, why: None,
     ) -> None:
         """Create a pool without jobs.
 
@@ -36,6 +37,7 @@ class FakeRolloutPool:
             order: sort key of the queued jobs, applied at the start of results(); None: jobs end in the order
                 of their submission.
             paused: whether results() plays nothing until release() or resume().
+            on_retry: never called by the pool; a test may call it.
         """
         self.play, self.num_workers, self.most_workers = play, num_workers, num_workers
         self._order = order
@@ -49,7 +51,7 @@ class FakeRolloutPool:
         """Jobs that were played, without those that only make a film."""
         self.references: References = ReferencesInMemory()
         self.usage = Usage()
-        self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
+        self.on_retry = on_retry
 
     def release(self, episodes: int = 1) -> None:
         """Permit a paused pool to play `episodes` further episodes, at most one per call of results()."""

@@ -46,7 +46,7 @@ CLIPS = "video_clips_id"
 
 @dataclass(frozen=True)
 class ScoredArm:
-    """An arm in MLflow with the complete score of its last checkpoint."""
+    """An arm with the complete score of its last checkpoint, as MLflow or the ledger has it."""
 
     arm: Arm
     protocol: str
@@ -60,10 +60,13 @@ class ScoredArm:
     """Whether scoring ended as soon as it was decided, before all listed episodes were played."""
     cost: Cost | None = None
     run_id: str = ""
+    """Id of the arm's run in MLflow; empty if the arm was read from the ledger."""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Checkpoint step -> success rate, VIDEO and CLIPS, for checkpoints that have all of them."""
     films: tuple[Mapping[str, Any], ...] = ()
-    """Notes of the filmed episodes: task, result, distances between imagined and executed video."""
+    """Notes of the filmed episodes, shifted ones included, sorted by episode id: task, result, distances
+    between imagined and executed video.
+    """
 
 
 @dataclass(frozen=True)
@@ -273,8 +276,12 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
-        films=tuple(json.loads(_text(mlflow, run, name)) for name in notes),
+        films=tuple(json.loads(_text(mlflow, run, name)) for name in sorted(notes, key=_stem)),
     )
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem
 
 
 def _imagined(mlflow: Any, run: Any) -> dict[int, dict[str, float]]:

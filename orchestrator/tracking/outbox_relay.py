@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.config.arms import Arm
 from orchestrator.tracking.mlflow_writer import MlflowWriter
 from orchestrator.tracking.outbox import (
     DamagedOutboxError,
@@ -23,6 +22,7 @@ from orchestrator.tracking.outbox import (
     journals,
     set_aside,
 )
+from orchestrator.tracking.outbox_records import OutboxRecord, from_note, to_note
 from orchestrator.tracking.tracking_errors import is_rejected, reason, redacted
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -95,9 +95,9 @@ class OutboxRelay:
         self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
         self._thread.start()
 
-    def enqueue(self, do: str, data: bytes | None = None, **arguments: Any) -> None:
-        """Enqueue a call of a MlflowWriter method. Raises TrackingError if the journal cannot be written."""
-        self._journal.append({"do": do, **arguments}, data)
+    def enqueue(self, record: OutboxRecord) -> None:
+        """Enqueue a record. Raises TrackingError if the journal cannot be written."""
+        self._journal.append(*to_note(record))
         with self._news:
             self._news.notify_all()
 
@@ -231,34 +231,36 @@ class OutboxRelay:
         self._moved += 1
 
     def _tell(self, reading: OutboxReader, note: dict[str, Any], end: int) -> None:
-        arguments = {
-            name: Arm(**value) if name == "arm" else value
-            for name, value in note.items()
-            if name not in ("do", "file")
-        }
-        tracker, method = self._tracker_of(reading.about), note["do"]
         kept = ""
         try:
-            getattr(tracker, method)(**arguments)
+            self._apply(reading, note)
         except Exception as error:
             if not is_rejected(error):
                 raise
-            # The tracker's state may be outdated, for example if a user deleted a run: retry with a new one.
-            try:
-                self._tracker = "", None
-                getattr(self._tracker_of(reading.about), method)(**arguments)
-            except Exception as again:
-                if not is_rejected(again):
-                    raise
-                kept = redacted(str(again))
-                reading.refuse(note, kept)
-                self.refused += 1
-                self._say(f"MLflow refuses a {method} record, which is kept in {reading.path.parent}: {kept}")
+            kept = redacted(str(error))
+            reading.refuse(note, kept)
+            self.refused += 1
+            self._say(f"MLflow refuses a {note['do']} record, which is kept in {reading.path.parent}: {kept}")
         reading.advance(end, "" if kept else note.get("file", ""))
         self._moved += 1
         if self._failures >= TELL_AFTER:
             self._say(f"MLflow answers again; {self.left} records are still to be published")
         self.problem, self._failures = "", 0
+
+    def _apply(self, reading: OutboxReader, note: dict[str, Any]) -> None:
+        """Deliver a record. Raises ValueError if this version has no such record, and what MLflow raises if
+        it refuses the record or fails.
+        """
+        record = from_note(note)
+        tracker = self._tracker_of(reading.about)
+        try:
+            record.apply(tracker)
+        except Exception as error:
+            if not is_rejected(error):
+                raise
+            # The tracker's state may be outdated, for example if a user deleted a run: retry with a new one.
+            self._tracker = "", None
+            record.apply(self._tracker_of(reading.about))
 
     def _tracker_of(self, about: dict[str, Any]) -> Any:
         about = self._defaults | about

@@ -1,7 +1,7 @@
-"""Reader of the films of a curve's arms in MLflow, for the curve's page."""
+"""Films of a curve's arms, for the curve's page, and their reader from MLflow."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,7 +12,7 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 
 class RolloutVideo(TypedDict):
-    """One filmed rollout from MLflow."""
+    """One filmed rollout."""
 
     arm: str
     episode: str
@@ -24,19 +24,26 @@ class RolloutVideo(TypedDict):
 
 
 def films(tracking_uri: str, arms: Sequence[ScoredArm]) -> list[RolloutVideo]:
-    """Return the films of every arm's last checkpoint, successes before failures; films of episodes without
-    an outcome are skipped.
-    """
+    """Return the films of every arm's last checkpoint in MLflow, see `films_of_arm`."""
     mlflow = client(tracking_uri)
+
+    def of_arm(scored: ScoredArm) -> list[RolloutVideo]:
+        files = mlflow.list_artifacts(scored.run_id, f"rollouts/step_{scored.step:06d}")
+        episodes = {Path(file.path).stem: file.path for file in files if file.path.endswith(".mp4")}
+        return films_of_arm(scored, episodes, lambda path: _bytes(mlflow, scored.run_id, path))
+
     with ThreadPoolExecutor(AT_ONCE) as requests:
-        return [
-            film for of_arm in requests.map(lambda scored: _of_arm(mlflow, scored), arms) for film in of_arm
-        ]
+        return [film for films in requests.map(of_arm, arms) for film in films]
 
 
-def _of_arm(mlflow: Any, scored: ScoredArm) -> list[RolloutVideo]:
-    files = mlflow.list_artifacts(scored.run_id, f"rollouts/step_{scored.step:06d}")
-    episodes = {Path(file.path).stem: file.path for file in files if file.path.endswith(".mp4")}
+def films_of_arm(
+    scored: ScoredArm, episodes: Mapping[str, str], read: Callable[[str], bytes]
+) -> list[RolloutVideo]:
+    """Return the films of an arm's last checkpoint, successes before failures; films of episodes without an
+    outcome are skipped.
+
+    episodes: episode id -> location of its film, from which `read` returns the MP4.
+    """
     told = sorted(
         episodes.keys() & scored.outcomes.keys(), key=lambda episode: (not scored.outcomes[episode], episode)
     )
@@ -49,7 +56,7 @@ def _of_arm(mlflow: Any, scored: ScoredArm) -> list[RolloutVideo]:
                 f"{EpisodeSpec.task_of(episode)}, {scored.arm.demo_count} demos, seed {scored.arm.seed}, step"
                 f" {scored.step:,}"
             ),
-            mp4=_bytes(mlflow, scored.run_id, episodes[episode]),
+            mp4=read(episodes[episode]),
         )
         for episode in told
     ]

@@ -1,12 +1,10 @@
-"""Training of one arm, or of the video model that several arms share: a plain loop over batches. Ray is used
-only for the stream of clips.
-"""
+"""Training of one arm, or of a video model that several arms share: a plain loop, without Ray."""
 
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.checkpoints.pretrained_weights import fetch_weights
 from orchestrator.checkpoints.reader import fetch
@@ -15,13 +13,15 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
+from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.training.control_channel import Wish
+from orchestrator.training.control_channel import StopRequest
+from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
@@ -31,7 +31,6 @@ from sim_workers.checkout import check_imported
 if TYPE_CHECKING:
     import torch
 
-    from policy.batch import Batch
     from policy.checkpoint import Card, Model
     from policy.model import VideoActionModel
 
@@ -41,9 +40,9 @@ CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consum
 with the requested one.
 """
 
-Report = Callable[[int, dict[str, Any], Path | None], None]
-"""Called at intervals with (step, mean losses and `worker_usage.SPENT` since the last call, None); at a
-checkpoint with its folder (first worker).
+Report = Callable[[Reported, Path | None], None]
+"""Called at intervals with the worker's progress, and in the first worker with the folder of a checkpoint,
+None if there is none.
 """
 
 STAGE_ONE = "video-"
@@ -90,6 +89,8 @@ class TrainJob:
     """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have
     imported; empty: not compared.
     """
+    decode: Literal["trainer", "cluster"] = "trainer"
+    """Where episodes are decoded (`data.decode`); every batch is the same."""
 
     def order(self, manifest: Manifest, rank: int, world: int) -> ClipSampler:
         """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a
@@ -208,14 +209,15 @@ def train(
     report: Report,
     wrap: Callable[["Model"], Any] | None = None,
     device: str = "cpu",
-    asked: Callable[[], Wish] = lambda: "",
-    bring: stream.Bring | None = None,
+    stop_request: Callable[[], StopRequest | None] = lambda: None,
+    fetcher: stream.EpisodeFetcher | None = None,
+    decoder: stream.VisitDecoder | None = None,
 ) -> None:
-    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `asked`, polled after
-    every step, returns a wish.
+    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `stop_request`,
+    polled after every step, returns a request.
 
     Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap`
-    prepares the model for several workers; `bring` fetches episodes instead of Ray Data.
+    prepares the model for several workers; `fetcher` and `decoder`: as for `clip_stream.batches`.
 
     Raises NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and
     a retry fails likewise. Raises CodeChangedError if this process imported other code than the job's driver;
@@ -228,7 +230,7 @@ def train(
     from policy.checkpoint import fingerprint, load_card, load_trainer, load_weights, save
     from policy.finite import NotFiniteError, not_finite
     from policy.model import VideoActionModel
-    from policy.normalize import Normalizer
+    from policy.normalize import ClipNormalizer, Normalizer
     from policy.trainer import Trainer
 
     check_imported(job.code)
@@ -259,9 +261,9 @@ def train(
                 " train it again"
             )
         trainer.restore(acting, kept)
-    normalizers = None
+    normalizer = None
     if card.proprio_stats and card.action_stats:
-        normalizers = (
+        normalizer = ClipNormalizer(
             Normalizer(card.proprio_stats, "minmax"),
             Normalizer(card.action_stats, card.config.action_normalization),
         )
@@ -274,11 +276,18 @@ def train(
         order = _kept(order, storage, manifest, model)
     steps = {"first_step": first_step, "num_steps": job.train.steps}
     batches = stream.batches(
-        job.episodes, manifest.contract, order, job.clip, **steps, bring=bring, on_fetched=meter.fetched
+        job.episodes,
+        manifest.contract,
+        order,
+        job.clip,
+        **steps,
+        fetcher=fetcher,
+        decoder=decoder,
+        on_fetched=meter.fetched,
     )
-    for step, arrays in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
+    for step, clips in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
-        batch = _to_batch(arrays, normalizers, trainer.device)
+        batch = clips.to(trainer.device, normalizer)
         if job.views_apart:
             batch = batch.views_apart()
         if job.train.color_jitter and not batch.frames.is_floating_point():
@@ -291,23 +300,23 @@ def train(
         ):
             # stays on the device: reading it at every step would make the device wait
             sums[name] = sums[name] + value
-        consumed = _count(consumed, arrays)
-        wish = asked()
-        checkpoint = step % job.train.checkpoint_every == 0 or step == job.train.steps or wish == "pause"
-        if not checkpoint and not wish and step % max(1, job.train.steps // PROGRESS_REPORTS):
+        consumed = _count(consumed, clips)
+        request = stop_request()
+        checkpoint = (
+            step % job.train.checkpoint_every == 0 or step == job.train.steps or request is StopRequest.PAUSE
+        )
+        if not checkpoint and not request and step % max(1, job.train.steps // PROGRESS_REPORTS):
             continue
         trainer.check()
         check_imported(job.code)  # again, for modules that training imported meanwhile
-        metrics: dict[str, Any] = {
-            name: total.item() / (step - since) for name, total in sums.items()
-        } | consumed
+        progress = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
         if checkpoint:
             # by every worker: sharded weights are gathered
             weights, state = trainer.acting_weights(), trainer.state()
         if not checkpoint or rank > 0:
-            report(step, metrics | meter.read(), None)
+            report(_reported(job, step, progress, meter), None)
         else:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -320,10 +329,17 @@ def train(
                         " train.learning_rate"
                     )
                 save(folder, now, model, weights, state)
-                report(step, metrics | {"checkpoint": fingerprint(folder)} | meter.read(), folder)
-        if wish:
+                report(_reported(job, step, progress, meter, fingerprint(folder)), folder)
+        if request:
             batches.close()  # type: ignore[attr-defined]
             return
+
+
+def _reported(
+    job: TrainJob, step: int, progress: Mapping[str, Any], meter: Meter, checkpoint: str = ""
+) -> Reported:
+    """Return a report. progress: mean losses and CONSUMED by name."""
+    return Reported(run=job.arm_id, step=step, **progress, usage=meter.read(), checkpoint=checkpoint)
 
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
@@ -378,30 +394,11 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
-def _count(consumed: dict[str, float], arrays: dict[str, Any]) -> dict[str, float]:
+def _count(consumed: dict[str, float], clips: ClipBatch) -> dict[str, float]:
     """Return CONSUMED after one more batch."""
-    labelled = int(arrays["action_mask"].any(1).sum())
+    labelled = int(clips.action_mask.any(1).sum())
     with_actions, without = (
         consumed["clips_with_actions"] + labelled,
-        consumed["clips_action_free"] + len(arrays["action_mask"]) - labelled,
+        consumed["clips_action_free"] + len(clips.seeds) - labelled,
     )
     return dict(zip(CONSUMED, (with_actions, without, without / max(1, with_actions)), strict=True))
-
-
-def _to_batch(arrays: dict[str, Any], normalizers: Any, device: "torch.device") -> "Batch":
-    """Return a batch on the device, normalised; normalizers: None for a video model, which gets neither
-    proprioception nor actions.
-    """
-    import torch
-
-    from policy.batch import Batch
-
-    lists: dict[str, Any] = {name: arrays[name] for name in ("instructions", "seeds")}
-    tensors: dict[str, Any] = {
-        name: torch.from_numpy(value).to(device) for name, value in arrays.items() if name not in lists
-    }
-    if normalizers:
-        proprio, action = normalizers
-        tensors["proprio"] = proprio.normalize(tensors["proprio"])
-        tensors["actions"] = action.normalize(tensors["actions"])
-    return Batch(**tensors, **lists)

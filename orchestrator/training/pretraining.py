@@ -17,9 +17,10 @@ from orchestrator.data.episode_store import latest_version, load_manifest
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import TRAINING_PACKAGES, digest, package_versions
 from orchestrator.storage.base import open_storage
-from orchestrator.training.control_channel import News, open_control_channel
+from orchestrator.training.control_channel import open_control_channel, receiving
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import fit
+from orchestrator.training.train_events import Reported, TrainEvent
 from policy.config import PolicyConfig
 from sim_workers.checkout import file_hashes
 
@@ -61,12 +62,12 @@ def pretrain(
     )
     folder = f"{open_storage(storage).uri}/arms"
 
-    def on_news(run: str, news: News) -> None:
-        if "step" in news:  # else the run is retried, or was repaired before it resumed
-            on_step(int(news["step"]), float(news["loss"]))
+    def on_event(event: TrainEvent) -> None:
+        if isinstance(event, Reported):  # else the run is retried, or was repaired before it resumed
+            on_step(event.step, event.loss)
 
-    with open_control_channel(on_news) as handle:
-        last = fit(job, folder, resources, handle)[-1]
+    with open_control_channel() as channel, receiving(channel, on_event):
+        last = fit(job, folder, resources, channel)[-1]
     recipe = {
         "preset": config.preset,
         "data_fingerprint": manifest.fingerprint,
@@ -76,7 +77,7 @@ def pretrain(
         "simulator": manifest.contract.simulator,
         "train": train.model_dump(mode="json"),
         "seed": seed,
-        "loss_video": round(float(last["loss_video"]), 5),
+        "loss_video": round(last.loss_video, 5),
     }
     return f"{folder}/{job.arm_id}/step_{train.steps:06d}", recipe
 

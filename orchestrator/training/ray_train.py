@@ -6,17 +6,18 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints.record import read_records
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.storage.base import StorageError, open_storage
-from orchestrator.training.control_channel import Wish, tell
-from orchestrator.training.control_channel import wishes as asked_of
+from orchestrator.training.control_channel import StopRequest, send, stop_requests
 from orchestrator.training.loop import TrainJob, train
+from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.train_snapshot import repair
-from orchestrator.training.worker_usage import SPENT
+from orchestrator.training.worker_usage import WorkerUsage
 from sim_workers.checkout import CodeChangedError, check_imported
 
 
@@ -26,15 +27,17 @@ def _worker_loop(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from orchestrator.data.ray_prefetch import RayDataDecoder, RayDataFetcher
+
     job: TrainJob = config["job"]
     context = ray.train.get_context()
     world = context.get_world_size()
     if not torch.cuda.is_available():
         torch.set_num_threads(config["threads"])
 
-    def report(step: int, metrics: dict[str, Any], folder: Path | None) -> None:
+    def report(event: Reported, folder: Path | None) -> None:
         keep = ray.train.Checkpoint.from_directory(folder) if folder else None
-        ray.train.report(metrics | {"step": step}, checkpoint=keep, checkpoint_dir_name=f"step_{step:06d}")
+        ray.train.report(event.to_metrics(), checkpoint=keep, checkpoint_dir_name=f"step_{event.step:06d}")
 
     device = ray.train.torch.get_device()
     wrap = sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
@@ -49,33 +52,35 @@ def _worker_loop(config: dict[str, Any]) -> None:
             report,
             wrap,
             str(device),
-            stop_request_poller(config["desk"], job.arm_id, world),
+            stop_request_poller(config["channel"], job.arm_id, world),
+            fetcher=RayDataFetcher(),
+            decoder=RayDataDecoder() if job.decode == "cluster" else None,
         )
 
 
-def stop_request_poller(desk: Any, run: str, world: int) -> Callable[[], Wish]:
-    """Return a function that returns the run's wish without waiting for the desk; every worker gets the same
-    answer at the same step.
+def stop_request_poller(channel: Any, run: str, world: int) -> Callable[[], StopRequest | None]:
+    """Return a function that returns the run's stop request, None if there is none, without waiting for the
+    control channel; every worker gets the same answer at the same step.
     """
-    heard: list[Wish] = []
+    received: list[StopRequest] = []
 
-    def listen() -> None:
-        heard.append(next(filter(None, asked_of(desk, run))))
+    def poll() -> None:
+        received.append(next(filter(None, stop_requests(channel, run))))
 
-    threading.Thread(target=listen, name="desk", daemon=True).start()
+    threading.Thread(target=poll, name="stop-requests", daemon=True).start()
     if world == 1:
-        return lambda: heard[0] if heard else ""
+        return lambda: received[0] if received else None
 
     import torch
     from torch import distributed
 
-    wishes: tuple[Wish, ...] = ("", "pause", "stop")
+    requests = (None, StopRequest.PAUSE, StopRequest.STOP)
     on_cpu = distributed.new_group(backend="gloo")  # a GPU need not wait for it
 
-    def agreed() -> Wish:
-        number = torch.tensor(wishes.index(heard[0]) if heard else 0)
+    def agreed() -> StopRequest | None:
+        number = torch.tensor(requests.index(received[0]) if received else 0)
         distributed.all_reduce(number, distributed.ReduceOp.MAX, group=on_cpu)
-        return wishes[int(number)]
+        return requests[int(number)]
 
     return agreed
 
@@ -100,28 +105,30 @@ def sharded(device: Any) -> Any:
 
 
 def fit(
-    job: TrainJob, folder: str, resources: dict[str, float], desk: Any, attempts: int = 1
-) -> list[dict[str, Any]]:
-    """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; workers' reports
-    go to the `desk`.
+    job: TrainJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
+) -> list[Reported]:
+    """Train the arm with Ray Train in `folder`/<arm id>, where an interrupted run resumes; reports and
+    retries go to the control channel.
 
-    Return the metrics reported with each of its checkpoints, also of earlier runs. A failed attempt resumes
-    from the last checkpoint, up to `attempts` attempts; then its error is raised, or at once if a retry
-    cannot help (EpisodeError, WeightsError, CheckpointError, NotFiniteError, CodeChangedError).
+    Return the reports of all its checkpoints in the order of steps, also of earlier runs. A failed attempt
+    resumes from the last checkpoint, up to `attempts` attempts; then its error is raised, or at once if a
+    retry cannot help (EpisodeError, WeightsError, CheckpointError, NotFiniteError, CodeChangedError).
     """
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    class Telling(ray.train.UserCallback):
+    run = job.arm_id
+
+    class SendReports(ray.train.UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            together = {name: sum(worker[name] for worker in metrics) for name in SPENT}
-            tell(desk, job.arm_id, metrics[0] | together)
+            usage = WorkerUsage.total(map(WorkerUsage.from_metrics, metrics))
+            send(channel, replace(Reported.from_metrics(run, metrics[0]), usage=usage))
 
     check_imported(job.code)
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "desk": desk},
+        train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "channel": channel},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=resources.get("GPU", 0) > 0,
@@ -129,16 +136,16 @@ def fit(
             placement_strategy="PACK",
         ),
         # The name does not depend on the time, so that a second run finds the first one's checkpoints.
-        run_config=ray.train.RunConfig(name=job.arm_id, storage_path=folder, callbacks=[Telling()]),
+        run_config=ray.train.RunConfig(name=run, storage_path=folder, callbacks=[SendReports()]),
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        for problem in repair(
-            storage, job.arm_id, read_records(open_storage(folder.removesuffix("/arms")), job.arm_id)
-        ):
-            tell(desk, job.arm_id, {"retried": f"{problem}; it resumes from the newest whole one"})
+        for problem in repair(storage, run, read_records(open_storage(folder.removesuffix("/arms")), run)):
+            send(channel, Retried(run, f"{problem}; it resumes from the newest whole one"))
         try:
-            return [metrics for _, metrics in trainer.fit().best_checkpoints or ()]
+            return [
+                Reported.from_metrics(run, metrics) for _, metrics in trainer.fit().best_checkpoints or ()
+            ]
         except (
             ray.train.WorkerGroupError,
             ray.train.ControllerError,
@@ -148,10 +155,10 @@ def fit(
             _raise_permanent(str(error))
             if attempt == attempts:
                 raise
-            desk.tell.remote(job.arm_id, {"retried": str(error).strip() or type(error).__name__})
+            channel.send.remote(Retried(run, str(error).strip() or type(error).__name__))
             with suppress(StorageError):
                 # blocks until an unavailable storage is back or its retries time out
-                storage.exists(job.arm_id)
+                storage.exists(run)
     raise AssertionError("unreachable")
 
 

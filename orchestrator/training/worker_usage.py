@@ -1,20 +1,53 @@
 """Resource usage of a training worker, part of every report."""
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-SPENT = ("cpu_s", "wall_s", "bytes_read", "clips", "steps", "step_s", "stall_s")
-"""Metrics of a training worker since its last report.
-
-CPU seconds of its process, seconds of wall-clock time, bytes of fetched episodes, clips trained on, optimiser
-steps, seconds in them, and seconds in which they waited for data."""
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerUsage:
+    """Resources that a training worker used since its last report."""
+
+    cpu_s: float = 0.0
+    """CPU seconds of the worker's process."""
+    wall_s: float = 0.0
+    """Seconds of wall-clock time."""
+    bytes_read: int = 0
+    """Bytes of fetched episodes."""
+    clips: int = 0
+    """Clips trained on."""
+    steps: int = 0
+    """Optimiser steps."""
+    step_s: float = 0.0
+    """Seconds in optimiser steps."""
+    stall_s: float = 0.0
+    """Seconds in which optimiser steps waited for data."""
+
+    @classmethod
+    def total(cls, workers: Iterable["WorkerUsage"]) -> "WorkerUsage":
+        """Return the sum over workers."""
+        several = [*workers]
+        return cls(**{name: sum(getattr(usage, name) for usage in several) for name in USAGE})
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> "WorkerUsage":
+        """Return the usage among a report's metrics; what is missing there counts as 0."""
+        return cls(**{name: metrics[name] for name in USAGE if name in metrics})
+
+    def __sub__(self, other: "WorkerUsage") -> "WorkerUsage":
+        return WorkerUsage(**{name: getattr(self, name) - getattr(other, name) for name in USAGE})
+
+
+USAGE = tuple(field.name for field in fields(WorkerUsage))
+"""Names of a worker's usage among the metrics of a report."""
+
+
 class Meter:
-    """Meter of SPENT in this process, since its creation or the last `read`."""
+    """Meter of this process's usage, since its creation or the last `read`."""
 
     def __init__(self) -> None:
         self._bytes = self._clips = self._steps = 0
@@ -47,18 +80,18 @@ class Meter:
             self._steps += 1
             self._stepping = 0.0
 
-    def read(self) -> dict[str, float]:
-        """Return SPENT since the last call, by name."""
+    def read(self) -> WorkerUsage:
+        """Return the usage since the last call."""
         before, self._before = self._before, self._now()
-        return {name: now - then for name, then, now in zip(SPENT, before, self._before, strict=True)}
+        return self._before - before
 
-    def _now(self) -> tuple[float, ...]:
-        return (
-            time.process_time(),
-            time.perf_counter(),
-            self._bytes,
-            self._clips,
-            self._steps,
-            self._step_s,
-            self._stall_s,
+    def _now(self) -> WorkerUsage:
+        return WorkerUsage(
+            cpu_s=time.process_time(),
+            wall_s=time.perf_counter(),
+            bytes_read=self._bytes,
+            clips=self._clips,
+            steps=self._steps,
+            step_s=self._step_s,
+            stall_s=self._stall_s,
         )

@@ -19,7 +19,7 @@ from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.autoscaler import PoolLoad, ServerUsage
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.node_health import NodeHealth, ServerLocations, node_of
-from sim_workers.rollout.pool_state import QueuedEpisode, Usage, Worker
+from sim_workers.rollout.pool_state import OnRetry, QueuedEpisode, Usage, Worker
 from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.references import References, ReferencesInMemory
 from sim_workers.rollout.rollout_video import RecordedVideo
@@ -101,6 +101,7 @@ class RolloutPool:
         settings: PoolSettings = PoolSettings(),
         worker: type[Any] = RolloutWorker,
         code: Files | None = None,
+        on_retry: OnRetry = lambda kind, job, why: None,
     ) -> None:
         # One native thread: the simulator uses no more, and a worker must not take a core that another one
         # needs.
@@ -125,10 +126,7 @@ class RolloutPool:
         self._waiting: dict[Scene, list[QueuedEpisode]] = {}
         self._finished: deque[tuple[RolloutJob, Outcome, RecordedVideo | None]] = deque()  # not yet yielded
         self.most_workers = num_workers
-        self.on_retry: Callable[[str, RolloutJob, str], None] = lambda kind, job, why: None
-        """Called for a job that is retried (kind `episode`) and for a job whose process was replaced (kind
-        `worker`), with the cause.
-        """
+        self.on_retry = on_retry
         self.on_failure: Callable[[str, str], None] = lambda how, why: None
         """Called with the kind (a key of `Usage.replaced`) and the cause of every worker that failed, with or
         without an episode.

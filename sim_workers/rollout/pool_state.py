@@ -1,9 +1,15 @@
 """A pool's records of its episodes and workers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim_workers.rollout.worker import RolloutJob, Scene
+
+OnRetry = Callable[[str, RolloutJob, str], None]
+"""Called by the thread that owns a pool with (kind, job, cause): for a job that is retried (kind `episode`),
+and for a job whose process was replaced (kind `worker`).
+"""
 
 
 @dataclass

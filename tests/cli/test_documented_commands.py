@@ -1,5 +1,5 @@
-"""Every `demoscale` command that is shown in documentation, in comments of files to copy from and in help texts
-exists, with the options that it is shown with.
+"""Every `demoscale` command that is shown in documentation, in comments of files to copy from and in help
+texts exists, with the options that it is shown with.
 """
 
 import re

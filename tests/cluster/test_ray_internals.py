@@ -11,9 +11,10 @@ import pytest
 
 MANAGER = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager.CheckpointManager"
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "ray.experimental.internal_kv._internal_kv_put": ("orchestrator/data/clip_stream.py", ("key", "value")),
-    "ray.experimental.internal_kv._internal_kv_get": ("orchestrator/data/clip_stream.py", ("key",)),
-    "ray.experimental.internal_kv._internal_kv_del": ("orchestrator/data/clip_stream.py", ("key",)),
+    "ray.data._internal.execution.execution_callback.ExecutionCallback.on_execution_step": (
+        "orchestrator/data/ray_prefetch.py",
+        ("executor",),
+    ),
     "ray._private.state.GlobalState.get_draining_nodes": ("sim_workers/rollout/node_health.py", ()),
     "ray.job_submission.JobSubmissionClient._do_request": (
         "orchestrator/cluster/ray_jobs.py",

@@ -250,7 +250,6 @@ TRAIN = """
 import sys
 from functools import partial
 from orchestrator.config.arms import Arm
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
@@ -261,7 +260,7 @@ settings, said = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0
 arm = Arm(3, 1.0, 0)
 subset = select_episodes(load_manifest(open_storage(sys.argv[1])), arm)
 job = TrainJob(arm, "a", sys.argv[1], 1, subset, PRESETS["tiny"], settings, "joint", "none")
-train(job, 0, 1, None, lambda *told: said.append(told), bring=stream.fetch_in_thread)
+train(job, 0, 1, None, lambda *told: said.append(told))
 assert said
 import orchestrator.training.ray_train
 """

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from orchestrator.api import Sweep
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.config.arms import Arm, expand_grid
 from orchestrator.config.sweep_config import SweepError
-from orchestrator.data.clip_stream import FETCH_CPUS
+from orchestrator.data.clip_stream import DECODE_CPUS, FETCH_CPUS
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.provenance import TRAINING_PACKAGES, package_versions
 from orchestrator.storage.base import open_storage
@@ -365,6 +366,18 @@ def test_training_key_changes_only_with_settings_that_change_the_weights(
     assert (keys[0].fingerprint == keys[1].fingerprint) is same
 
 
+def test_training_key_is_the_same_wherever_video_is_decoded(tmp_path: Path, store: str) -> None:
+    packages = package_versions(TRAINING_PACKAGES)
+    trainer, cluster = (
+        Sweep.load(write(tmp_path, store), [f"data.decode={decode}"]) for decode in ("trainer", "cluster")
+    )
+    assert (trainer.data.decode, cluster.data.decode) == ("trainer", "cluster")
+    assert (
+        trainer.training_key("data", (), "", packages).fingerprint
+        == cluster.training_key("data", (), "", packages).fingerprint
+    )
+
+
 def test_arm_ids_of_a_grid_are_distinct_and_depend_on_the_protocol() -> None:
     arms = expand_grid((2, 4), (0.0, 1.0), (0, 1, 2))
     assert len(set(arms)) == 12
@@ -402,6 +415,7 @@ def test_paper_sweep_file_names_the_labelled_tasks() -> None:
     assert tuple(sweep["data"]["labelled_tasks"]) == ROBOCASA_12_LABELLED
 
 
+@pytest.mark.parametrize(("decode", "stream_cpus"), [("trainer", FETCH_CPUS), ("cluster", DECODE_CPUS)])
 @pytest.mark.parametrize(
     ("cluster", "workers", "arms", "concurrent"),
     [
@@ -413,12 +427,17 @@ def test_paper_sweep_file_names_the_labelled_tasks() -> None:
     ],
 )
 def test_resource_plan_claims_no_more_than_the_cluster_has(
-    cluster: dict[str, float], workers: int, arms: int, concurrent: int
+    cluster: dict[str, float],
+    workers: int,
+    arms: int,
+    concurrent: int,
+    decode: Literal["trainer", "cluster"],
+    stream_cpus: float,
 ) -> None:
-    placement = ResourcePlan.fit(cluster, workers, rollout_actors=2, arms=arms)
+    placement = ResourcePlan.fit(cluster, workers, rollout_actors=2, arms=arms, decode=decode)
     assert placement.concurrent_arms == concurrent
     trainers = concurrent * workers
-    assert trainers * (placement.trainer["CPU"] + FETCH_CPUS) + 2 * placement.rollout_cpus <= cluster["CPU"]
+    assert trainers * (placement.trainer["CPU"] + stream_cpus) + 2 * placement.rollout_cpus <= cluster["CPU"]
     assert trainers * placement.trainer.get("GPU", 0) + placement.server_gpus <= cluster.get("GPU", 0)
 
 

@@ -2,11 +2,13 @@
 never decoded.
 """
 
+import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from orchestrator.config.arms import Arm
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
-from orchestrator.data.clips import stack
+from orchestrator.data.clip_stream import FetchPlan, ThreadFetcher
+from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.ray_prefetch import RayDataDecoder, RayDataFetcher
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
@@ -58,20 +63,20 @@ def draw(
     first_step: int = 0,
     num_steps: int = 40,
     cache_bytes: int = stream.CACHE_BYTES,
-    bring: stream.Bring = stream.fetch_in_thread,
-) -> list[dict[str, Any]]:
+    **source: Any,
+) -> list[ClipBatch]:
     uri, manifest, order = store
     steps = {"first_step": first_step, "num_steps": num_steps}
     return list(
-        stream.batches(uri, manifest.contract, order, SHAPE, **steps, cache_bytes=cache_bytes, bring=bring)
+        stream.batches(uri, manifest.contract, order, SHAPE, **steps, cache_bytes=cache_bytes, **source)
     )
 
 
-def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+def assert_same(ours: list[ClipBatch], theirs: list[ClipBatch]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         for name in ("frames", "proprio", "actions", "action_mask", "frame_mask"):
-            assert np.array_equal(a[name], b[name])
+            assert np.array_equal(getattr(a, name), getattr(b, name))
 
 
 @pytest.mark.parametrize("first_step", [1, 7, 25, 39])
@@ -83,9 +88,9 @@ def test_clip_stream_resumed_at_any_step_continues_with_the_exact_clips(
 
 def test_clip_stream_batches_are_full_bytes_and_hold_both_kinds(store: Store) -> None:
     for batch in draw(store):
-        assert batch["frames"].shape == (5, 1, 2, 64, 64, 3)
-        assert batch["frames"].dtype == np.uint8
-        assert 2 <= batch["action_mask"].any(1).sum() <= 3
+        assert batch.frames.shape == (5, 1, 2, 64, 64, 3)
+        assert batch.frames.dtype == np.uint8
+        assert 2 <= batch.action_mask.any(1).sum() <= 3
 
 
 @pytest.mark.ray
@@ -100,10 +105,52 @@ def test_ray_data_fetches_the_episodes_of_the_plan(
             target.put(key, source.get(key))
         uri = target.uri
         assert load_manifest(target).fingerprint == manifest.fingerprint
-    need = stream._Need(order, 3, 60, cache_bytes=30_000)
-    expected = list(stream.fetch_in_thread(uri, need))
-    assert len(expected) > 2 * stream.GROUP_EPISODES
-    assert list(stream._fetched(uri, need)) == expected
+    entries = FetchPlan.make(order, 3, 60, cache_bytes=30_000).entries
+    expected = list(ThreadFetcher().fetch(uri, entries))
+    assert len(expected) > 32
+    assert list(RayDataFetcher().fetch(uri, entries)) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("first_step", [0, 7])
+@pytest.mark.parametrize("source", [{"fetcher": RayDataFetcher()}, {"decoder": RayDataDecoder()}])
+def test_batches_are_the_same_wherever_episodes_are_fetched_and_decoded(
+    store: Store, source: dict[str, Any], first_step: int, ray_cluster: None
+) -> None:
+    sizes: list[int] = []
+    ours = draw(store, first_step, cache_bytes=30_000, on_fetched=sizes.append, **source)
+    assert_same(ours, draw(store)[first_step:])
+    assert [batch.seeds for batch in ours] == [batch.seeds for batch in draw(store)[first_step:]]
+    assert [batch.instructions for batch in ours] == [
+        batch.instructions for batch in draw(store)[first_step:]
+    ]
+    assert set(sizes) == {entry.nbytes for entry in (*store[2].demos, *store[2].action_free)}
+
+
+@pytest.mark.ray
+def test_ray_data_waits_for_a_slow_trainer_without_taking_its_core(tmp_path: Path, ray_cluster: None) -> None:
+    """Back-pressure: of 512 MiB at most AHEAD_BYTES and a block or two are fetched while the consumer rests,
+    and the scheduling loop rests too.
+    """
+    storage, data = open_storage(str(tmp_path / "store")), os.urandom(2 * 2**20)
+    storage.put("object", data)
+    entry = replace(
+        commit(storage, CONTRACT, [put_episode(storage, make_episode(0), 20.0)]).select(["Lift-000000"])[0],
+        key="object",
+        nbytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    fetched = RayDataFetcher().fetch(storage.uri, [entry] * 256)
+    free = ray.available_resources()["object_store_memory"]
+    assert next(fetched) == data
+    time.sleep(5)
+    began = time.process_time()
+    time.sleep(5)
+    used_s = time.process_time() - began
+    held = free - ray.available_resources()["object_store_memory"]
+    assert used_s < 5 * 0.3
+    assert 0 < held < stream.AHEAD_BYTES + 8 * len(data)
+    assert list(fetched) == [data] * 255
 
 
 @pytest.mark.full
@@ -121,20 +168,21 @@ def test_killed_fetching_process_is_restarted_without_a_change(store: Store, ray
                     return
             time.sleep(0.01)
 
-    need = stream._Need(order, 0, 400, cache_bytes=0)
-    fetched = stream._fetched(uri, need)
+    entries = FetchPlan.make(order, 0, 400, cache_bytes=0).entries
+    fetched = RayDataFetcher().fetch(uri, entries)
     some = [next(fetched)]
     killer = threading.Thread(target=kill)
     killer.start()
     killer.join()
     some += list(fetched)
-    assert some == list(stream.fetch_in_thread(uri, need))
+    assert some == list(ThreadFetcher().fetch(uri, entries))
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("decode", ["trainer", "cluster"])
 @pytest.mark.parametrize("fault", ["flipped", "short", "missing"])
 def test_clip_stream_stops_at_a_damaged_episode_and_names_it(
-    store: Store, ray_cluster: None, fault: str
+    store: Store, ray_cluster: None, fault: str, decode: str
 ) -> None:
     uri, _, order = store
     victim = order.demos[0]
@@ -147,14 +195,15 @@ def test_clip_stream_stops_at_a_damaged_episode_and_names_it(
     damaged = b"" if fault == "missing" else path.read_bytes()
     brought: list[bytes] = []
 
-    def recorded(uri: str, need: Any) -> Iterator[bytes]:
-        for fetched in stream._fetched(uri, need):
-            brought.append(fetched)
-            yield fetched
+    class Recorded(RayDataFetcher):
+        def fetch(self, uri: str, entries: Sequence[EpisodeEntry]) -> Iterator[bytes]:
+            for fetched in super().fetch(uri, entries):
+                brought.append(fetched)
+                yield fetched
 
     word = {"flipped": "damaged", "short": "cut short", "missing": "missing"}[fault]
     with pytest.raises(EpisodeError, match=f"episode {victim.episode_id} is {word}.*restore {victim.key}"):
-        draw(store, bring=recorded)
+        draw(store, fetcher=Recorded(), decoder=RayDataDecoder() if decode == "cluster" else None)
     assert not {data, damaged} & {*brought}, "only fetched episodes are decoded"
     assert path.exists() is (fault != "missing")
 
@@ -195,10 +244,12 @@ def test_clip_stream_memory_stays_below_its_bound(store: Store) -> None:
         peak = max(peak, sum(opened.values()))
         return got
 
-    need = stream._Need(order, 0, 200, stream.CACHE_BYTES)
-    clips = stream.clips(need, stream.fetch_in_thread(uri, need), SHAPE, manifest.contract, decode=counted)
+    plan = FetchPlan.make(order, 0, 200, stream.CACHE_BYTES)
+    fetched = ThreadFetcher().fetch(uri, plan.entries)
+    opened_by = stream.CachedDecoder(plan, fetched, SHAPE, manifest.contract, decode=counted)
+    clips = stream.clips(order, 0, opened_by, SHAPE, manifest.contract)
     for _ in range(200):
-        stack(list(islice(clips, order.batch_size)))
+        ClipBatch.stack(list(islice(clips, order.batch_size)))
     bound = stream.memory_bound(
         manifest.contract, SHAPE, [*order.demos, *order.action_free], 5, action_free=True
     )
@@ -217,7 +268,7 @@ def test_clip_stream_fetches_an_episode_once_while_it_is_cached(store: Store) ->
     episodes = [*order.demos, *order.action_free]
     visits = sum(draw.opens for draw in islice(order.walk(), 500))
     fetched = {
-        size: [entry.sha256 for entry in stream._Need(order, 0, 100, size).episodes()]
+        size: [entry.sha256 for entry in FetchPlan.make(order, 0, 100, size).entries]
         for size in (0, 30_000, 10**9)
     }
     assert sorted(fetched[10**9]) == sorted(entry.sha256 for entry in episodes)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.data.clips import cut_clip, shown_frames, stack
+from orchestrator.data.clips import ClipBatch, cut_clip, shown_frames
 from orchestrator.data.episode_format import decode, encode
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from policy.config import ClipShape
@@ -55,10 +55,12 @@ def test_clips_of_a_partly_decoded_episode_equal_those_of_the_whole(starts: tupl
         data, CONTRACT.cameras, with_actions=True, wanted=shown_frames(starts, 12, SHAPE).ravel().tolist()
     )
     assert len(part.frames[CONTRACT.cameras[0]]) < 12 or len(starts) > 3
-    ours, theirs = (stack([cut_clip(e, start, SHAPE, CONTRACT) for start in starts]) for e in (part, whole))
-    assert ours["instructions"] == theirs["instructions"]
+    ours, theirs = (
+        ClipBatch.stack([cut_clip(e, start, SHAPE, CONTRACT) for start in starts]) for e in (part, whole)
+    )
+    assert ours.instructions == theirs.instructions
     for name in ("frames", "proprio", "actions", "action_mask", "frame_mask"):
-        assert np.array_equal(ours[name], theirs[name])
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
 
 
 def test_stack_keeps_views_apart_and_pictures_bytes() -> None:
@@ -69,7 +71,7 @@ def test_stack_keeps_views_apart_and_pictures_bytes() -> None:
             "right": make_episode(2).frames[CONTRACT.cameras[0]],
         },
     )
-    batch = stack([cut_clip(two, start, SHAPE, CONTRACT) for start in (0, 4)])
-    assert batch["frames"].shape == (2, 2, 3, 64, 64, 3)
-    assert batch["frames"].dtype == np.uint8
-    assert np.array_equal(batch["frames"][1, 1, 0], two.frames["right"][4])
+    batch = ClipBatch.stack([cut_clip(two, start, SHAPE, CONTRACT) for start in (0, 4)])
+    assert batch.frames.shape == (2, 2, 3, 64, 64, 3)
+    assert batch.frames.dtype == np.uint8
+    assert np.array_equal(batch.frames[1, 1, 0], two.frames["right"][4])

@@ -3,13 +3,13 @@
 import random
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from orchestrator.data.clip_sampler import ClipSampler
-from orchestrator.data.clip_stream import _Fetch, _Need, _Pace
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import check_all, commit, load_manifest, put_episode
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.ray_prefetch import _Fetch
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from sim_workers.checkout import file_hashes
@@ -62,7 +62,6 @@ def test_corrupted_episodes_are_reported_and_never_fetched(
     first = load_manifest(storage, 1)
     older = {"versions/000002.json": storage.get("versions/000001.json"), "manifest": first.data}
     whole = {path: path.read_bytes() for path in (*objects.values(), *of_version.values())}
-    order = ClipSampler(tuple(entries), (), manifest.fingerprint, 0, 0, 1, 4)
     struck = dict.fromkeys(("bit", "block", "truncation", "swap", "longer", "missing"), 0)
     while sum(struck.values()) < INJURIES:
         target = rng.choice([*objects, *of_version])
@@ -86,9 +85,10 @@ def test_corrupted_episodes_are_reported_and_never_fetched(
             }
             assert {e for e, problem in problems.items() if problem} == {target}, (target, how)
             assert f"episode {target} is " in problems[target]
-            fetching = _Fetch(str(folder), _Need(order, 0, 10, 0), _Pace(b""), file_hashes())
-            for entry in entries:
-                data, problem = fetching._fetch(entry)
+            fetching = _Fetch(str(folder), tuple(entries), file_hashes())
+            for number, entry in enumerate(entries):
+                row = fetching(pa.table({"episode": [number]}))
+                data, problem = (row[name][0].as_py() for name in ("data", "problem"))
                 assert (data == b"") is (problem != "") is (entry.episode_id == target)
                 assert not data or data == whole[objects[entry.episode_id]]
         else:

@@ -15,7 +15,7 @@ from backbones import SENTENCE_DIM, svd_config, svd_folder
 from orchestrator.cli.encode_command import encode
 from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
-from orchestrator.data.clips import cut_clip, stack
+from orchestrator.data.clips import ClipBatch, cut_clip
 from orchestrator.data.episode_format import EpisodeError, decode
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
 from orchestrator.data.latent_cache import (
@@ -130,16 +130,13 @@ def orders(storage: Storage, fingerprint: str) -> tuple[ClipSampler, ClipSampler
 def test_training_clips_of_cached_latents_equal_encoded_pictures(store: Storage, codec: VaeLatents) -> None:
     steps = {"first_step": 2, "num_steps": 8}
     plans = orders(store, keep(store, codec))
-    shown, kept = (
-        list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps, bring=stream.fetch_in_thread))
-        for order in plans
-    )
+    shown, kept = (list(stream.batches(store.uri, CONTRACT, order, SHAPE, **steps)) for order in plans)
     for pictures, latent in zip(shown, kept, strict=True):
-        assert latent["frames"].shape == (4, 1, 3, 12, 4, 4)
-        assert np.array_equal(latent["frames"], codec.encode(torch.from_numpy(pictures["frames"])).numpy())
-        assert latent["instructions"] == pictures["instructions"]
+        assert latent.frames.shape == (4, 1, 3, 12, 4, 4)
+        assert np.array_equal(latent.frames, codec.encode(torch.from_numpy(pictures.frames)).numpy())
+        assert latent.instructions == pictures.instructions
         for name in ("proprio", "actions", "action_mask", "frame_mask"):
-            assert np.array_equal(latent[name], pictures[name])
+            assert np.array_equal(getattr(latent, name), getattr(pictures, name))
 
 
 def test_memory_bound_counts_latents_at_their_size(store: Storage, codec: VaeLatents) -> None:
@@ -151,7 +148,9 @@ def test_memory_bound_counts_latents_at_their_size(store: Storage, codec: VaeLat
     ]
     assert bounds[0] == bounds[1] < bounds[2]
     clips = [cut_clip(decode(fetch(store, entries[0]), (CAMERA,), True), 0, SHAPE, CONTRACT)] * 4
-    assert stack(clips)["frames"].nbytes == 4 * SHAPE.frames_per_view * picture_bytes(codec, (SIZE, SIZE))
+    assert ClipBatch.stack(clips).frames.nbytes == 4 * SHAPE.frames_per_view * picture_bytes(
+        codec, (SIZE, SIZE)
+    )
 
 
 def test_write_latents_encodes_each_episode_once_over_interruptions(

@@ -1,6 +1,6 @@
 """The scorer with a fake pool: the order of scoring, the order of notifications, and dropped arms."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.storage.base import Storage, open_storage
@@ -17,7 +18,6 @@ from orchestrator.testing.rollout_pool import FakeRolloutPool
 from polling import until as until_within
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
-from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.suite import EpisodeRules, Suite
 
 until = partial(until_within, seconds=20.0)
@@ -32,23 +32,22 @@ class CheckingListener:
         self._storage = storage
         self.played: list[tuple[str, int]] = []
         self.scores: dict[tuple[str, int], Score] = {}
-        self.lines: list[str] = []
+        self.error: Exception | None = None
+        """Raised for every event, if there is one."""
 
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.played += [(job.arm_id, job.step)] * len(outcomes)
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
-        assert {outcome.spec.episode_id for outcome in outcomes} == ledger.read().keys(), (
-            "a score was reported before it was recorded"
-        )
-        assert ledger.sealed
-        self.scores[job.arm_id, job.step] = score
-
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def on_event(self, event: ScorerEvent) -> None:
+        if self.error:
+            raise self.error
+        job = event.job
+        if isinstance(event, OutcomesRecorded):
+            self.played += [(job.arm_id, job.step)] * len(event.outcomes)
+        elif isinstance(event, ScoreConcluded):
+            ledger = Ledger(self._storage, job.checkpoint.fingerprint, job.protocol)
+            assert {outcome.spec.episode_id for outcome in event.outcomes} == ledger.read().keys(), (
+                "a score was reported before it was recorded"
+            )
+            assert ledger.sealed
+            self.scores[job.arm_id, job.step] = event.score
 
 
 def job(arm: str, step: int, suite: Suite = SUITE) -> EvalJob:
@@ -78,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             FakeRolloutPool(lambda job: make_outcome(job.spec), num_workers=1, paused=True),
         )
         heard = CheckingListener(storage)
-        scorers.append(Scorer(storage, CONTRACT, pool, heard, decides))
+        scorers.append(Scorer(storage, CONTRACT, pool, heard.on_event, decides=decides))
         return scorers[-1], pool, heard
 
     yield make
@@ -154,7 +153,7 @@ def test_scorer_seals_a_checkpoint_that_was_played_but_not_sealed(start: Start, 
 
 def test_scorer_drain_raises_the_error_of_the_thread(start: Start) -> None:
     scorer, _, heard = start()
-    heard.on_outcomes = lambda *_: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    heard.error = ZeroDivisionError()
     scorer.submit(job("a", 100))
     with pytest.raises(ZeroDivisionError):
         scorer.drain()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import Ledger, scores
+from orchestrator.evaluation.score_events import ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.evaluation.sequential_rule import StoppingRule, decide, prefix
@@ -51,15 +52,11 @@ class ScoreListener:
         self.scores: dict[tuple[str, int], Score] = {}
         self.counted: dict[tuple[str, int], Sequence[Outcome]] = {}
 
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None: ...
-
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        assert (job.arm_id, job.step) not in self.scores, "a score was reported twice"
-        self.scores[job.arm_id, job.step], self.counted[job.arm_id, job.step] = score, outcomes
-
-    def on_film(self, job: EvalJob, episode: str, film: bytes) -> None: ...
-
-    def say(self, line: str) -> None: ...
+    def on_event(self, event: ScorerEvent) -> None:
+        if isinstance(event, ScoreConcluded):
+            key = event.job.arm_id, event.job.step
+            assert key not in self.scores, "a score was reported twice"
+            self.scores[key], self.counted[key] = event.score, event.outcomes
 
 
 def job(arm: str, rule: StoppingRule | None = ABOVE, step: int = 100, reference: bool = False) -> EvalJob:
@@ -79,7 +76,7 @@ def job(arm: str, rule: StoppingRule | None = ABOVE, step: int = 100, reference:
 def score(folder: Path, pool: FakeRolloutPool, *jobs: EvalJob) -> ScoreListener:
     """Return the listener of one run of the scorer."""
     heard = ScoreListener()
-    scorer = Scorer(open_storage(str(folder)), CONTRACT, pool, heard)
+    scorer = Scorer(open_storage(str(folder)), CONTRACT, pool, heard.on_event)
     for one in jobs:
         scorer.submit(one)
     scorer.drain()
@@ -199,7 +196,7 @@ def test_arms_are_compared_with_a_reference_that_is_played_first_and_whole(tmp_p
     """
     rates = {"best": 0.95, "worst-arm": 0.05, REFERENCE: 0.5}
     pool, heard = shuffled(rates, paused=True), ScoreListener()
-    scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
+    scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard.on_event)
     for one in (job("best", AGAINST), job("worst-arm", AGAINST), job(REFERENCE, None, reference=True)):
         scorer.submit(one)
     while scorer.unscored < 3:
@@ -247,7 +244,7 @@ def test_scorer_wind_down_within_a_block_loses_nothing(tmp_path: Path) -> None:
     """Half a block is played: the next run plays the other half and goes on."""
     pool, heard = shuffled({"a": 0.9}, paused=True), ScoreListener()
     pool.release(4)
-    scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard)
+    scorer = Scorer(open_storage(str(tmp_path)), CONTRACT, pool, heard.on_event)
     scorer.submit(job("a"))
     deadline = time.monotonic() + 20
     while len(recorded(tmp_path, "a")) < 4 and time.monotonic() < deadline:

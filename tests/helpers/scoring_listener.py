@@ -1,11 +1,17 @@
-"""A listener of the scorer that records every call."""
+"""A receiver of the scorer's events that records all of them."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.evaluation.score_events import (
+    OutcomesRecorded,
+    RolloutVideoStored,
+    ScoreConcluded,
+    ScorerEvent,
+)
+from orchestrator.evaluation.scores import Score
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.worker import RolloutJob
 
 
 class RecordingListener:
@@ -14,19 +20,18 @@ class RecordingListener:
     def __init__(self) -> None:
         self.scores: list[Score] = []
         self.outcomes: list[Outcome] = []
-        self.lines: list[str] = []
         self.films: dict[str, RecordedVideo] = {}
         self.retries: list[tuple[str, str, str]] = []
         self.pool: Any = None
 
-    def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-        self.outcomes += outcomes
+    def on_event(self, event: ScorerEvent) -> None:
+        match event:
+            case OutcomesRecorded():
+                self.outcomes += event.outcomes
+            case ScoreConcluded():
+                self.scores.append(event.score)
+            case RolloutVideoStored():
+                self.films[event.episode] = event.video
 
-    def on_score(self, job: EvalJob, score: Score, outcomes: Sequence[Outcome]) -> None:
-        self.scores.append(score)
-
-    def on_film(self, job: EvalJob, episode: str, film: RecordedVideo) -> None:
-        self.films[episode] = film
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def on_retry(self, kind: str, job: RolloutJob, why: str) -> None:
+        self.retries.append((kind, str(job), why))

@@ -73,7 +73,9 @@ def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int 
 
 
 def whole() -> Curve:
-    """A small curve with every part of a report: two ratios and a baseline, two tasks, seeds, costs, films."""
+    """A small curve with every part of a report: two ratios and a baseline, two tasks, seeds, costs,
+    films.
+    """
     wins = {
         ("video_action", 0.0, 2): (2, 4),
         ("video_action", 0.0, 8): (7, 9),

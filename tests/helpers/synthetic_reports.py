@@ -114,7 +114,7 @@ def rich() -> CurveReport:
         ),
         provenance=(
             ("data", "s3://robot-data/lift, version 12, sha256 4c1f0a9be2d7"),
-            ("code", "demoscale 0.1.0, 31a1a9e"),
+            ("code", "demoscale 0.2.0, 31a1a9e"),
             ("packages", "torch 2.13.0, diffusers 0.42.1, robosuite 1.5.2, mujoco 3.9.0"),
             ("tracked in", "https://reader:hunter2@mlflow.example.org"),
             ("when", "2026-11-23 10:00 UTC"),
@@ -167,7 +167,7 @@ def bare() -> CurveReport:
         comparisons=(),
         video=None,
         protocol_facts=(("tasks", "Lift"),),
-        provenance=(("code", "demoscale 0.1.0"),),
+        provenance=(("code", "demoscale 0.2.0"),),
     )
 
 

@@ -25,6 +25,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import server_options
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob
 from orchestrator.storage.base import Storage, open_storage
@@ -211,9 +212,10 @@ def with_notice(nodes: Nodes, servers: tuple[Any, ...], node: str) -> dict[str, 
 class Rows(RecordingListener):
     """Counts every outcome that the scorer records."""
 
-    def on_outcomes(self, job: EvalJob, outcomes: Any, done: int) -> None:
-        super().on_outcomes(job, outcomes, done)
-        self.done = done
+    def on_event(self, event: ScorerEvent) -> None:
+        super().on_event(event)
+        if isinstance(event, OutcomesRecorded):
+            self.done = event.done
 
 
 def scored(
@@ -236,7 +238,7 @@ def scored(
         ),
     )
     pool.on_failure = on_failure
-    scorer = Scorer(storage, CONTRACT, pool, listener)
+    scorer = Scorer(storage, CONTRACT, pool, listener.on_event)
     scorer.submit(
         EvalJob("arm", 1, CheckpointRef(str(source.key), str(source.key)), suite, "protocol", source)
     )
@@ -314,8 +316,8 @@ def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
     """Add a node with more room than all others on which no worker starts."""
     node = nodes.add(4, NO_WORKER_STARTS="1")
     until(lambda: any(told["NodeID"] == node and told["Alive"] for told in ray.nodes()))
-    pool, retried = RolloutPool(8, num_cpus=1, worker=FakeWorker), []
-    pool.on_retry = lambda kind, job, why: retried.append(kind)
+    retried: list[str] = []
+    pool = RolloutPool(8, num_cpus=1, worker=FakeWorker, on_retry=lambda kind, job, why: retried.append(kind))
     until(lambda: play(pool, servers, 4) and pool.placed)
     retried.clear()  # before any worker is placed, an episode is charged with what fails
     outcomes = play(pool, servers, 40)

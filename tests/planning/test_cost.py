@@ -105,13 +105,13 @@ def test_meter_read_returns_usage_since_the_previous_read() -> None:
     while time.process_time() < began + 0.05:
         pass
     first, second = meter.read(), meter.read()
-    assert first["bytes_read"] == 11
-    assert first["cpu_s"] >= 0.04, (
+    assert first.bytes_read == 11
+    assert first.cpu_s >= 0.04, (
         "a virtual machine's processor clock may step back by a fraction of a millisecond"
     )
-    assert first["wall_s"] >= 0.04
-    assert second["bytes_read"] == 0
-    assert second["cpu_s"] < 0.04
+    assert first.wall_s >= 0.04
+    assert second.bytes_read == 0
+    assert second.cpu_s < 0.04
 
 
 def test_meter_separates_step_time_from_stalls() -> None:
@@ -127,10 +127,10 @@ def test_meter_separates_step_time_from_stalls() -> None:
         time.sleep(0.1)  # a checkpoint is saved
         meter.stepped(4)  # nothing more: the step is over
     told = meter.read()
-    assert (told["clips"], told["steps"]) == (12, 3)
-    assert told["step_s"] >= 0.059
-    assert told["stall_s"] >= 0.149
-    assert told["step_s"] + told["stall_s"] <= told["wall_s"] - 0.299
+    assert (told.clips, told.steps) == (12, 3)
+    assert told.step_s >= 0.059
+    assert told.stall_s >= 0.149
+    assert told.step_s + told.stall_s <= told.wall_s - 0.299
 
 
 # -- the cost ledger of a sweep ------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""`svd-256` is as large as the paper's model: parameters and operations of the networks of policy/, counted on
-the meta device, without memory or weights.
+"""`svd-256` is as large as the paper's model: parameters and operations of the networks of policy/, counted
+on the meta device, without memory or weights.
 
 The reference figures are counts of the paper's published code (arXiv 2508.00795). Its operations are those of
 convolutions and linear layers; attention's own products (queries by keys, the result by values) are counted

@@ -20,7 +20,7 @@ from fuzzing import mutated, peak, peak_reset
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data import episode_format as episodes
-from orchestrator.data.clips import cut_clip, stack
+from orchestrator.data.clips import ClipBatch, cut_clip
 from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode, read_parquet
 from orchestrator.testing.episodes import CAMERA, make_episode
 from orchestrator.testing.episodes import CONTRACT as STORED
@@ -302,8 +302,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
         (LAUGHS, "more than 20000 values, aliases written out"),
         (MERGES, "more than 20000 values, aliases written out"),
         ("a: &a [*a]\n", "an alias stands for a value that contains it"),
-        ("name: one\nname: two\n", "a field appears twice in one mapping"),
-        ("data: {episodes: a, episodes: b}\n", "a field appears twice in one mapping"),
+        ("name: one\nname: two\n", "a field stands twice in one mapping"),
+        ("data: {episodes: a, episodes: b}\n", "a field stands twice in one mapping"),
         ("[" * 100_000, "nest deeper than 32 levels"),
         ("{a: " * 20_000, "nest deeper than 32 levels"),
         ("- " * 20_000 + "a", "nest deeper than 32 levels"),
@@ -408,7 +408,7 @@ def test_decode_returns_every_frame() -> None:
 def test_stack_of_clips_without_pictures_names_the_episode() -> None:
     shape = ClipShape(frames_per_view=2, frame_stride=4, horizon=8)
     good = [cut_clip(make_episode(), start, shape, STORED) for start in (0, 1)]
-    assert stack(good)["frames"].shape[:3] == (2, 1, 2)
+    assert ClipBatch.stack(good).frames.shape[:3] == (2, 1, 2)
 
     def injured(change: Callable[[Episode], Episode]) -> Any:
         return [good[0], replace(good[1], episode=change(good[1].episode))]
@@ -419,4 +419,4 @@ def test_stack_of_clips_without_pictures_names_the_episode() -> None:
         lambda one: replace(one, frames={CAMERA: one.frames[CAMERA][:, :1]}),
     ):
         with pytest.raises(EpisodeError, match="episode Lift-000000: its file lacks frames"):
-            stack(injured(change))
+            ClipBatch.stack(injured(change))

@@ -45,6 +45,7 @@ from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.tracking.outbox_relay import OutboxSettings
 from orchestrator.tracking.tracking_errors import redacted as short
+from orchestrator.training.train_events import Failed, Retried
 from policy.http_limits import TOKEN
 from policy.http_policy import RemotePolicy
 from policy.http_protocol import RemoteError
@@ -83,21 +84,14 @@ def test_failure_record_holds_no_secret(state: SweepState) -> None:
 def test_training_failure_is_redacted_before_it_is_truncated(state: SweepState) -> None:
     """The 300 characters end within the password, where its prefix is cut off."""
     arm = next(iter(state.arms().values()))
-    run, lines = arm.arm_id(state.training), list[str]()
-    training = TrainScheduler(
-        state,
-        state.board(),
-        _no_views(),
-        CostLedger(state.storage, "s", "r"),
-        GridSearch([]),
-        lambda *_: None,
-        lines.append,
-        *_rest(),
-    )
-    training.running[run] = state.job(arm)
+    run_id, lines = arm.arm_id(state.training), list[str]()
+    run = SweepRun(state.sweep, lines.append)
+    run.training = TrainScheduler(state, run.board, _no_views(), GridSearch([]), None, 1, 0.0, False)
+    run.training._running[run_id] = state.job(arm)
     trace = f"Traceback:\nRuntimeError: {'x' * 270} https://me:{SECRET}{SECRET}@host"
-    training.on_news(run, {"retried": trace})
-    training.on_news(run, {"failed": trace})
+    run.handle(Retried(run_id, trace))
+    run.handle(Failed(run_id, trace))
+    run.spending.close()
     assert len(lines) == 2
     assert not [line for line in lines if "hunt" in line]
     assert all("https://***" in line for line in lines)
@@ -106,14 +100,6 @@ def test_training_failure_is_redacted_before_it_is_truncated(state: SweepState) 
 
 def _no_views() -> Any:
     return SimpleNamespace()
-
-
-def _rest() -> list[Any]:
-    """Return the arguments of TrainScheduler after `say`: retry_failed, and a function before it where there
-    is one.
-    """
-    names = TrainScheduler.__init__.__code__.co_varnames[: TrainScheduler.__init__.__code__.co_argcount]
-    return [False if name == "retry_failed" else lambda *_: None for name in names[names.index("say") + 1 :]]
 
 
 def test_live_status_holds_no_secret(state: SweepState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +114,7 @@ def test_live_status_holds_no_secret(state: SweepState, monkeypatch: pytest.Monk
         ending=SAID,
         untold=0,
         evaluation=SimpleNamespace(scorer=scorer, workers=0),
-        training=SimpleNamespace(running={}),
+        training=SimpleNamespace(running=[]),
     )
     pulse._began, pulse._at_first = 0.0, (1, 1)
     pulse._write()
@@ -159,7 +145,7 @@ def test_run_log_line_holds_no_secret(state: SweepState) -> None:
     lines = list[str]()
     run = SweepRun(state.sweep, lines.append)
     run.say(SAID)
-    run._views.close()
+    run._publisher.close()
     assert lines == [LEFT]
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import pytest
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.score_events import OutcomesRecorded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob
 from orchestrator.infrastructure import cause_in, cause_of
@@ -36,7 +35,6 @@ from policy.interface import Contract
 from policy.presets import PRESETS
 from selected_episodes import selected
 from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
-from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
 from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
@@ -126,23 +124,9 @@ def test_train_with_edited_code_raises_before_the_first_step(tmp_path: Path) -> 
     )
     reports = list[int]()
     with pytest.raises(CodeChangedError):
-        loop.train(
-            begin(code=EDITED),
-            0,
-            1,
-            None,
-            lambda step, *_: reports.append(step),
-            bring=stream.fetch_in_thread,
-        )
+        loop.train(begin(code=EDITED), 0, 1, None, lambda event, _: reports.append(event.step))
     assert not reports
-    loop.train(
-        begin(code=file_hashes()),
-        0,
-        1,
-        None,
-        lambda step, *_: reports.append(step),
-        bring=stream.fetch_in_thread,
-    )
+    loop.train(begin(code=file_hashes()), 0, 1, None, lambda event, _: reports.append(event.step))
     assert reports == [1]
 
 
@@ -157,16 +141,16 @@ def test_code_changed_error_is_infrastructure_and_permanent() -> None:
 
 
 def test_scorer_with_edited_workers_raises_without_an_outcome(tmp_path: Path) -> None:
-    class Listener:
-        def on_outcomes(self, job: EvalJob, outcomes: Sequence[Outcome], done: int) -> None:
-            assert not outcomes
+    def on_event(event: ScorerEvent) -> None:
+        assert isinstance(event, OutcomesRecorded)
+        assert not event.outcomes
 
     def play(job: RolloutJob) -> object:
         raise CodeChangedError(SENTENCE)
 
     contract: Contract = CONTRACT
     storage = open_storage(str(tmp_path))
-    scorer = Scorer(storage, contract, FakeRolloutPool(play), Listener())  # type: ignore[arg-type]
+    scorer = Scorer(storage, contract, FakeRolloutPool(play), on_event)  # type: ignore[arg-type]
     checkpoint = CheckpointRef("uri", "f")
     scorer.submit(EvalJob("a", 1, checkpoint, SUITE, "p", FakePolicy(checkpoint, (), 1)))
     with pytest.raises(CodeChangedError):

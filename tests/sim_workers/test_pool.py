@@ -67,9 +67,9 @@ def score(
         num_cpus=0.1,
         references=RenderReferences(storage, "simulation", mixed),
         settings=settings or PoolSettings(),
+        on_retry=heard.on_retry,
     )
-    heard.pool.on_retry = lambda kind, job, why: heard.retries.append((kind, str(job), why))
-    scorer = Scorer(storage, CONTRACT, heard.pool, heard)
+    scorer = Scorer(storage, CONTRACT, heard.pool, heard.on_event)
     scorer.submit(
         EvalJob(
             "arm",

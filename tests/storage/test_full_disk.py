@@ -25,6 +25,7 @@ from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.small_disk import NoMountError, SmallDisk, small_disk
 from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter
+from orchestrator.tracking.outbox_records import DescribeArm, LogMetrics
 from orchestrator.tracking.outbox_relay import OutboxRelay
 from policy.checkpoint import fingerprint, save
 from polling import until
@@ -150,9 +151,10 @@ def test_outbox_relay_with_a_full_database_delivers_once_there_is_room(
     teller = OutboxRelay(uri, tmp_path / "telling", about)
     try:
         disk.fill()
-        teller.enqueue("arm", arm_id="arm_1", arm=vars(arm), facts={"text": "x" * 4000}, datasets=[])
+        teller.enqueue(DescribeArm(arm_id="arm_1", arm=arm, facts={"text": "x" * 4000}))
         for step in range(40):
-            teller.enqueue("metrics", arm_id="arm_1", step=step, values={f"m{i}": 1.0 for i in range(40)})
+            values = {f"m{i}": 1.0 for i in range(40)}
+            teller.enqueue(LogMetrics(arm_id="arm_1", step=step, values=values))
         until(lambda: teller.problem or not teller.left, seconds=60)
         assert teller.failure is None
         if not teller.left:

@@ -118,7 +118,7 @@ class WatchedRun:
         self.said, self.ended, self.written = list[str](), list[str](), list[float]()
         scorer = SimpleNamespace(waiting=0, unscored=0, use=lambda number: None)
         self.evaluation = SimpleNamespace(scorer=scorer, workers=1)
-        self.training = SimpleNamespace(running={}, slots=1)
+        self.training = SimpleNamespace(running=[], limit=lambda slots: None)
         self.board = SimpleNamespace(lock=threading.Lock(), arms={}, charge=lambda costs: None, lines=list)
         self.spending = SimpleNamespace(total=lambda: self.cost, run_wall_s=1.0, by_arm=dict)
         budget = SimpleNamespace(max_gpu_hours=None, max_episodes=100, max_wall=None)
@@ -436,7 +436,7 @@ def test_sweep_whose_control_actor_dies_pauses_and_resumes(folder: Path, store: 
 
     def kill() -> None:
         until(lambda: any(arm.step for arm in first.run.board.arms.values()), seconds=120)
-        ray.kill(first.run.training.desk)
+        ray.kill(first.run.training._channel)
 
     killer = threading.Thread(target=kill)
     killer.start()

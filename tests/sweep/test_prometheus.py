@@ -204,7 +204,8 @@ def test_running_and_finished_sweep_is_visible_on_the_metrics_port(folder: Path,
 
     pool = FakeRolloutPool(ask, paused=True)  # until its queue was seen
 
-    def players(state: Any, placement: Any, portraits: Any) -> Any:
+    def players(state: Any, placement: Any, portraits: Any, on_retry: Any) -> Any:
+        pool.on_retry = on_retry
         server = ray.remote(PolicyServerWithoutCheckpoints).options(num_cpus=0, max_concurrency=10)
         servers.append(server.remote(1, "cpu", "", state.sweep.name))
         return replace(FakeEvalBackend()(state, placement, portraits), pool=pool)

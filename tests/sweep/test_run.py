@@ -18,9 +18,11 @@ import pytest
 from conftest import CHECKOUT
 
 from orchestrator.checkpoints.ref import CheckpointRef
-from orchestrator.cli.status_commands import _now, _summary
+from orchestrator.cli.status_commands import Progress
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.sweep.live_status import LiveStatus
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
@@ -32,7 +34,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
-    from orchestrator.report.sample_efficiency_curve import Curve
     from orchestrator.sweep.tracking_publisher import republish
 
     done = Run(sweep(folder, store))()
@@ -40,7 +41,7 @@ def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder
     assert done.curve
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
-        assert point.low <= truth <= point.high, "the fake arms' rates are known"
+        assert point.interval.low <= truth <= point.interval.high, "the fake arms' rates are known"
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
@@ -52,7 +53,7 @@ def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder
 
 
 @pytest.mark.full
-def test_sweep_without_mlflow_finishes_and_has_its_curve_once_mlflow_returns(
+def test_sweep_without_mlflow_finishes_with_its_curve_which_mlflow_gets_later(
     folder: Path, store: str
 ) -> None:
     """The folder of the database is missing."""
@@ -60,14 +61,13 @@ def test_sweep_without_mlflow_finishes_and_has_its_curve_once_mlflow_returns(
     asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
     first = Run(asked, outbox=OutboxSettings(patience_s=2.0))()
     assert set(first.states.values()) == {"scored"}
-    assert first.curve is None
-    assert first.said("no curve yet")
+    assert first.curve
     (sentence,) = first.said("records are not told yet")
     assert f"demoscale status {folder.name} --storage {folder} --rebuild" in sentence
     (folder / "away").unlink()
     again = Run(asked)()
     assert again.curve
-    assert {point.demo_count for point in again.curve.points} == {1, 2, 4, 8}
+    assert first.curve.points == again.curve.points == Curve.read(asked.mlflow, folder.name).points
     assert not again.said("not told yet")
     assert len(ledger(folder)) == 4 * 3 * 40, "nothing was played twice"
 
@@ -129,7 +129,7 @@ def test_sweep_with_a_failed_arm_finishes_the_others_and_retries_on_request(fold
 
     with pytest.raises(UnfinishedError, match="demos-2_ratio-0_seed-0: RuntimeError: the cable is out"):
         Run(asked, fit)()
-    assert SweepState.named(folder.name, str(folder)).board().lines()[2]["state"] == "failed"
+    assert SweepState.named(folder.name, str(folder)).board().lines()[2].state == "failed"
     before = attempts()
     assert before[4] == 2, "a killed trial is restarted"
     with pytest.raises(UnfinishedError):  # a permanent failure is not retried without the option
@@ -175,7 +175,7 @@ def test_sweep_over_budget_ends_cleanly_and_resumes_with_a_higher_one(folder: Pa
     assert "budget.max_episodes is 100 episodes" in tight.run.ending
     played = len(ledger(folder))
     assert 100 <= played < 4 * 3 * 40
-    assert "scored" not in {line["state"] for line in tight.run.board.lines()} or tight.curve
+    assert "scored" not in {line.state for line in tight.run.board.lines()} or tight.curve
     done = Run(asked, FakeTrainer(0.01))()
     assert set(done.states.values()) == {"scored"}
     rows = ledger(folder)
@@ -220,13 +220,13 @@ def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str)
     asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, FakeTrainer(0.05))
 
-    seen: list[dict[str, Any]] = []
+    seen: list[Progress] = []
 
     def interrupt() -> None:
         live = folder / "live" / f"{folder.name}.json"
         while not live.exists() or not any(arm["step"] for arm in json.loads(live.read_text())["arms"]):
             time.sleep(0.1)
-        seen.append(_now(first.run.state))
+        seen.append(Progress.of(first.run.state))
         first.run.interrupted = True
 
     thread = threading.Thread(target=interrupt)
@@ -235,14 +235,16 @@ def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str)
         first()
     thread.join()
     assert "scored" not in first.states.values()
-    assert seen[0]["running"], "status shows it running"
-    told = _summary(seen[0])
+    live = seen[0].live
+    assert live, "status shows it running"
+    told = seen[0].summary()
     assert f"process {os.getpid()}" in told
-    assert f"{len(seen[0]['training'])} training runs, {seen[0]['workers']} simulators, " in told
-    live = json.loads((folder / "live" / f"{folder.name}.json").read_text())
-    assert live["over"]
-    assert live["ending"] == "stopped"
-    assert not _now(first.run.state)["running"]
+    assert f"{len(live.training)} training runs, {live.workers} simulators, " in told
+    last = LiveStatus.read(first.run.state.storage, folder.name)
+    assert last
+    assert last.over
+    assert last.ending == "stopped"
+    assert not Progress.of(first.run.state).live
     assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.tracking.outbox import OutboxWriter, journals
+from orchestrator.tracking.outbox_records import LogMetrics, to_note
 from orchestrator.tracking.outbox_relay import OutboxRelay
 
 
@@ -22,8 +23,12 @@ class FakeTracker:
 
     def settle(self) -> None: ...
 
-    def metrics(self, n: int) -> None:
-        self._told.append(n)
+    def metrics(self, arm_id: str, step: int, values: dict[str, float], *_: Any) -> None:
+        self._told.append(step)
+
+
+def record(n: int) -> LogMetrics:
+    return LogMetrics(arm_id="arm", step=n, values={"loss": 1.0})
 
 
 def empty_count(path: Path) -> None:
@@ -95,12 +100,12 @@ def test_damaged_outbox_delivers_everything_but_the_damaged_part(
 ) -> None:
     earlier = OutboxWriter(tmp_path, {"sweep": "x"})
     for n in (1, 2):
-        earlier.append({"do": "metrics", "n": n})
+        earlier.append(*to_note(record(n)))
     earlier.close()
     spoil(earlier.path)
     told, said = list[int](), list[str]()
     teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, said.append, lambda uri, **about: FakeTracker(told))
-    teller.enqueue("metrics", n=9)
+    teller.enqueue(record(9))
     try:
         assert teller.wait(10.0)
         assert teller.left == 0
@@ -123,7 +128,7 @@ def test_outbox_relay_reports_an_error_of_its_thread(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(OutboxRelay, "_alone", broken)
     teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker([]))
-    teller.enqueue("metrics", n=1)
+    teller.enqueue(record(1))
     assert not teller.wait(5.0)
     assert isinstance(teller.failure, ZeroDivisionError)
     teller.close()

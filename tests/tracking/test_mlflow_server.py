@@ -70,7 +70,7 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     server.kill()
     reporting.join(20)
     assert not reporting.is_alive(), "the arms waited for the server"
-    assert views._teller.left > 10, "the server was killed too late to test anything"
+    assert views._relay.left > 10, "the server was killed too late to test anything"
     server.start()
     server.wait()
     assert views.finish(done=True) == ""

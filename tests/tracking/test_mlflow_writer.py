@@ -18,6 +18,7 @@ from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
+from orchestrator.tracking.outbox_records import LogMetrics
 from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
 from reporting_sweep import check, make_sweep, report, report_all, start_process
 
@@ -219,7 +220,7 @@ class Slow:
 
     def open(self) -> None: ...
 
-    def metrics(self, step: int) -> None:
+    def metrics(self, arm_id: str, step: int, values: dict[str, float], *_: Any) -> None:
         time.sleep(0.2)
         self.told.append(step)
 
@@ -233,7 +234,7 @@ def test_outbox_relay_of_a_slow_server_blocks_no_caller(tmp_path: Path) -> None:
     )
     began = time.monotonic()
     for step in range(100):
-        teller.enqueue("metrics", step=step)
+        teller.enqueue(LogMetrics(arm_id="arm", step=step, values={}))
     assert time.monotonic() - began < 1.0
     began = time.monotonic()
     assert not teller.wait()
@@ -244,7 +245,7 @@ def test_outbox_relay_of_a_slow_server_blocks_no_caller(tmp_path: Path) -> None:
     other = OutboxRelay(
         "", tmp_path, {}, open_tracker=lambda uri, **about: Slow(uri, told=told), settings=settings
     )
-    other.enqueue("metrics", step=100)
+    other.enqueue(LogMetrics(arm_id="arm", step=100, values={}))
     assert other.wait(patience_s=0.1)
     other.close()
     assert sorted(set(told)) == list(range(101)), "nothing is lost"
@@ -260,14 +261,14 @@ def test_second_outbox_relay_waits_for_the_first_and_delivers_the_rest(
         return Slow(uri, told=told)
 
     first = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    first.enqueue("metrics", step=1)
+    first.enqueue(LogMetrics(arm_id="arm", step=1, values={}))
     assert first.wait(5)
     second = OutboxRelay("", tmp_path, {}, open_tracker=open_slow)
-    second.enqueue("metrics", step=2)
+    second.enqueue(LogMetrics(arm_id="arm", step=2, values={}))
     assert second.wait(5)
     assert (first.telling, second.telling) == (True, False)
     first.close()
-    second.enqueue("metrics", step=3)
+    second.enqueue(LogMetrics(arm_id="arm", step=3, values={}))
     assert second.wait(5)
     assert second.telling
     second.close()

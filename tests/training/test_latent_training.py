@@ -16,7 +16,6 @@ from backbones import svd_config, svd_folder, svd_policy
 from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import publish_index, write_latents, write_sentences
 from orchestrator.storage.base import open_storage
@@ -60,7 +59,7 @@ def _one_thread() -> None:
 def trained(job: TrainJob, folder: Path) -> Path:
     """Train and return the last checkpoint."""
     folder.mkdir()
-    train(job, 0, 1, None, CheckpointFolder(folder), bring=stream.fetch_in_thread)
+    train(job, 0, 1, None, CheckpointFolder(folder))
     return folder / "step_000002"
 
 

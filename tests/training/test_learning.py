@@ -5,19 +5,19 @@ cube.
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data.clip_stream import fetch_in_thread
 from orchestrator.data.collect_demos import record
 from orchestrator.data.episode_store import commit
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA
+from orchestrator.training.control_channel import StopRequest
 from orchestrator.training.loop import TrainJob, train
+from orchestrator.training.train_events import Reported
 from policy.inference import TrainedPolicy
 from policy.presets import PRESETS
 from selected_episodes import selected
@@ -77,13 +77,13 @@ def train_head(store: Path, folder: Path) -> tuple[Path, Path]:
         weights="",
     )
 
-    def keep(step: int, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def keep(event: Reported, checkpoint: Path | None) -> None:
         if checkpoint:
-            shutil.copytree(checkpoint, folder / f"step_{step:06d}")
+            shutil.copytree(checkpoint, folder / f"step_{event.step:06d}")
 
     first, last = folder / "step_000001", folder / f"step_{STEPS:06d}"
-    train(job, 0, 1, None, keep, asked=lambda: "pause", bring=fetch_in_thread)
-    train(job, 0, 1, first, keep, bring=fetch_in_thread)
+    train(job, 0, 1, None, keep, stop_request=lambda: StopRequest.PAUSE)
+    train(job, 0, 1, first, keep)
     return first, last
 
 

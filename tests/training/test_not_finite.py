@@ -4,7 +4,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
+from orchestrator.data.clips import ClipBatch
 from orchestrator.data.collect_demos import record
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import latest_version
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_batch, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CAMERA, CONTRACT
-from orchestrator.training import loop
-from orchestrator.training.loop import TrainJob
+from orchestrator.training.control_channel import StopRequest
+from orchestrator.training.loop import TrainJob, train
 from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
 from policy.finite import NotFiniteError, not_finite
@@ -459,20 +458,17 @@ def kept(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path)
 
 
-train = partial(loop.train, bring=stream.fetch_in_thread)
-
-
 def test_train_with_a_non_finite_loss_keeps_earlier_checkpoints(
     store: str, kept: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, steps = loop._to_batch, []
+    read, steps = ClipBatch.to, []
 
     def spoilt(*arguments: Any) -> Any:
         batch = read(*arguments)
         steps.append(0)
         return replace(batch, actions=batch.actions * math.inf) if len(steps) == 5 else batch
 
-    monkeypatch.setattr(loop, "_to_batch", spoilt)
+    monkeypatch.setattr(ClipBatch, "to", spoilt)
     with pytest.raises(NotFiniteError, match=r"are not finite at step 5 \("):
         train(job(store), 0, 1, None, kept)
     assert len(steps) == 5
@@ -519,7 +515,7 @@ def spoil(folder: Path, file: str) -> str:
 
 @pytest.mark.parametrize("file", ["heads.safetensors", "trainer.safetensors"])
 def test_train_from_a_non_finite_checkpoint_raises(store: str, kept: CheckpointFolder, file: str) -> None:
-    train(job(store), 0, 1, None, kept, asked=lambda: "pause")
+    train(job(store), 0, 1, None, kept, stop_request=lambda: StopRequest.PAUSE)
     name = spoil(kept.folder / "step_000001", file)
     with pytest.raises(
         NotFiniteError,

@@ -1,9 +1,9 @@
 """Training one arm: a resumed run equals the uninterrupted one; two workers share the clips and agree."""
 
+import json
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +15,15 @@ import torch
 from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
-from orchestrator.data import clip_stream as stream
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
-from orchestrator.training import loop
-from orchestrator.training.control_channel import open_control_channel
-from orchestrator.training.loop import TrainJob
+from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
+from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.ray_train import fit
-from orchestrator.training.worker_usage import SPENT
+from orchestrator.training.train_events import Reported, Retried, TrainEvent
+from orchestrator.training.worker_usage import USAGE, WorkerUsage
 from policy.checkpoint import fingerprint, load, load_card, load_trainer
 from policy.config import Recipe
 from policy.presets import PRESETS
@@ -48,9 +47,40 @@ def job(store: Path, steps: int = 6, workers: int = 1, ratio: float = 1.0) -> Tr
     )
 
 
+def reported(run: str, step: int, checkpoint: str = "") -> Reported:
+    return Reported(
+        run=run,
+        step=step,
+        loss=0.5,
+        loss_video=0.25,
+        loss_action=0.25,
+        clips_with_actions=3 * step,
+        clips_action_free=step,
+        action_free_ratio_consumed=1 / 3,
+        usage=WorkerUsage(cpu_s=1.5, bytes_read=7, clips=4),
+        checkpoint=checkpoint,
+    )
+
+
+@pytest.mark.parametrize("checkpoint", ["", "a fingerprint"])
+def test_report_from_metrics_is_the_report_with_or_without_usage(
+    checkpoint: str,
+) -> None:
+    report = reported("arm", 6, checkpoint)
+    assert Reported.from_metrics("arm", json.loads(json.dumps(report.to_metrics()))) == report
+    noted = report.progress | {
+        "step": 6,
+        "checkpoint": "a fingerprint",
+    }  # as `train_snapshot.repair` has them
+    without = replace(report, usage=WorkerUsage(), checkpoint="a fingerprint")
+    assert Reported.from_metrics("arm", noted) == without
+    with pytest.raises(KeyError, match="loss_video"):
+        Reported.from_metrics("arm", {"step": 6, "loss": 0.5})
+
+
 def without_spent(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics without what was spent."""
-    return {name: value for name, value in metrics.items() if name not in SPENT}
+    return {name: value for name, value in metrics.items() if name not in USAGE}
 
 
 @pytest.fixture
@@ -59,9 +89,6 @@ def _no_ray() -> None:
     store.
     """
     torch.set_num_threads(1)
-
-
-train = partial(loop.train, bring=stream.fetch_in_thread)
 
 
 @pytest.mark.sim
@@ -90,7 +117,7 @@ def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
     cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    told = [[metrics[name] for name in SPENT] for _, metrics in kept.reports]
+    told = [[metrics[name] for name in USAGE] for _, metrics in kept.reports]
     assert all(cpu_s > 0 and wall_s > 0 for cpu_s, wall_s, *_ in told)
     sums = [sum(column) for column in zip(*told, strict=True)]
     assert 0.9 * cpu < sums[0] <= cpu
@@ -106,7 +133,7 @@ def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
     assert (clips, steps) == (6 * 4, 6)
     assert 0 < step_s < wall
     assert 0 < stall_s < wall - step_s
-    assert not set(SPENT) & set(load_card(tmp_path / "step_000006").provenance)
+    assert not set(USAGE) & set(load_card(tmp_path / "step_000006").provenance)
 
 
 @pytest.mark.sim
@@ -120,14 +147,14 @@ def test_train_paused_at_any_step_resumes_as_if_uninterrupted(lift_store: Path, 
     for kept in (whole, paused, stopped):
         kept.folder.mkdir()
     train(job(lift_store), 0, 1, None, whole)
-    steps = iter(["", "", "", "pause"])
-    train(job(lift_store), 0, 1, None, paused, asked=lambda: next(steps))
+    requests = iter([None, None, None, StopRequest.PAUSE])
+    train(job(lift_store), 0, 1, None, paused, stop_request=lambda: next(requests))
     assert paused.reports[-1][0] == 4
     train(job(lift_store), 0, 1, paused.folder / "step_000004", paused)
     ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, paused))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert fingerprint(whole.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
-    train(job(lift_store), 0, 1, None, stopped, asked=lambda: "stop")
+    train(job(lift_store), 0, 1, None, stopped, stop_request=lambda: StopRequest.STOP)
     assert [step for step, _ in stopped.reports] == [1]
     assert not any(stopped.folder.iterdir()), "a stopped arm saves no checkpoint"
 
@@ -198,21 +225,41 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
 
     asked = job(lift_store, steps=40, workers=2)
     asked = replace(asked, train=asked.train.model_copy(update={"checkpoint_every": 20}))
-    heard: list[tuple[str, dict[str, Any]]] = []
-    with open_control_channel(lambda run, news: heard.append((run, news))) as handle:
-        ray.get(handle.give.remote(asked.arm_id, asked))
-        ray.get(handle.ask.remote(asked.arm_id, "pause"))
-        paused = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
-        assert 1 <= paused[-1]["step"] < 40, "it was not paused"
-        ray.get(handle.give.remote(asked.arm_id, asked))  # begun again, with no request pending
-        reported = fit(asked, str(tmp_path), {"CPU": 0.5}, handle)
-        assert [metrics["step"] for metrics in reported] == [paused[-1]["step"], 20, 40]
-        assert {run for run, _ in heard} == {asked.arm_id}
+    events: list[TrainEvent] = []
+    with open_control_channel() as channel, receiving(channel, events.append):
+        ray.get(channel.put_job.remote(asked.arm_id, asked))
+        ray.get(channel.request_stop.remote(asked.arm_id, StopRequest.PAUSE))
+        paused = fit(asked, str(tmp_path), {"CPU": 0.5}, channel)
+        assert 1 <= paused[-1].step < 40, "it went on to the end"
+        ray.get(channel.put_job.remote(asked.arm_id, asked))  # which clears the request
+        reported = fit(asked, str(tmp_path), {"CPU": 0.5}, channel)
+        assert [report.step for report in reported] == [paused[-1].step, 20, 40]
+        assert {event.run for event in events} == {asked.arm_id}
+        sent = {event.step: event for event in events if isinstance(event, Reported)}
+        for report in reported:
+            assert replace(sent[report.step], usage=report.usage) == report
+            assert sent[report.step].usage.clips == 2 * report.usage.clips, "the sum of two workers"
         model, card = load(tmp_path / asked.arm_id / "step_000040")
         assert card.provenance["step"] == 40
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-        # Continued by the same call, a finished run does nothing and still reports its checkpoints.
-        assert fit(asked, str(tmp_path), {"CPU": 0.5}, handle) == reported
+        # Continued by the same call, a finished run does nothing and still tells its checkpoints.
+        assert fit(asked, str(tmp_path), {"CPU": 0.5}, channel) == reported
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_fit_with_decoding_on_the_cluster_saves_the_same_checkpoints(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    fingerprints = []
+    for decode in ("trainer", "cluster"):
+        arm = replace(job(lift_store), decode=decode)
+        with open_control_channel() as channel:
+            reported = fit(arm, str(tmp_path / decode), {"CPU": 0.5}, channel)
+        fingerprints.append([report.checkpoint for report in reported])
+        assert [report.step for report in reported] == [3, 6]
+    assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.full
@@ -230,12 +277,12 @@ def test_fit_with_a_damaged_episode_raises_without_retries(
     arm = Arm(1, 0, 0)
     damaged = replace(job(store, ratio=0), arm=arm, subset=selected(store, arm), arm_id="damaged")
     with (
-        open_control_channel(lambda run, news: None) as handle,
+        open_control_channel() as channel,
         pytest.raises(
             EpisodeError, match=f"^{store}: episode {victim.episode_id} is damaged; restore {victim.key}$"
         ),
     ):
-        fit(damaged, str(tmp_path / "arms"), {"CPU": 0.5}, handle, attempts=3)
+        fit(damaged, str(tmp_path / "arms"), {"CPU": 0.5}, channel, attempts=3)
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -255,6 +302,7 @@ def test_fit_retries_after_controller_and_storage_failures(
     from ray.exceptions import ActorDiedError
 
     arm = job(Path(make_episode_store(tmp_path / "store", 8)))
+    report = reported(arm.arm_id, 6)
     failures = [
         ray.train.ControllerError(OSError("it is away")),
         ActorDiedError(),
@@ -268,18 +316,14 @@ def test_fit_retries_after_controller_and_storage_failures(
         def fit(self) -> Any:
             if failure := failures.pop(0):
                 raise failure
-            return SimpleNamespace(best_checkpoints=[(None, {"step": 6})])
+            return SimpleNamespace(best_checkpoints=[(None, report.to_metrics())])
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    told: list[Any] = []
-    handle = SimpleNamespace(
-        tell=SimpleNamespace(
-            remote=lambda run, news: told.append((run, [*news], news["retried"].splitlines()[-1]))
-        )
-    )
-    assert fit(arm, str(tmp_path), {"CPU": 0.5}, handle, attempts=4) == [{"step": 6}]
-    assert [(run, kind) for run, kind, _ in told] == 3 * [(arm.arm_id, ["retried"])]
-    assert "it is away" in told[2][2]
+    events: list[Retried] = []
+    channel = SimpleNamespace(send=SimpleNamespace(remote=events.append))
+    assert fit(arm, str(tmp_path), {"CPU": 0.5}, channel, attempts=4) == [report]
+    assert [(type(event), event.run) for event in events] == 3 * [(Retried, arm.arm_id)]
+    assert "it is away" in events[2].cause.splitlines()[-1]
     failures += [OSError("it is away")] * 2
     with pytest.raises(OSError, match="it is away"):
-        fit(arm, str(tmp_path), {"CPU": 0.5}, handle, attempts=2)
+        fit(arm, str(tmp_path), {"CPU": 0.5}, channel, attempts=2)

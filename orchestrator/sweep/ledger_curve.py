@@ -1,0 +1,107 @@
+"""Curve of a sweep from its storage: the ledger, the costs and the sweep file. MLflow is not read."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.config.arms import Arm
+from orchestrator.config.yaml_text import read_yaml
+from orchestrator.cost import Cost, CostLedger, added
+from orchestrator.data.subset import SubsetError
+from orchestrator.evaluation.outcome_ledger import Ledger
+from orchestrator.evaluation.video_score import VideoBenchmark
+from orchestrator.redaction import redact
+from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.status import SweepStatus
+from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
+from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm
+from orchestrator.tracking.mlflow_writer import STEPS, STORE, TRAINING
+from orchestrator.tracking.rollout_videos import RolloutVideo, films_of_arm
+
+
+def curve_from_ledger(state: SweepState) -> Curve | None:
+    """Return the curve of the arms of the sweep file whose last checkpoint has a complete score; None if
+    there is none.
+
+    It equals `curve_from_mlflow` once everything is published, except for what only MLflow has: the ids of
+    runs, arms that an earlier form of the sweep file listed, tags of earlier versions, and video scores that
+    were published first and are of other clips than the current ones.
+    """
+    arms = state.arms()
+    status = SweepStatus({arm_id: state.arm_state(arm) for arm_id, arm in arms.items()})
+    status.charge(CostLedger.read(state.storage, state.sweep.name).by_arm())
+    costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
+    try:
+        test = state.video_test()
+    except SubsetError:
+        test = None
+    scored = [*_scored_arms(state, arms, costs, test)]
+    if not scored:
+        return None
+    tags = {
+        TRAINING: state.training,
+        STEPS: str(state.sweep.train.steps),
+        STORE: state.store,
+        COST: str(added(costs.values())),
+        **arm_tags(state),
+        **sweep_tags(state),
+    }
+    sweep = read_yaml(redact(state.sweep.to_yaml()))
+    return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
+
+
+def _scored_arms(
+    state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost], test: VideoBenchmark | None
+) -> Iterator[ScoredArm]:
+    last = state.sweep.train.steps
+    for arm_id, arm in arms.items():
+        checkpoints = state.checkpoints(arm_id)
+        if last not in checkpoints:
+            continue
+        checkpoint = checkpoints[last].fingerprint
+        score, outcomes = state.score(arm, checkpoint, "nominal")
+        if not score.complete:
+            continue
+        won = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
+        yield ScoredArm(
+            arm=arm,
+            protocol=state.comparable,
+            step=last,
+            successes=score.successes,
+            episodes=score.episodes,
+            errors=score.errors,
+            outcomes=dict(sorted(won.items())),
+            early=score.episodes < score.listed,
+            cost=costs[arm_id],
+            imagined=_imagined(state, arm, arm_id, test) if test and arm.kind == "video_action" else {},
+            films=_film_notes(state, checkpoint),
+        )
+
+
+def _film_notes(state: SweepState, checkpoint: str) -> tuple[dict[str, Any], ...]:
+    """Return `ScoredArm.films` of a checkpoint."""
+    notes: dict[str, dict[str, Any]] = {}
+    for shift in ("nominal", *state.sweep.suite.shifts):
+        notes |= Ledger(state.storage, checkpoint, state.protocol_of(shift)).film_notes()
+    return tuple(note for _, note in sorted(notes.items()))
+
+
+def _imagined(state: SweepState, arm: Arm, arm_id: str, test: VideoBenchmark) -> dict[int, dict[str, float]]:
+    """Return `ScoredArm.imagined`, from checkpoints with a complete score and a score of their video."""
+    found = {}
+    for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
+        video = test.known(state.storage, checkpoint.fingerprint)
+        if video and (score := state.score(arm, checkpoint.fingerprint, "nominal")[0]).complete:
+            values = {"success_rate": score.success_rate, **video.metrics}
+            found[step] = {name: values[name] for name in ("success_rate", *VIDEO, CLIPS)}
+    return found
+
+
+def films_from_ledger(state: SweepState, arms: Sequence[ScoredArm]) -> list[RolloutVideo]:
+    """Return the films of the last checkpoints of these arms, see `films_of_arm`."""
+    films = list[RolloutVideo]()
+    for scored in arms:
+        checkpoint = state.checkpoints(scored.arm.arm_id(state.training))[scored.step].fingerprint
+        keys = Ledger(state.storage, checkpoint, state.protocol).films()
+        films += films_of_arm(scored, keys, state.storage.get)
+    return films

@@ -1,0 +1,96 @@
+"""Events of training runs, sent by trials and training workers through the control channel to the driver."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.training.worker_usage import WorkerUsage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """Progress of a run at an optimiser step, with a checkpoint or without."""
+
+    run: str
+    """Id of the arm, or of the video model that several arms share."""
+    step: int
+    """Optimiser steps since the start of training."""
+    loss: float
+    """Mean since the last report, as the other losses."""
+    loss_video: float
+    loss_action: float
+    clips_with_actions: int
+    """Clips that the first worker trained on since step 0, as the next two; 0 if unknown."""
+    clips_action_free: int
+    action_free_ratio_consumed: float
+    """Clips without actions per clip with actions, to compare with the requested ratio."""
+    usage: WorkerUsage
+    """Usage of all workers since the last report."""
+    checkpoint: str = ""
+    """Fingerprint of the checkpoint at this step; empty if none was saved."""
+
+    @property
+    def progress(self) -> dict[str, float]:
+        """Losses and consumed clips by the names of their metrics."""
+        return {
+            "loss": self.loss,
+            "loss_video": self.loss_video,
+            "loss_action": self.loss_action,
+            "clips_with_actions": self.clips_with_actions,
+            "clips_action_free": self.clips_action_free,
+            "action_free_ratio_consumed": self.action_free_ratio_consumed,
+        }
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Return the report as Ray Train's metrics, which are flat: everything but the run; `checkpoint` only
+        if there is one.
+        """
+        checkpoint = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        return {"step": self.step, **self.progress, **asdict(self.usage), **checkpoint}
+
+    @classmethod
+    def from_metrics(cls, run: str, metrics: Mapping[str, Any]) -> "Reported":
+        """Return the report of a run from Ray Train's metrics. Raises KeyError if the step or a loss is
+        missing; other numbers count as 0 then, as in a list that `train_snapshot.repair` made from records.
+        """
+        return cls(
+            run=run,
+            step=int(metrics["step"]),
+            loss=float(metrics["loss"]),
+            loss_video=float(metrics["loss_video"]),
+            loss_action=float(metrics["loss_action"]),
+            clips_with_actions=metrics.get("clips_with_actions", 0),
+            clips_action_free=metrics.get("clips_action_free", 0),
+            action_free_ratio_consumed=metrics.get("action_free_ratio_consumed", 0.0),
+            usage=WorkerUsage.from_metrics(metrics),
+            checkpoint=metrics.get("checkpoint", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Retried:
+    """An attempt of a run failed; the run starts another."""
+
+    run: str
+    cause: str
+    """Trace of the failure, or one sentence."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training of a run ended without an error: at its last step, or at a request to pause or stop."""
+
+    run: str
+    checkpoints: tuple[Reported, ...]
+    """Reports of all its checkpoints in the order of steps, those of earlier runs of the sweep included."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Every attempt of a run failed, or one failed with an error that no retry can fix."""
+
+    run: str
+    trace: str
+
+
+TrainEvent = Reported | Retried | Finished | Failed
