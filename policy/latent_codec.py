@@ -155,7 +155,7 @@ class VaeLatents:
         if self.vae is None:
             raise WeightsError(
                 "encoding pictures needs the weights of Stable Video Diffusion's autoencoder; name them, or"
-                " train on latents that were encoded before (python -m jobs.encode)"
+                " train on latents that were encoded before (demoscale encode)"
             )
         return self.vae if device in (None, self.vae.device) else self.vae.to(device)
 

@@ -49,7 +49,7 @@ def fetch(uri: str, folder: Path, link: bool = False) -> None:
     storage = open_storage(uri)
     if not storage.exists("checkpoint.json"):
         raise CheckpointError(
-            f"{uri}: no checkpoint.json, so this is not a demoscale checkpoint; correct the URI"
+            f"{uri}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path"
         )
     for key in filter(PARTS.fullmatch, storage.list("")):
         target = folder / key

@@ -60,8 +60,8 @@ def test_cached_checkpoint_with_another_fingerprint_raises(
     uri, expected = checkpoint("one")
     Path(uri, "unet", "w.safetensors").write_bytes(b"trained again")
     sentence = (
-        f"{re.escape(uri)}: the checkpoint there is {fingerprint(Path(uri))}, not {expected}, which is to be"
-        " scored: replaced, or damaged"
+        f"{re.escape(uri)}: the checkpoint has the fingerprint {fingerprint(Path(uri))}, expected is"
+        f" {expected}: it was replaced or damaged"
     )
     with pytest.raises(CheckpointError, match=sentence):
         cached_checkpoint(uri, expected, tmp_path / "node")

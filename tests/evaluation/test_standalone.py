@@ -65,7 +65,7 @@ def test_score_of_a_logged_model_with_other_weights_is_refused(
         f"there is no logged model m-{'0' * 32} here; name another, or the place with --mlflow"
         in unknown.stderr
     )
-    assert "name the logged model it was made of" in score("models:/lift/3", *options).stderr
+    assert "name the logged model that it was made of" in score("models:/lift/3", *options).stderr
     weights = bytearray((checkpoint / "heads.safetensors").read_bytes())
     weights[-1] ^= 1
     (checkpoint / "heads.safetensors").write_bytes(weights)

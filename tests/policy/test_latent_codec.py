@@ -103,7 +103,7 @@ def test_codec_copies_share_the_autoencoder_and_cached_latents_need_none(vae: Va
     encoded = vae.encode(pictures(2))
     assert torch.equal(without.target(encoded, seeded()), vae.target(encoded, seeded()))
     assert torch.equal(without.condition(encoded), vae.condition(encoded))
-    with pytest.raises(WeightsError, match="say where its weights are"):
+    with pytest.raises(WeightsError, match="name them, or train on latents"):
         without.encode(pictures(1))
 
 

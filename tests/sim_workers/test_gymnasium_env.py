@@ -92,7 +92,7 @@ def play(chunk: int | None) -> dict[str, object]:
 def test_gymnasium_checker_passes_and_a_second_simulator_is_refused(chunk: str) -> None:
     done = run("-c", CHECK.replace("CHUNK", chunk))
     assert done.returncode == 0, done.stderr
-    assert "this process already has a simulator, of Lift; close that one first" in done.stdout
+    assert "this process already has a simulator, of Lift; close it first" in done.stdout
 
 
 @pytest.mark.full

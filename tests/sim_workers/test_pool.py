@@ -266,7 +266,7 @@ def test_render_fingerprint_difference_names_what_differs() -> None:
     assert mine.difference(replace(mine, physics="cc", processor="another")).endswith(
         "runs on a processor, the reference on another"
     )
-    assert mine.difference(replace(mine, pixels="cc")).startswith("contamination: other pictures")
+    assert mine.difference(replace(mine, pixels="cc")).startswith("contamination: the pictures differ")
 
 
 @pytest.mark.full

@@ -100,7 +100,7 @@ def test_robocasa_environment_arguments_equal_the_benchmark() -> None:
 def test_robocasa_episode_has_its_own_instruction(ep_meta: dict[str, Any]) -> None:
     assert instruction_of(ep_meta) == "pick the kettle electric from the counter and place it in the cabinet"
     assert (ep_meta["layout_id"], ep_meta["style_id"]) == scene_of(33)
-    with pytest.raises(RobocasaError, match="no sentence"):
+    with pytest.raises(RobocasaError, match="gave this episode no instruction"):
         instruction_of({**ep_meta, "lang": ""})
 
 
