@@ -84,11 +84,11 @@ class FakeJudge:
         self.allowed.set()
 
     def __call__(self, test: VideoBenchmark, source: Any) -> tuple[VideoScore, float]:
-        self.asked.append(source.uri)
+        self.asked.append(source.checkpoint.uri)
         assert self.allowed.wait(120)
         if self.fails:
             raise RuntimeError("the projector\nburnt down")
-        made = Fidelity(20.0 + len(source.uri.rpartition("_")[2]) + source.rate(), 0.7, 0.2)
+        made = Fidelity(20.0 + len(source.checkpoint.uri.rpartition("_")[2]) + source.rate(), 0.7, 0.2)
         return VideoScore(made, STILL_LIFE, len(test.held_out.clips), test.digest), 2.0
 
 
