@@ -55,7 +55,7 @@ class RayDataFetcher:
         """Yield the bytes of the entries, in order, fetched ahead by Ray Data."""
         distinct = {entry.sha256: entry for entry in entries}
         numbers = {sha256: number for number, sha256 in enumerate(distinct)}
-        rows = pa.table({"episode": pa.array([numbers[entry.sha256] for entry in entries], pa.int32())})
+        rows = [{"episode": numbers[entry.sha256]} for entry in entries]
         stage = _Fetch, (uri, tuple(distinct.values()), file_hashes()), FETCH_CPUS
         for row in _stream(rows, *stage):
             yield row["data"].as_py()
@@ -70,13 +70,14 @@ class RayDataDecoder:
         """Yield the decoded episodes of the visits, in order, decoded ahead by Ray Data."""
         distinct = {visit.entry.sha256: visit.entry for visit in visits}
         numbers = {sha256: number for number, sha256 in enumerate(distinct)}
-        rows = pa.table(
+        rows = [
             {
-                "episode": pa.array([numbers[visit.entry.sha256] for visit in visits], pa.int32()),
-                "starts": pa.array([visit.starts for visit in visits], pa.list_(pa.int64())),
-                "with_actions": pa.array([visit.with_actions for visit in visits], pa.bool_()),
+                "episode": numbers[visit.entry.sha256],
+                "starts": list(visit.starts),
+                "with_actions": visit.with_actions,
             }
-        )
+            for visit in visits
+        ]
         stage = _Decode, (uri, tuple(distinct.values()), file_hashes(), shape, contract), DECODE_CPUS
         for row in _stream(rows, *stage):
             # without a copy: the arrays lie in the object store until the visit is closed
@@ -85,7 +86,7 @@ class RayDataDecoder:
 
 
 def _stream(
-    rows: pa.Table, stage: type["_Fetch"], arguments: tuple[Any, ...], cpus: float
+    rows: Sequence[dict[str, Any]], stage: type["_Fetch"], arguments: tuple[Any, ...], cpus: float
 ) -> Iterator[dict[str, pa.Scalar]]:
     """Yield the stage's row of each input row, in order. Raises EpisodeError for the first with a problem."""
     context = ray.data.DataContext.get_current().copy()
@@ -94,11 +95,12 @@ def _stream(
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD_BYTES)
     context.target_max_block_size = BLOCK_BYTES
     context.custom_execution_callback_classes = [_Pause]
-    blocks = [rows.slice(first, BLOCK_ROWS) for first in range(0, rows.num_rows, BLOCK_ROWS)]
     with ray.data.DataContext.current(context):
         # An actor, not tasks: a task that starts after a pause starts a Python process. One actor only: a
         # pool that grew could take the last CPU from another arm's stream, which would then wait for it.
-        made = ray.data.from_arrow(blocks).map_batches(
+        # from_items, not from_arrow: that one starts a task for every block, which needs a CPU, and where
+        # training holds the last one it would wait for ever.
+        made = ray.data.from_items(list(rows), override_num_blocks=-(-len(rows) // BLOCK_ROWS)).map_batches(
             stage,
             fn_constructor_args=arguments,
             batch_size=1,
