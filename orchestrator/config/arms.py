@@ -23,11 +23,11 @@ class Arm:
         kind = "" if self.kind == "video_action" else f"{self.kind}_"
         return f"{kind}demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
 
-    def arm_id(self, protocol: str) -> str:
-        """Name and a hash of everything that shapes the trained policy: the arm and `protocol`, the
-        fingerprint of the rest.
+    def arm_id(self, training: str) -> str:
+        """Return the name and a hash of everything that shapes the trained policy: the arm, and `training`,
+        the fingerprint of the rest.
         """
-        text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, self.kind, protocol])
+        text = json.dumps([self.demo_count, self.action_free_ratio, self.seed, self.kind, training])
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -193,9 +193,9 @@ class Train(Recipe):
     def shaping(self) -> dict[str, Any]:
         """Return the fields that shape a policy's weights after a given step.
 
-        How often a checkpoint is written and how much memory caches features do not. How many steps there are
-        does where the learning rate falls towards the last one, and where stage 1 takes as many; else
-        training that goes on to more steps passes through the same weights.
+        `checkpoint_every` and `feature_cache_mb` are left out. `steps` is left out if the learning rate is
+        constant: training to more steps then passes through the same weights. `video_steps`, by default
+        `steps`, counts in mode `two_stage`.
         """
         shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
@@ -257,8 +257,8 @@ class SuiteConfig(Section):
     own EGL; `experiments/drivers.py` measures how much pictures then differ.
     """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
-    """How a look becomes actions, from 30 joint denoising steps with guidance down to one video pass; empty:
-    the preset's own.
+    """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
+    empty: the preset's own.
     """
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are

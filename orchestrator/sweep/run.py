@@ -127,7 +127,7 @@ class SweepRun:
                 )
             self.spending = CostLedger(self.state.storage, sweep.name, uuid.uuid4().hex[:8])
             self._outbox = outbox
-            self._rule = ArmPruner(sweep)
+            self._pruner = ArmPruner(sweep)
             self._search: ArmSearch = GridSearch(
                 sorted(sweep.grid(), key=lambda arm: not sweep.is_reference(arm))
             )
@@ -191,7 +191,7 @@ class SweepRun:
         portraits = render_references_of(self.state.storage, sweep.suite.gl)
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
-            self.state, self.board, backend, self._rule.decides, self.handle, self.say
+            self.state, self.board, backend, self._pruner.decides, self.handle, self.say
         )
         with self._ending_cleanly():
             try:
@@ -482,7 +482,7 @@ class SweepRun:
     def _search_on(self, arm_id: str, step: int, score: Score) -> None:
         """Let the search decide on a complete score: stop the arm, or learn its result."""
         arm = self.board.arms[arm_id]
-        if arm.stopped is None and self._rule.stops(arm_id, step, score.interval[0]):
+        if arm.stopped is None and self._pruner.stops(arm_id, step, score.interval[0]):
             arm.stopped = step
             self.state.record_stop(arm_id, step)
             self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
@@ -495,12 +495,12 @@ class SweepRun:
     # -- start and end
 
     def _replay(self) -> None:
-        """Report stored scores to the stopping rule in the order of their steps, and enqueue every checkpoint
+        """Report stored scores to the pruner in the order of their steps, and enqueue every checkpoint
         of unstopped arms for scoring.
         """
         scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
         for step, arm_id in scores:
-            self._rule.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
+            self._pruner.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
         for arm_id, arm in sorted(
             self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)
         ):

@@ -53,8 +53,8 @@ DEFAULT_OUTBOX = OutboxSettings()
 
 
 class OutboxRelay:
-    """A process's publisher to MLflow. `note` returns at once and may be called by any thread; must be
-    closed.
+    """A process's publisher to MLflow. `enqueue` returns at once and may be called by any thread; must
+    be closed.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class OutboxRelay:
         """Whether this process holds the publisher's lock."""
         self.failure: BaseException | None = None
         """Exception that ended the thread; None while there is none."""
-        self._thread = threading.Thread(target=self._guarded, name="views", daemon=True)
+        self._thread = threading.Thread(target=self._guarded, name="outbox-relay", daemon=True)
         self._thread.start()
 
     def enqueue(self, record: OutboxRecord) -> None:

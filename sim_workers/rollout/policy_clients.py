@@ -108,7 +108,7 @@ class FactoryPolicy:
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Policy at a URL, served by `policy/http_policy.py`."""
+    """Policy at a URL, served by `policy/http_server.py`."""
 
     url: str
 
