@@ -39,7 +39,7 @@ checkpoint cache. A run whose control actor or heartbeat fails, or whose disk is
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
 AFTER_S = 0.0, 10.0
 """Range of the delay of a due kill, in seconds, drawn uniformly."""
-SPREAD = 10 / 12
+SPREAD = 8 / 12
 """Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the
 sweep at any speed of the machine.
 """
