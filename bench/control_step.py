@@ -4,7 +4,7 @@
     python -m bench.control_step --quick       within a minute: three tasks, few episodes
 
 Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians
-over blocks. `asked` is with the observations of every step; without, nobody asks. The split is of ours. Ways:
+over blocks. `asked` includes the observations of every step. The split is that of our step. Ways:
 the scripted experts' disturbed demonstrations, played once with each kind of step; whatever differs in
 positions, velocities, controls, time or observations after any step, and whether they succeed.
 """

@@ -183,7 +183,7 @@ class BareLoops:
 
 
 def _bare(end: Connection, render_profile: str, fast_control: bool, rebuilt: bool) -> None:
-    """rebuilt: model and GL context are made anew for every episode, as robosuite does unless told otherwise.
+    """rebuilt: model and GL context are rebuilt for every episode, robosuite's default.
     It then draws other cubes.
     """
     from sim_workers.envs.render import PROFILES, build_context

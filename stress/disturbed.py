@@ -318,6 +318,7 @@ class Disturbed:
                 del self._ends[kind]
         if self._node and time.monotonic() > self._node_due:
             self._node.join()
+            self._node_due = time.monotonic() + 1.0  # looking for the cluster reads every process
 
     def _again(self, why: str) -> None:
         if self.tally.restarts == self._most_restarts:

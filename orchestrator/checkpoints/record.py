@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.storage.base import Storage
@@ -10,12 +10,11 @@ from orchestrator.storage.notes import read_json_objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointRecord:
-    """Note of an intact checkpoint."""
+class TrainingProgress:
+    """Losses and consumed clips of a training run at an optimiser step."""
 
-    fingerprint: str
     loss: float
-    """Mean over the optimiser steps before the checkpoint since the last report, as the other losses."""
+    """Mean over the optimiser steps since the last report, as the other losses."""
     loss_video: float
     loss_action: float
     clips_with_actions: float | None = None
@@ -26,18 +25,16 @@ class CheckpointRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Losses and consumed clips by the names of their metrics."""
-        consumed = {
-            "clips_with_actions": self.clips_with_actions,
-            "clips_action_free": self.clips_action_free,
-            "action_free_ratio_consumed": self.action_free_ratio_consumed,
-        }
-        return {
-            "loss": self.loss,
-            "loss_video": self.loss_video,
-            "loss_action": self.loss_action,
-            **{name: value for name, value in consumed.items() if value is not None},
-        }
+        """Losses and, if known, consumed clips by the names of their metrics."""
+        values = {field.name: getattr(self, field.name) for field in fields(TrainingProgress)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord(TrainingProgress):
+    """Note of an intact checkpoint."""
+
+    fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics and the checkpoint's fingerprint, JSON-safe."""

@@ -5,8 +5,8 @@ import time
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import HELP
 from orchestrator.cli.parameters import StorePath
 
 
@@ -68,7 +68,7 @@ def collect(
     demoscale collect --task Lift --episodes 100 --store data/lift
     demoscale collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
     """
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.data.collect_demos import collect as recorded
     from orchestrator.data.collect_demos import missing

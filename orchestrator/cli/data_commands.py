@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import JSON
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import JSON
 
 if TYPE_CHECKING:
     from orchestrator.data.manifest import EpisodeEntry, Manifest
@@ -185,7 +185,7 @@ def verify(store: str, version: int | None) -> None:
     """
     from rich.console import Console
 
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import check_all, load_manifest
     from orchestrator.data.store_summary_text import amount, size
@@ -302,7 +302,7 @@ def check(
 
     from rich.console import Console
 
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.quality.check import check as checked
     from orchestrator.data.store_summary import spread_out

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import HELP
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath
 
 WEIGHTS = "~/.cache/demoscale/weights"
@@ -62,7 +62,7 @@ def encode(
     import torch
 
     from orchestrator.checkpoints.pretrained_weights import fetch_weights
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.data.episode_format import EpisodeError
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.latent_cache import LatentEntry, publish_index, write_latents, write_sentences

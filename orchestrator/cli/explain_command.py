@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import JSON, STORAGE
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import JSON, STORAGE
 
 
 @click.command()

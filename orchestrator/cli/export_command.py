@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import HELP
 from orchestrator.cli.parameters import OutputPath, StorePath
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -74,7 +74,7 @@ def export(
     demoscale export data/lift lift.hdf5 --format robomimic
     demoscale export --contract-of lift.hdf5
     """
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.data.exporters.lerobot_v3 import LEROBOT, ROBOMIMIC, exportable, named
     from orchestrator.data.exporters.lerobot_v3 import export as export_lerobot

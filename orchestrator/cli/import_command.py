@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import HELP
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
     demoscale import bags data/pick --hz 10 --task pick --proprio /joint_states --action /command
     demoscale import films data/lift --cameras agentview --resample-hz 20  action-free, beside demonstrations
     """
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.data.import_episodes import (
         LeftOut,

@@ -14,19 +14,20 @@ from typing import Any
 import click
 
 from orchestrator.cli.collect_command import collect
-from orchestrator.cli.common import HELP, JSON, SET, STORAGE, graceful_interrupt, print_wide
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import HELP, JSON, SET, STORAGE
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score
 from orchestrator.cli.serve_command import serve
 from orchestrator.cli.sheet_command import sheet
 from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
+from orchestrator.cli.terminal import graceful_interrupt, print_wide
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import HELP
 from orchestrator.cli.parameters import OutputPath, StorePath
 
 
@@ -76,7 +76,7 @@ def pretrain(
     demoscale pretrain data/pretrain --out policy/pretrained/tiny
     demoscale pretrain s3://robot-data/kitchen --out weights/kitchen --steps 50000
     """
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.placement import ResourcePlan
     from orchestrator.cluster.ray_runtime import connect, quiet, resources
     from orchestrator.config.schema import Train

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from orchestrator.cli.common import HELP, JSON, graceful_interrupt
 from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import HELP, JSON
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath, SuiteOption
+from orchestrator.cli.terminal import graceful_interrupt
 from sim_workers.rollout.suite import SHIFTS
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def _play(evaluation: "StandaloneEval", place: str, workers: int | None, as_json
     """
     from rich.console import Console
 
-    from orchestrator.cli.progress import progress_bar
+    from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.ray_runtime import connect
     from orchestrator.evaluation.scores import ProtocolError
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.common import HELP
 from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import HELP
 
 
 @click.command(context_settings=HELP)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.common import JSON, STORAGE, print_wide
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import JSON, STORAGE
+from orchestrator.cli.terminal import print_wide
 
 if TYPE_CHECKING:
     from orchestrator.cost import Cost

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.collect_command import collect
-from orchestrator.cli.common import SET
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.export_command import export
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import SET
 from orchestrator.cli.parameters import check_arguments
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score

@@ -122,10 +122,19 @@ class EvalScheduler:
             rule, reference = (
                 (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
             )
-            protocol, name = state.protocol_of(shift), self._board.arms[arm_id].name
-            self.scorer.submit(
-                EvalJob(arm_id, step, checkpoint, suite, protocol, source, last, rule, reference, name)
+            job = EvalJob(
+                arm_id=arm_id,
+                step=step,
+                checkpoint=checkpoint,
+                suite=suite,
+                protocol=state.protocol_of(shift),
+                source=source,
+                films=last,
+                rule=rule,
+                reference=reference,
+                arm=arm.name,
             )
+            self.scorer.submit(job)
 
     def submit_video(self, job: EvalJob) -> None:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be

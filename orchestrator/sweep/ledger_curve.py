@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.config.arms import Arm
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.cost import Cost, CostLedger, added
@@ -73,7 +74,7 @@ def _scored_arms(
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
             cost=costs[arm_id],
-            imagined=_imagined(state, arm, arm_id, test) if test and arm.kind == "video_action" else {},
+            imagined=_imagined(state, arm, checkpoints, test) if test and arm.kind == "video_action" else {},
             films=_film_notes(state, checkpoint),
         )
 
@@ -86,10 +87,12 @@ def _film_notes(state: SweepState, checkpoint: str) -> tuple[dict[str, Any], ...
     return tuple(note for _, note in sorted(notes.items()))
 
 
-def _imagined(state: SweepState, arm: Arm, arm_id: str, test: VideoBenchmark) -> dict[int, dict[str, float]]:
+def _imagined(
+    state: SweepState, arm: Arm, checkpoints: dict[int, CheckpointRecord], test: VideoBenchmark
+) -> dict[int, dict[str, float]]:
     """Return `ScoredArm.imagined`, from checkpoints with a complete score and a score of their video."""
     found = {}
-    for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
+    for step, checkpoint in sorted(checkpoints.items()):
         video = test.known(state.storage, checkpoint.fingerprint)
         if video and (score := state.score(arm, checkpoint.fingerprint, "nominal")[0]).complete:
             values = {"success_rate": score.success_rate, **video.metrics}
@@ -101,7 +104,6 @@ def films_from_ledger(state: SweepState, arms: Sequence[ScoredArm]) -> list[Roll
     """Return the films of the last checkpoints of these arms, see `films_of_arm`."""
     films = list[RolloutVideo]()
     for scored in arms:
-        checkpoint = state.checkpoints(scored.arm.arm_id(state.training))[scored.step].fingerprint
-        keys = Ledger(state.storage, checkpoint, state.protocol).films()
+        keys = state.films(scored.arm.arm_id(state.training))
         films += films_of_arm(scored, keys, state.storage.get)
     return films

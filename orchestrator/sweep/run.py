@@ -20,7 +20,7 @@ from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_r
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import CostLedger, of_outcome
-from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
+from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.score_events import (
     GeneratedVideoScored,
     OutcomesRecorded,
@@ -401,7 +401,7 @@ class SweepRun:
         for arm_id in arms:
             self._publisher.stage_one(arm_id, step, event.loss_video)
         if not arms:
-            self._publisher.training(run, step, event.progress)
+            self._publisher.training(run, step, event.metrics)
         scheduled = (self.training.steps(run),) if arms else self.state.sweep.checkpoint_steps()
         if event.checkpoint and step in scheduled:
             self.state.record_checkpoint(event)
@@ -531,13 +531,11 @@ class SweepRun:
 
     def films(self) -> dict[str, list[str]]:
         """Return the URIs of the rollout videos of every arm's last checkpoint, by the arm's name."""
-        state, last = self.state, self.state.sweep.train.steps
-        found = {}
-        for arm_id, arm in self.board.arms.items():
-            if checkpoint := state.checkpoints(arm_id).get(last):
-                films = Ledger(state.storage, checkpoint.fingerprint, state.protocol).films()
-                found[arm.name] = [state.uri(key) for key in films.values()]
-        return found
+        return {
+            arm.name: [self.state.uri(key) for key in films.values()]
+            for arm_id, arm in self.board.arms.items()
+            if (films := self.state.films(arm_id))
+        }
 
 
 def _sentence(trace: str) -> str:

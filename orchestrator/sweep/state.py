@@ -412,12 +412,17 @@ class SweepState:
             return records
         return {step: record for step, record in records.items() if step <= self.sweep.train.steps}
 
+    def films(self, arm_id: str) -> dict[str, str]:
+        """Return the rollout videos of an arm's last checkpoint: episode id -> storage key."""
+        checkpoint = self.checkpoints(arm_id).get(self.sweep.train.steps)
+        return Ledger(self.storage, checkpoint.fingerprint, self.protocol).films() if checkpoint else {}
+
     def record_checkpoint(self, report: Reported) -> None:
         """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
         without the checkpoint.
         """
         self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
-        record = CheckpointRecord(fingerprint=report.checkpoint, **report.progress)
+        record = CheckpointRecord(fingerprint=report.checkpoint, **report.metrics)
         write_record(self.storage, report.run, report.step, record)
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:

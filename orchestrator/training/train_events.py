@@ -4,49 +4,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.checkpoints.record import TrainingProgress
 from orchestrator.training.worker_usage import WorkerUsage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reported:
+class Reported(TrainingProgress):
     """Progress of a run at an optimiser step, with a checkpoint or without."""
 
     run: str
     """Id of the arm, or of the video model that several arms share."""
     step: int
     """Optimiser steps since the start of training."""
-    loss: float
-    """Mean since the last report, as the other losses."""
-    loss_video: float
-    loss_action: float
-    clips_with_actions: int
-    """Clips that the first worker trained on since step 0, as the next two; 0 if unknown."""
-    clips_action_free: int
-    action_free_ratio_consumed: float
-    """Clips without actions per clip with actions, to compare with the requested ratio."""
     usage: WorkerUsage
     """Usage of all workers since the last report."""
     checkpoint: str = ""
     """Fingerprint of the checkpoint at this step; empty if none was saved."""
-
-    @property
-    def progress(self) -> dict[str, float]:
-        """Losses and consumed clips by the names of their metrics."""
-        return {
-            "loss": self.loss,
-            "loss_video": self.loss_video,
-            "loss_action": self.loss_action,
-            "clips_with_actions": self.clips_with_actions,
-            "clips_action_free": self.clips_action_free,
-            "action_free_ratio_consumed": self.action_free_ratio_consumed,
-        }
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the report as Ray Train's metrics, which are flat: everything but the run; `checkpoint` only
         if there is one.
         """
         checkpoint = {"checkpoint": self.checkpoint} if self.checkpoint else {}
-        return {"step": self.step, **self.progress, **asdict(self.usage), **checkpoint}
+        return {"step": self.step, **self.metrics, **asdict(self.usage), **checkpoint}
 
     @classmethod
     def from_metrics(cls, run: str, metrics: Mapping[str, Any]) -> "Reported":

@@ -157,7 +157,9 @@ def test_adaptor_of_tiny_has_less_than_half_a_million_parameters() -> None:
 
 
 def test_adaptor_refuses_a_wrong_number_or_order_of_maps() -> None:
-    with pytest.raises(ValueError, match="4 feature maps for a branch that reads 3"):
+    with pytest.raises(
+        ValueError, match="4 feature maps for a branch that reads 3: the finest, and one per stage with joins"
+    ):
         build(small(3), [*SHAPES, (7, 1)], 1, 2)
     with pytest.raises(ValueError, match=r"fine to coarse; \(4, 4\) is followed by \(8, 8\)"):
         build(small(3), [(3, 4), (5, 8), (7, 2)], 1, 2)

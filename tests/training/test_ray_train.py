@@ -68,7 +68,7 @@ def test_report_from_metrics_is_the_report_with_or_without_usage(
 ) -> None:
     report = reported("arm", 6, checkpoint)
     assert Reported.from_metrics("arm", json.loads(json.dumps(report.to_metrics()))) == report
-    noted = report.progress | {
+    noted = report.metrics | {
         "step": 6,
         "checkpoint": "a fingerprint",
     }  # as `train_snapshot.repair` has them

@@ -1,27 +1,34 @@
-"""What several commands share: options of one name and meaning, how a table is printed, and what Ctrl-C
-means.
-"""
+"""What every command does with the terminal: progress bars, tables, Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-HELP = {"help_option_names": ["-h", "--help"]}
-"""Settings of commands that are also programs of their own, `python -m jobs.*`; others have the group's."""
-STORAGE = click.option(
-    "--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in."
-)
-SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="Override a field, e.g. --set train.steps=200. Repeatable.",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+def progress_bar(doing: str, console: "Console | None" = None, disable: bool = False) -> "Progress":
+    """Return a progress bar: description, count, elapsed and remaining time."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(doing),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=disable)
 
 
 def print_wide(drawn: Any) -> None:

@@ -13,9 +13,9 @@ from conftest import CHECKOUT, run
 from PIL import Image
 
 from imported_packages import HEAVY, imported_packages
-from orchestrator.cli.common import graceful_interrupt
 from orchestrator.cli.main import main
 from orchestrator.cli.submit_commands import JOBS
+from orchestrator.cli.terminal import graceful_interrupt
 from sim_workers.rollout.suite import VARIANTS
 
 
