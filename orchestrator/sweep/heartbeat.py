@@ -41,7 +41,10 @@ class Heartbeat:
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(
-                target=self._guarded, args=one, name=f"pulse{one[0].__name__.replace('_', '-')}", daemon=True
+                target=self._guarded,
+                args=one,
+                name=f"heartbeat{one[0].__name__.replace('_', '-')}",
+                daemon=True,
             )
             for one in self._tasks
         ]

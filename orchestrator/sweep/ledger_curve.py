@@ -7,7 +7,6 @@ from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.config.arms import Arm
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.cost import Cost, CostLedger, added
-from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.redaction import redact
@@ -32,10 +31,7 @@ def curve_from_ledger(state: SweepState) -> Curve | None:
     status = SweepStatus({arm_id: state.arm_state(arm) for arm_id, arm in arms.items()})
     status.charge(CostLedger.read(state.storage, state.sweep.name).by_arm())
     costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
-    try:
-        test = state.video_test()
-    except SubsetError:
-        test = None
+    test = state.possible_video_test()
     scored = [*_scored_arms(state, arms, costs, test)]
     if not scored:
         return None

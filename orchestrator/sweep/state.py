@@ -369,6 +369,13 @@ class SweepState:
         )
         return VideoBenchmark(clips, sweep.sampler)
 
+    def possible_video_test(self) -> VideoBenchmark | None:
+        """Return `video_test`; None also if too few held-out clips are left."""
+        try:
+            return self.video_test()
+        except SubsetError:
+            return None
+
     def job(self, arm: Arm) -> TrainJob:
         """Return the arm's training job."""
         sweep, with_video = self.sweep, arm.kind == "video_action"

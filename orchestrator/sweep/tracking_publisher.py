@@ -15,7 +15,6 @@ from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, added
-from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
 from orchestrator.provenance import PACKAGES, digest, git_commit
@@ -81,6 +80,7 @@ class TrackingPublisher:
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
         self._relay = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
+        self._arm_tags = redacted_in(arm_tags(state))
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
@@ -100,7 +100,7 @@ class TrackingPublisher:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
         uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
-        facts = {"demoscale.subset": subset.digest, **arm_tags(state)}
+        facts = {"demoscale.subset": subset.digest, **self._arm_tags}
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
             "digest": state.manifest.fingerprint,
@@ -109,7 +109,7 @@ class TrackingPublisher:
             "context": "training",
         }
         self._relay.enqueue(
-            DescribeArm(arm_id=arm_id, arm=arm, facts=redacted_in(facts), datasets=tuple(redacted_in([data])))
+            DescribeArm(arm_id=arm_id, arm=arm, facts=facts, datasets=tuple(redacted_in([data])))
         )
         self.arm_artifact(
             arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
@@ -292,10 +292,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
     Raises TrackingError if MLflow does not accept everything now.
     """
     views, scores = TrackingPublisher(state, settings=settings), 0
-    try:
-        test = state.video_test()
-    except SubsetError:
-        test = None
+    test = state.possible_video_test()
     for arm_id, arm in state.arms().items():
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint.metrics)
