@@ -142,7 +142,7 @@ def main(quick: bool) -> dict[str, object]:
     slow = sorted(waits)[int(0.99 * len(waits))]
     print(f"{'an optimiser step':<44}{1000 * step:>9.1f} ms of CPU")
     print(
-        f"{'a report: whoever reports waits, median':<44}{1000 * median(waits):>9.3f} ms, 99 % within"
+        f"{'a report: wait of the caller, median':<44}{1000 * median(waits):>9.3f} ms, 99 % within"
         f" {1000 * slow:.3f}"
     )
     print(f"{'a report: the thread that tells':<44}{1000 * report:>9.1f} ms of CPU")
@@ -151,7 +151,7 @@ def main(quick: bool) -> dict[str, object]:
         " of CPU"
     )
     print(
-        f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is told in"
+        f"\n{ARMS} arms at once; an arm of {QUICKSTART_STEPS} steps trains {arm:.0f} s and is published in"
         f" {telling:.2f} s: {telling / arm:.2%}"
     )
     return {

@@ -3,12 +3,11 @@ policies to other programs. `policy/http_policy.py` is the client.
 
 GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`.
 POST /act       observations -> 200, chunks; `policy/http_protocol.py` defines both formats.
-Anything else   -> 400 (invalid request), 401 (wrong or missing token), 403 (sent by a web page of another
-                origin), 404, 408 (received too
-                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head too
-                   large), 415 (a Content-Type that any web page may send), 500 (the policy failed), 501
-                   (another method), 503 (too many requests at once), with one line of plain text that gives
-                   the reason.
+Anything else   -> one line of plain text that gives the reason, and 400 (invalid request), 401 (wrong or
+                   missing token), 403 (sent by a web page of another origin), 404, 408 (received too
+                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head
+                   too large), 415 (a Content-Type that any web page may send), 500 (the policy failed), 501
+                   (another method) or 503 (too many requests at once).
 
 POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption.
 A server with a token answers only requests that carry `Authorization: Bearer TOKEN`; one without a token
