@@ -54,7 +54,10 @@ def connect() -> None:
         namespace="demoscale",
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": variables},
+        runtime_env={
+            "env_vars": variables,
+            "worker_process_setup_hook": "orchestrator.cluster.worker_logs.redact_output",
+        },
     )
     # Ray replaces the SIGTERM handler; an earlier one is restored.
     if threading.current_thread() is threading.main_thread() and terminated not in (

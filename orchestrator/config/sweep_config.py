@@ -42,7 +42,7 @@ from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.subset import SubsetError, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
-from orchestrator.redaction import fields_with_credentials, redact, strip_credentials
+from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
 from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
@@ -129,6 +129,18 @@ class SweepConfig(Section):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise SweepError(where, [*_mistakes(cls, raw, error), *_store_problems_of(raw)]) from None
+
+    @classmethod
+    def stored(cls, raw: dict[str, Any], where: str) -> "SweepConfig":
+        """Return a sweep that an earlier run wrote to a storage, without the credentials that versions before
+        0.2 allowed in it. Raises SweepError with every mistake.
+
+        raw: as `SweepConfig` dumps it. where: what error messages name.
+        """
+        try:
+            return cls.model_validate(_without_credentials(raw))
+        except ValidationError as error:
+            raise SweepError(where, _mistakes(cls, raw, error)) from None
 
     def grid(self) -> list[Arm]:
         """Every combination of what the file lists; none where a search proposes the arms."""
@@ -224,6 +236,15 @@ def credential_problems(raw: Any) -> list[str]:
         f" {_variables(field)}"
         for field in fields_with_credentials(raw)
     ]
+
+
+def _without_credentials(value: Any) -> Any:
+    """Return parsed JSON with the credentials of its URIs left out."""
+    if isinstance(value, dict):
+        return {name: _without_credentials(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_credentials(part) for part in value]
+    return strip_credentials(value) if isinstance(value, str) and credentials_in(value) else value
 
 
 def _variables(field: str) -> str:

@@ -199,7 +199,7 @@ class SweepState:
                     + (f"there are {', '.join(known)}" if known else "none did")
                 ],
             )
-        sweep = SweepConfig.model_validate(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"])
+        sweep = SweepConfig.stored(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"], storage.uri)
         # The recorded path may name another storage by now, or on this machine.
         state = cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
         return (

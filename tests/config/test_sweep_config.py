@@ -1,5 +1,6 @@
 """The sweep file: all mistakes at once, each with its field and remedy, before anything is spent."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +273,22 @@ def test_pinned_sweep_keeps_its_data_version_after_a_new_commit(tmp_path: Path, 
     assert after.manifest.fingerprint == before.manifest.fingerprint
     another = SweepState.open(sweep.model_copy(update={"name": "another"}))
     assert another.manifest.fingerprint != before.manifest.fingerprint
+
+
+def test_stored_sweep_with_credentials_opens_without_them(tmp_path: Path, store: str) -> None:
+    sweep = Sweep.load(write(tmp_path, store), (f"storage={tmp_path / 'runs'}",))
+    SweepState.open(sweep, pin=True)
+    file = tmp_path / "runs" / "sweeps" / "good.json"
+    kept = json.loads(file.read_text())
+    kept["sweep"]["mlflow"] = "https://ann:hunter22@mlflow.example.org/"
+    file.write_text(json.dumps(kept))
+    opened = SweepState.named("good", str(tmp_path / "runs")).sweep
+    assert opened.mlflow == "https://mlflow.example.org/"
+    kept["sweep"]["train"]["steps"] = -1
+    file.write_text(json.dumps(kept))
+    with pytest.raises(SweepError, match=r"train\.steps: input should be greater than 0") as raised:
+        SweepState.named("good", str(tmp_path / "runs"))
+    assert "hunter22" not in str(raised.value)
 
 
 def test_plan_counts_arms_checkpoints_rollouts_clips_and_bytes(tmp_path: Path, store: str) -> None:
