@@ -402,7 +402,11 @@ class SweepRun:
             self._publisher.stage_one(arm_id, step, event.loss_video)
         if not arms:
             self._publisher.training(run, step, event.metrics)
-        scheduled = (self.training.steps(run),) if arms else self.state.sweep.checkpoint_steps()
+        scheduled = (
+            (self.training.steps(run),)
+            if arms
+            else self.state.sweep.checkpoint_steps(self.board.arms[run].arm)
+        )
         if event.checkpoint and step in scheduled:
             self.state.record_checkpoint(event)
             if not arms:
@@ -533,8 +537,8 @@ class SweepRun:
         """Return the URIs of the rollout videos of every arm's last checkpoint, by the arm's name."""
         return {
             arm.name: [self.state.uri(key) for key in films.values()]
-            for arm_id, arm in self.board.arms.items()
-            if (films := self.state.films(arm_id))
+            for arm in self.board.arms.values()
+            if (films := self.state.films(arm.arm))
         }
 
 

@@ -130,7 +130,7 @@ class TrainScheduler:
 
     def _admit(self, arm: Arm) -> str:
         """Return the arm's id; store, show and publish the arm if it is new."""
-        arm_id = arm.arm_id(self._state.training)
+        arm_id = self._state.arm_id(arm)
         if arm_id not in self._board.arms:
             self._state.record_proposal(arm, self._proposed)
             with self._board.lock:
