@@ -1,5 +1,5 @@
-"""The files of a checkpoint, whoever wrote it: their common hash, and the error of an invalid one. Without torch,
-for processes that only move checkpoints.
+"""The files of a checkpoint, ours or an external policy's: their common hash, and the error of an invalid
+one. Without torch, for processes that only move checkpoints.
 """
 
 import hashlib

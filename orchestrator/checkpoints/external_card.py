@@ -76,8 +76,8 @@ class ExternalCard:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "ExternalCard":
-        """Return the card that `write` wrote. Raises CheckpointError, which names `where`, if it is damaged or
-        names a file outside the checkpoint.
+        """Return the card that `write` wrote. Raises CheckpointError, which names `where`, if it is damaged
+        or names a file outside the checkpoint.
         """
         try:
             fields = read_json(data, CARD_BYTES)

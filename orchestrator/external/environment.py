@@ -2,7 +2,7 @@
 container.
 
     <TMPDIR>/demoscale-UID/environments/<digest>/env      the environment
-    <TMPDIR>/demoscale-UID/environments/<digest>/ready    written last; without it the environment is made anew
+    <TMPDIR>/demoscale-UID/environments/<digest>/ready    written last; without it, it is made from scratch
 
 The digest is that of the Python version, the requirements, the indexes and the resolved versions. Settings of
 uv itself (UV_* variables, uv.toml) hold, such as a mirror of the package index.
