@@ -9,6 +9,7 @@ DemoscaleError
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
+├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
