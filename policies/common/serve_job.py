@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from policies.common.train_job import read_stated
+from common.train_job import read_stated
 from policy.http_server import serve
 from policy.interface import ActionChunk, Contract, Observation, Policy
 
@@ -52,4 +52,12 @@ def with_history(observation: Observation, steps: int) -> list[Observation]:
     return [last[0]] * (steps - len(last)) + last
 
 
-__all__ = ["ActionChunk", "Contract", "Observation", "Sequence", "ServeJob", "serve_one_by_one", "with_history"]
+__all__ = [
+    "ActionChunk",
+    "Contract",
+    "Observation",
+    "Sequence",
+    "ServeJob",
+    "serve_one_by_one",
+    "with_history",
+]

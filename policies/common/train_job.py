@@ -68,7 +68,9 @@ def read_stated(variable: str, names: list[str]) -> dict[str, Any]:
         raise SystemExit(f"{variable} is not set; this command is run by a sweep, which sets it")
     stated = json.loads(Path(path).read_text())
     if lacking := [name for name in names if name not in stated]:
-        raise SystemExit(f"{path}: it lacks {', '.join(lacking)}; the sweep and this policy differ in version")
+        raise SystemExit(
+            f"{path}: it lacks {', '.join(lacking)}; the sweep and this policy differ in version"
+        )
     return {name: stated[name] for name in names}
 
 

@@ -13,7 +13,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
-from policies.common.serve_job import ServeJob, serve_one_by_one, with_history
+from common.serve_job import ServeJob, serve_one_by_one, with_history
 from policy.interface import ActionChunk, Contract, Observation
 
 

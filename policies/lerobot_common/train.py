@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_HOME", str(Path.cwd() / "huggingface"))  # its cache of the data, which no other run needs
+os.environ.setdefault(
+    "HF_HOME", str(Path.cwd() / "huggingface")
+)  # its cache of the data, which no other run needs
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from lerobot.policies import get_policy_class, make_policy, make_pre_post_proces
 from lerobot.utils.constants import IMAGENET_STATS, PRETRAINED_MODEL_DIR
 from torch.utils.data import DataLoader, Dataset
 
-from policies.common.train_job import TrainJob, take_steps
+from common.train_job import TrainJob, take_steps
 
 REPO = "demoscale/arm"
 """A name that LeRobot wants for every data set; nothing is looked up under it."""

@@ -1,6 +1,6 @@
 """Trains LeRobot's policy `diffusion`."""
 
-from policies.lerobot_common.train import train
+from lerobot_common.train import train
 
 if __name__ == "__main__":
     train("diffusion")
