@@ -7,15 +7,17 @@ from functools import partial
 from typing import Any, Protocol
 
 from policy.http_policy import RemotePolicy
-from policy.interface import ActionChunk, Observation, Policy
+from policy.interface import ActionChunk, Observation, Policy, needs_of
 
 
 class PolicyClient(Protocol):
-    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`."""
+    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`, and the
+    `memory` and `observation_steps` of a policy (`policy.interface.PolicyNeeds`).
+    """
 
     def act(self, observation: Observation) -> ActionChunk:
-        """Return the chunk for one observation. Called in a thread of the rollout process; an error counts as
-        a policy that did not answer.
+        """Return the chunk for one observation. Called in a thread of the rollout process. After a
+        LostSessionError the episode is played again; any other error counts as a policy that did not answer.
         """
         ...
 
@@ -37,6 +39,16 @@ class UnbatchedClient:
     """Client that queries a policy with one observation at a time."""
 
     policy: Policy
+
+    @property
+    def memory(self) -> bool:
+        """Whether the policy has memory."""
+        return needs_of(self.policy).memory
+
+    @property
+    def observation_steps(self) -> int:
+        """Observations of consecutive control steps that the policy takes at once."""
+        return needs_of(self.policy).observation_steps
 
     def act(self, observation: Observation) -> ActionChunk:
         """Return the policy's chunk for one observation."""
