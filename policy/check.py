@@ -141,14 +141,10 @@ class _Trial:
                     "Return a list with one ActionChunk per observation",
                 )
             for chunk in chunks:
-                actions = getattr(chunk, "actions", None)
-                shape, dtype = (
-                    getattr(actions, "shape", ()),
-                    getattr(actions, "dtype", type(actions).__name__),
-                )
-                if len(shape) != 2 or shape[1] != dimensions or str(dtype) != "float32":
+                actions = np.asarray(chunk.actions)
+                if actions.shape[1:] != (dimensions,) or actions.dtype != np.float32:
                     raise _FailedError(
-                        f"the actions of a chunk are {dtype} {shape}",
+                        f"the actions of a chunk are {actions.dtype} {actions.shape}",
                         f"Return float32 of shape (steps, {dimensions}), one column per name in the"
                         " contract's `action`",
                     )
