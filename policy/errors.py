@@ -10,6 +10,7 @@ DemoscaleError
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
+├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved

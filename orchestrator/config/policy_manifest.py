@@ -213,6 +213,8 @@ class PolicyManifest(Section):
     """
     serve: Command
     """The command that serves a checkpoint over HTTP, as `train`."""
+    include: tuple[str, ...] = ()
+    """Folders beside the policy's whose programs it uses, `../NAME`; they become folders NAME inside it."""
     data: DataFormat
     """Format in which it reads the arm's episodes."""
     action_free: bool = False
@@ -233,6 +235,16 @@ class PolicyManifest(Section):
     """false: the authors of the manifest have not run it; plans say so."""
     limits: Limits = Limits()
     """Seconds after which something counts as failed."""
+    variables: Mapping[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str] = Field(default_factory=dict)
+    """Environment variables of both commands, such as HF_HUB_OFFLINE: "1"."""
+
+    @field_validator("include")
+    @classmethod
+    def _beside(cls, include: tuple[str, ...]) -> tuple[str, ...]:
+        for path in distinct(include):
+            if not re.fullmatch(r"\.\./\w+", path):
+                raise ValueError(f"{printable(path, 80)!r} must be a folder beside the policy's: ../NAME")
+        return include
 
     @field_validator("understands")
     @classmethod
@@ -343,9 +355,11 @@ class ExternalPolicy:
             path.write_bytes(data)
 
 
-def load(folder: str | Path) -> ExternalPolicy:
+def load(folder: str | Path, copied: bool = False) -> ExternalPolicy:
     """Read a policy's folder; hidden files and Python's caches are left out. Raises ManifestError with one
     sentence per mistake.
+
+    copied: the folder is one that `ExternalPolicy.write` filled, with the included folders inside.
     """
     root, where = Path(folder), f"{folder}/{MANIFEST}".replace(f"/{MANIFEST}/{MANIFEST}", f"/{MANIFEST}")
     if root.name == MANIFEST:
@@ -356,6 +370,13 @@ def load(folder: str | Path) -> ExternalPolicy:
         raise ManifestError(str(folder), [f"it has no {MANIFEST}; policies/README.md describes one"])
     files = _read_files(root)
     manifest = _parsed(files[MANIFEST], where)
+    for path in () if copied else manifest.include:
+        name = PurePosixPath(path).name
+        if not (root / path).is_dir() or (root / name).exists():
+            raise ManifestError(
+                where, [f"include: {path} must be a folder, and {name} no file of the policy's own folder"]
+            )
+        files |= {f"{name}/{file}": data for file, data in _read_files(root / path).items()}
     if problems := list(_missing_files(manifest, files)):
         raise ManifestError(where, problems)
     return ExternalPolicy(str(root), manifest, files)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from orchestrator.config.policy_manifest import Limits
 from orchestrator.external import guard
@@ -188,7 +188,7 @@ class Command:
 class CommandLog:
     """Output of a command, redacted and bounded: the first and the last half of LOG_BYTES are kept."""
 
-    def __init__(self, output: BinaryIO, path: Path) -> None:
+    def __init__(self, output: IO[bytes], path: Path) -> None:
         self._output, self._path = output, path
         self._file = path.open("ab")
         self._left = LOG_BYTES // 2

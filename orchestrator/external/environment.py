@@ -82,7 +82,8 @@ class Environment:
         if self.programs != Path(sys.executable).parent:
             own["VIRTUAL_ENV"] = str(self.programs.parent)
         program = shutil.which(paths[0], path=own["PATH"]) or paths[0]
-        return Launch((program, *paths[1:]), folder, inherited | own | dict(variables))
+        stated = dict(self.policy.manifest.variables)
+        return Launch((program, *paths[1:]), folder, inherited | own | stated | dict(variables))
 
     def _in_container(
         self,
@@ -95,7 +96,8 @@ class Environment:
     ) -> Launch:
         assert isinstance(self.policy.manifest.environment, ContainerImage)
         name = f"demoscale-{uuid.uuid4().hex[:12]}"
-        known = {"PYTHONPATH": IN_CONTAINER, "PYTHONUNBUFFERED": "1", "HOME": str(folder), **variables}
+        known = {"PYTHONPATH": IN_CONTAINER, "PYTHONUNBUFFERED": "1", "HOME": str(folder)}
+        known |= {**self.policy.manifest.variables, **variables}
         binds = [
             f"{CHECKOUT / 'policy'}:{IN_CONTAINER}/policy:ro",
             f"{folder}:{folder}",

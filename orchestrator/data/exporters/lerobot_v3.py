@@ -45,11 +45,8 @@ def exportable(
     """Return the episodes that a data set of that kind can hold. Raises EpisodeError for a rate or episodes
     that it cannot express.
     """
-    if kind == LEROBOT and manifest.contract.control_hz % 1:
-        raise EpisodeError(
-            f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g}"
-            " steps per second"
-        )
+    if kind == LEROBOT:
+        check_rate(storage, manifest.contract)
     entries = list(manifest.entries)
     labelled = [entry for entry in entries if entry.labelled]
     if not labelled:
@@ -61,6 +58,15 @@ def exportable(
             f" ({named(entry.episode_id for entry in entries if not entry.labelled)})"
         )
     return labelled
+
+
+def check_rate(storage: Storage, contract: Contract) -> None:
+    """Raise EpisodeError if LeRobot cannot express the store's control rate."""
+    if contract.control_hz % 1:
+        raise EpisodeError(
+            f"{storage.uri}: LeRobot's fps is a whole number, the store has {contract.control_hz:g} steps per"
+            " second"
+        )
 
 
 def named(episodes: Iterable[str]) -> str:

@@ -31,12 +31,8 @@ def read_episode(
 
 def filled(episode: Episode, contract: Contract) -> Episode:
     """Return the episode with zeros for actions and proprioception that it lacks."""
-    zeros = {"action": len(contract.action), "proprio": len(contract.proprio)}
-    return replace(
-        episode,
-        **{
-            name: np.zeros((episode.length, width), np.float32)
-            for name, width in zeros.items()
-            if getattr(episode, name) is None
-        },
+    action, proprio = (
+        np.zeros((episode.length, len(names)), np.float32) if values is None else values
+        for values, names in ((episode.action, contract.action), (episode.proprio, contract.proprio))
     )
+    return replace(episode, action=action, proprio=proprio)
