@@ -227,6 +227,14 @@ class SweepConfig(Section):
         """Where the arms' video models start: a folder, hub id or URI; empty for random weights."""
         return weights_source(self.policy.preset, self.policy.weights)
 
+    def data_parts(self, manifest_fingerprint: str, quarantined: Iterable[str]) -> dict[str, Any]:
+        """Return the parts of a training key that are of the data."""
+        return {
+            "data": manifest_fingerprint,
+            "quarantined": sorted(quarantined),
+            "labelled tasks": sorted(self.data.labelled_tasks),
+        }
+
     def training_key(
         self,
         manifest_fingerprint: str,
@@ -244,9 +252,7 @@ class SweepConfig(Section):
             (self.train_of(arm), self.preset_of(self.line(arm))) if arm else (self.train, self.policy.preset)
         )
         parts = {
-            "data": manifest_fingerprint,
-            "quarantined": sorted(quarantined),
-            "labelled tasks": sorted(self.data.labelled_tasks),
+            **self.data_parts(manifest_fingerprint, quarantined),
             "policy": {"preset": preset},
             "weights": weights,
             "videos": [self.data.most_demos, self.data.highest_ratio] if train.videos == "sweep" else [],

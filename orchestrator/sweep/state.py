@@ -37,6 +37,7 @@ from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
 from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.evaluation.video_score import VideoBenchmark
+from orchestrator.external.job import ExternalJob
 from orchestrator.fingerprints import Key, stored_like
 from orchestrator.provenance import (
     ACTING_PACKAGES,
@@ -51,6 +52,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
 from orchestrator.storage.notes import read_json_objects
+from orchestrator.sweep.external_lines import ExternalLine, read_external_lines
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -89,6 +91,8 @@ class SweepState:
     """`weights_label` of the initial weights of the sweep's video models."""
     line_weights: Mapping[str, str] = field(default_factory=dict)
     """`weights_label` of the initial weights of lines that start from others, by source."""
+    external: Mapping[str, ExternalLine] = field(default_factory=dict)
+    """External lines by name."""
     stored: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
@@ -139,6 +143,7 @@ class SweepState:
             packages,
             weights,
             line_weights,
+            read_external_lines(sweep, storage, before.get("external", {}), pin, here),
         )
         if pin:
             state._refuse_shorter(before.get("sweep", {}))
@@ -187,6 +192,8 @@ class SweepState:
                 strip_credentials(source): strip_credentials(label)
                 for source, label in self.line_weights.items()
             }
+        if self.external:
+            kept["external"] = {name: line.pinned() for name, line in self.external.items()}
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
@@ -261,6 +268,9 @@ class SweepState:
     def key_of(self, arm: Arm) -> Key:
         """Return the key of every input to an arm's policy other than the arm."""
         line = self.sweep.line(arm)
+        if not line.own:
+            parts = self.sweep.data_parts(self.manifest.fingerprint, self.quarantined)
+            return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
         return self.sweep.training_key(
             self.manifest.fingerprint, self.quarantined, self._weights_of(line), self.packages, arm
         )
@@ -462,8 +472,34 @@ class SweepState:
         except SubsetError:
             return None
 
-    def job(self, arm: Arm) -> TrainJob:
-        """Return the arm's training job."""
+    def job(self, arm: Arm) -> TrainJob | ExternalJob:
+        """Return the arm's training job. Raises SweepError if the folder of its external policy was not
+        read.
+        """
+        return self.own_job(arm) if self.sweep.line(arm).own else self._external_job(arm)
+
+    def _external_job(self, arm: Arm) -> ExternalJob:
+        line = self.external[arm.kind]
+        if line.policy is None:
+            raise SweepError(
+                self.sweep.name, [f"{arm.name}: the folder of its policy is not on this machine"]
+            )
+        return ExternalJob(
+            arm=arm,
+            arm_id=self.arm_id(arm),
+            episodes=open_storage(self.sweep.data.episodes).uri,
+            version=self.version,
+            subset=self.subset(arm),
+            policy=line.policy,
+            options=line.options,
+            train=self.sweep.train_of(arm),
+            storage=self.storage.uri,
+            lock=line.lock,
+            code=file_hashes(),
+        )
+
+    def own_job(self, arm: Arm) -> TrainJob:
+        """Return the training job of an arm of this package's own policies."""
         sweep, line, train = self.sweep, self.sweep.line(arm), self.sweep.train_of(arm)
         label = self._weights_of(line)
         return TrainJob(
@@ -485,10 +521,10 @@ class SweepState:
         """Return the training job of the video model that the arm's head reads, shared by arms with the same
         one; None if none is separate.
         """
-        if self.sweep.train_of(arm).mode != "two_stage" or not self.sweep.line(arm).imagines:
+        if not self.sweep.line(arm).imagines or self.sweep.train_of(arm).mode != "two_stage":
             return None
         videos = self.sweep.largest(arm.seed) if self.sweep.train.videos == "sweep" else arm
-        return self.job(arm).stage_one(self.manifest, self.subset(videos))
+        return self.own_job(arm).stage_one(self.manifest, self.subset(videos))
 
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
