@@ -2,14 +2,16 @@
 exception is a bug with a traceback.
 
 DemoscaleError
-├── CheckpointError       policy.checkpoint                        a checkpoint cannot be read
+├── CheckpointError       policy.checkpoint_files                  a checkpoint cannot be read
 ├── CodeBundleError       orchestrator.cluster.code_bundle         files cannot be sent to a cluster
 ├── CodeChangedError      sim_workers.checkout                     the code changed during a run; exit code 75
+├── CommandError          orchestrator.external.command            a command of an external policy fails
 ├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
+├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite

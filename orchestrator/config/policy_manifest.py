@@ -235,6 +235,8 @@ class PolicyManifest(Section):
     """false: the authors of the manifest have not run it; plans say so."""
     limits: Limits = Limits()
     """Seconds after which something counts as failed."""
+    variables: Mapping[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str] = Field(default_factory=dict)
+    """Environment variables of both commands, such as HF_HUB_OFFLINE: "1"."""
 
     @field_validator("include")
     @classmethod
@@ -353,9 +355,11 @@ class ExternalPolicy:
             path.write_bytes(data)
 
 
-def load(folder: str | Path) -> ExternalPolicy:
+def load(folder: str | Path, copied: bool = False) -> ExternalPolicy:
     """Read a policy's folder; hidden files and Python's caches are left out. Raises ManifestError with one
     sentence per mistake.
+
+    copied: the folder is one that `ExternalPolicy.write` filled, with the included folders inside.
     """
     root, where = Path(folder), f"{folder}/{MANIFEST}".replace(f"/{MANIFEST}/{MANIFEST}", f"/{MANIFEST}")
     if root.name == MANIFEST:
@@ -366,7 +370,7 @@ def load(folder: str | Path) -> ExternalPolicy:
         raise ManifestError(str(folder), [f"it has no {MANIFEST}; policies/README.md describes one"])
     files = _read_files(root)
     manifest = _parsed(files[MANIFEST], where)
-    for path in manifest.include:
+    for path in () if copied else manifest.include:
         name = PurePosixPath(path).name
         if not (root / path).is_dir() or (root / name).exists():
             raise ManifestError(

@@ -544,4 +544,6 @@ def _sentence(trace: str) -> str:
     """
     # before it is cut, which would hide where a secret ends
     last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redact(trace).strip().splitlines()[-1])
-    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]
+    return re.sub(
+        r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError|Command(Refused)?Error): ", "", last
+    )[:300]
