@@ -46,7 +46,8 @@ class PolicyRef:
 def resolve_policy(
     name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = ""
 ) -> PolicyRef:
-    """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://..., or MODULE:FUNCTION.
+    """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
+    servers of one policy with commas between), or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
@@ -69,19 +70,22 @@ def resolve_policy(
     return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
 
 
-def _served(url: str, fingerprint: str) -> PolicyRef:
+def _served(name: str, fingerprint: str) -> PolicyRef:
     from policy.http_policy import RemotePolicy
     from policy.http_protocol import RemoteError
     from sim_workers.rollout.policy_clients import RemoteServer
 
-    url = strip_credentials(
-        url
-    )  # a policy server takes no credentials, and its URL is written to logs and results
+    # a policy server takes no credentials, and its URL is written to logs and results
+    urls = [strip_credentials(url) for url in name.split(",")]
     try:
-        contract = RemotePolicy(url, patience_s=3.0).contract
+        contracts = [RemotePolicy(url, patience_s=3.0).contract for url in urls]
     except RemoteError as error:
         raise PolicyRefError(str(error)) from None
-    return PolicyRef(url, contract, fingerprint, None, lambda _: RemoteServer(url))
+    for url, contract in zip(urls, contracts, strict=True):
+        if differences := contracts[0].mismatches(contract):
+            raise PolicyRefError(f"{url} serves another policy than {urls[0]}: {differences[0]}")
+    name = ",".join(urls)
+    return PolicyRef(name, contracts[0], fingerprint, None, lambda _: RemoteServer(name))
 
 
 def _function(name: str, fingerprint: str) -> PolicyRef:

@@ -1,12 +1,13 @@
 """Policy sources of a rollout process: a function, a named function, or a URL."""
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from policy.http_policy import RemotePolicy
+from policy.http_policy import RemotePolicies
 from policy.interface import ActionChunk, Observation, Policy, needs_of
 
 
@@ -120,18 +121,20 @@ class FactoryPolicy:
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Policy at a URL, served by `policy/http_server.py`."""
+    """Policy at a URL, served by `policy/http_server.py`, or at several of them with commas between; each
+    rollout process queries one and passes to the next when it is unreachable.
+    """
 
     url: str
 
     @property
     def name(self) -> str:
-        """The URL."""
+        """The URL, or the URLs."""
         return self.url
 
     def connect(self) -> UnbatchedClient:
-        """Return a client of the server; the first request opens the connection."""
-        return UnbatchedClient(RemotePolicy(self.url))
+        """Return a client of the servers; the first request opens the connection."""
+        return UnbatchedClient(RemotePolicies(self.url.split(","), os.getpid()))
 
 
 def _parts(make: Callable[[], Policy]) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
