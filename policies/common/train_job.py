@@ -1,6 +1,6 @@
-"""A training command's side: the job that the sweep hands over, the loop of steps, its report and its checkpoints.
+"""A training command's side: the job that the sweep hands over, the loop of steps, the report, checkpoints.
 
-The job is the JSON file that the environment variable DEMOSCALE_TRAIN names; docs/external-policies.md
+The job is the JSON file that the environment variable DEMOSCALE_TRAIN names; policies/README.md
 describes its fields and the lines of the report. Standard library only: the command runs in its policy's own
 environment.
 """
