@@ -220,13 +220,12 @@ class CommandLog:
             self._file.write(data[: self._left])
             self._file.flush()
             data, self._left = data[self._left :], self._left - len(data)
-        if data:
-            self._last.append(data)
-            self._last_bytes += len(data)
-            while self._last_bytes > LOG_BYTES // 2:
-                dropped = self._last.popleft()
-                self._last_bytes -= len(dropped)
-                self._dropped += len(dropped)
+        self._last.extend(data.splitlines(keepends=True))
+        self._last_bytes += len(data)
+        while self._last_bytes > LOG_BYTES // 2:
+            dropped = self._last.popleft()
+            self._last_bytes -= len(dropped)
+            self._dropped += len(dropped)
 
     def quoted(self) -> str:
         """Return the last lines for the end of a sentence; empty if the command wrote none."""
