@@ -49,4 +49,3 @@ def with_history(observation: Observation, steps: int) -> list[Observation]:
     """Return the last `steps` observations, oldest first; the first one repeated where there are fewer."""
     last = [*observation.history, observation][-steps:]
     return [last[0]] * (steps - len(last)) + last
-

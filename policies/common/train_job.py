@@ -87,6 +87,7 @@ def take_steps(job: TrainJob, step: Callable[[], float], save: Callable[[Path, i
     for number in range(job.first_step + 1, job.steps + 1):
         losses.append(step())
         if not math.isfinite(losses[-1]):
+            _report(job.report, {"step": number, "loss": losses[-1]})
             raise SystemExit(f"step {number}: the loss is {losses[-1]}; lower the learning rate")
         if number % job.checkpoint_every == 0 or number == job.steps or stop.asked:
             name = _write_checkpoint(job.checkpoints, number, save)

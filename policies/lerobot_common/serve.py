@@ -9,11 +9,11 @@ os.environ.setdefault("HF_HOME", str(Path.cwd() / "huggingface"))
 
 import numpy as np
 import torch
+from common.serve_job import ServeJob, serve_policy, with_history
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
-from common.serve_job import ServeJob, serve_policy, with_history
 from policy.interface import ActionChunk, Contract, Observation
 
 

@@ -19,6 +19,7 @@ os.environ.setdefault(
 
 import numpy as np
 import torch
+from common.train_job import TrainJob, take_steps
 from lerobot.common.train_utils import load_training_state, save_training_state
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
@@ -27,8 +28,6 @@ from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
 from lerobot.policies import get_policy_class, make_policy, make_pre_post_processors
 from lerobot.utils.constants import IMAGENET_STATS, PRETRAINED_MODEL_DIR
 from torch.utils.data import DataLoader, Dataset
-
-from common.train_job import TrainJob, take_steps
 
 REPO = "demoscale/arm"
 """A name that LeRobot wants for every data set; nothing is looked up under it."""

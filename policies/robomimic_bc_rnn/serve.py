@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from robomimic.utils import file_utils
-
 from common.serve_job import ServeJob, serve_policy
+from robomimic.utils import file_utils
+from train import MODEL
+
 from policy.interface import ActionChunk, Contract, Observation
 from policy.sessions import SessionStates
-from train import MODEL
 
 
 @dataclass

@@ -14,12 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from robomimic.algo import RolloutPolicy, algo_factory
+from common.train_job import TrainJob, take_steps
+from robomimic.algo import algo_factory
 from robomimic.config import config_factory
 from robomimic.utils import file_utils, obs_utils, torch_utils, train_utils
 from torch.utils.data import default_collate
-
-from common.train_job import TrainJob, take_steps
 
 MODEL, STATE = "model.pth", "training_state.pth"
 """Files of a checkpoint: robomimic's own, and the state of the random generators."""
@@ -143,7 +142,12 @@ def _batches(dataset: Any, job: TrainJob) -> Iterator[dict[str, Any]]:
 
 def _random_state() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
