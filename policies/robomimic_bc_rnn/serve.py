@@ -1,5 +1,5 @@
-"""Serves a checkpoint of robomimic's BC-RNN over the project's HTTP protocol, with a session for every episode
-that is played.
+"""Serves a checkpoint of robomimic's BC-RNN over the project's HTTP protocol, with a session for every
+episode that is played.
 """
 
 from collections.abc import Sequence
