@@ -56,10 +56,14 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             if typing.get_origin(kind) is typing.Literal
             else ""
         )
+        if field.default_factory:
+            default = "`{}`"
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:
             yield from rows(section, f"{prefix}{name}.")
+        elif field.default == () and (of_each := next(sections_in(kind), None)):
+            yield from rows(of_each, f"{prefix}{name}[].")
 
 
 def _plain(value: object) -> str:

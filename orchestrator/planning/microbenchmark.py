@@ -30,6 +30,8 @@ from orchestrator.planning.calibration import (
     Quantiles,
     Timing,
     save_calibration,
+    stage_one_kind,
+    step_kind,
     this_machine,
 )
 from orchestrator.planning.plan import make_plan
@@ -77,16 +79,12 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                     _training, job, name == KEPT, Path(folder) / name, part_s
                 ).result()
                 start = start or began
-            said = manifest[jobs[sweep.train.objective].subset.demos[0]].instruction
-            for kind, name in {
-                "video_action": sweep.train.objective,
-                "diffusion_policy": "diffusion_policy",
-            }.items():
-                if name not in jobs:
-                    continue
+            for line in (line for line in sweep.lines if line.own):
+                name = step_kind(sweep, line)
+                said = manifest[jobs[name].subset.demos[0]].instruction
                 for rows in sorted({1, sweep.rollout_actors}):
-                    say(f"answers: {kind}, {rows} at once")
-                    answers[f"{kind} {rows}"] = process.submit(
+                    say(f"answers: {line.name}, {rows} at once")
+                    answers[f"{line.name} {rows}"] = process.submit(
                         _answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2
                     ).result()
             if KEPT in jobs:
@@ -103,10 +101,16 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                 sweep.sampler.execute,
                 part_s,
             ).result()
-    assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     calibration = Calibration(
-        this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated
+        this_machine(),
+        measured_at,
+        process_s,
+        start or Timing.of([(0.0, 0.0)]),
+        steps,
+        kept_clips,
+        answers,
+        **simulated,
     )
     save_calibration(sweep, calibration)
     return calibration
@@ -122,31 +126,40 @@ def _a_process() -> ProcessPoolExecutor:
 
 def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set[str]) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
-    recipe = sweep.train
-    short = recipe.model_copy(
-        update={
-            "steps": FIRST_STEPS + STEPS,
-            "checkpoint_every": FIRST_STEPS,
-            "batch_size": recipe.batch_size // recipe.workers,
-            "workers": 1,
-        }
-    )
-    arm = sweep.largest()
-    config, data = policy_config(sweep.policy.preset), sweep.data
-    job = TrainJob(
-        arm=arm,
-        arm_id="calibration",
-        episodes=open_storage(data.episodes).uri,
-        version=version,
-        subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks),
-        config=config,
-        train=short,
-        objective=recipe.objective,
-        weights=sweep.policy.weights,
-    )
-    jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
-    jobs[recipe.objective] = job
-    if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
+    arm, data, jobs = sweep.largest(), sweep.data, dict[str, TrainJob]()
+    subset = select_episodes(manifest, arm, quarantined, data.labelled_tasks)
+    for line in (line for line in sweep.lines if line.own):
+        recipe, config = sweep.line_train(line), policy_config(sweep.preset_of(line), line.policy)
+        short = recipe.model_copy(
+            update={
+                "steps": FIRST_STEPS + STEPS,
+                "checkpoint_every": FIRST_STEPS,
+                "batch_size": recipe.batch_size // recipe.workers,
+                "workers": 1,
+            }
+        )
+        job = TrainJob(
+            arm=arm,
+            arm_id="calibration",
+            episodes=open_storage(data.episodes).uri,
+            version=version,
+            subset=subset,
+            config=config,
+            train=short,
+            objective=recipe.objective if line.imagines else "action",
+            weights=sweep.weights_of(line),
+        )
+        if line.imagines and recipe.mode == "two_stage":
+            jobs[stage_one_kind(line)] = replace(job, objective="video")
+        jobs[step_kind(sweep, line)] = job
+        if not (
+            line.plain
+            and line.imagines
+            and job.objective == "action"
+            and config.diffusion.features_at == "start"
+            and recipe.feature_cache_mb
+        ):
+            continue
         task = (data.labelled_tasks or sweep.suite.tasks)[0]
         one_demo = Arm(1, 0.0, arm.seed)
         one = replace(
@@ -157,10 +170,6 @@ def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set
         seen = -(-clips // short.batch_size)
         jobs[KEPT] = replace(
             one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen})
-        )
-    if sweep.policy.baselines:
-        jobs["diffusion_policy"] = replace(
-            job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action"
         )
     return jobs
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
 from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, verdict
-from policy.config import PolicyKind
+from policy.config import DIFFUSION_POLICY
 
-WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
+WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
 """Display names of the baselines."""
 
 
@@ -17,7 +17,8 @@ WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
 class Series:
     """Policy and action-free ratio, which the points of one line share."""
 
-    policy: PolicyKind
+    policy: str
+    """Name of the sweep's line (`policy.lines`)."""
     action_free_ratio: float
 
     @classmethod
@@ -32,20 +33,31 @@ class Series:
 
     @property
     def label(self) -> str:
-        """Name of the line in legends."""
+        """Name of the line in legends where the only policies are `video_action` and the baseline."""
         if self.baseline:
             return f"{WITHOUT_VIDEO[self.policy]} (no video)"
-        return (
-            f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
-        )
+        return self._action_free or "demos only"
+
+    @property
+    def named_label(self) -> str:
+        """Name of the line in legends among other policies."""
+        return f"{self.policy} {self._action_free}".rstrip()
 
     def words(self, demo_count: int, with_video: str = "") -> str:
-        """Return one of its points in words; `with_video` is appended for policies with video."""
+        """Return one of its points in words where the only policies are `video_action` and the baseline;
+        `with_video` is appended for policies with video.
+        """
         if self.baseline:
             return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos{with_video}" + (
-            f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
-        )
+        return f"{demo_count} demos{with_video} {self._action_free}".rstrip()
+
+    def named_words(self, demo_count: int) -> str:
+        """Return one of its points in words among other policies."""
+        return f"{demo_count} demos, {self.named_label}"
+
+    @property
+    def _action_free(self) -> str:
+        return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class TaskScore:
 class Point:
     """One point of the curve, pooled over replicates."""
 
-    policy: PolicyKind
+    policy: str
     demo_count: int
     action_free_ratio: float
     success_rate: float
@@ -113,8 +125,8 @@ class Comparison:
 
     first: str
     second: str
-    first_policy: PolicyKind
-    second_policy: PolicyKind
+    first_policy: str
+    second_policy: str
     result: PairedComparison
     interval: Interval
     """95 %, of the difference, with the spread between training seeds if there are several."""

@@ -1,12 +1,11 @@
-"""Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per
-baseline.
-"""
+"""Scores -> sample-efficiency curve: success over demo count, one line per policy and action-free ratio."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.rollout_videos import RolloutVideo
+from policy.config import VIDEO_ACTION
 from sim_workers.rollout.suite import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -95,11 +95,45 @@ class Curve:
 
     @cached_property
     def lines(self) -> list[Series]:
-        """Lines with video by ratio, then the baselines."""
+        """Lines of each policy by ratio; policies in the order of the sweep file, without one the baselines
+        last.
+        """
+        order = {line["name"]: place for place, line in enumerate(self.policy_lines)}
         return sorted(
             {Series.of(scored.arm) for scored in self.arms},
-            key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
+            key=lambda line: (
+                order.get(line.policy, len(order)),
+                line.baseline,
+                line.policy,
+                line.action_free_ratio,
+            ),
         )
+
+    @property
+    def policy_lines(self) -> list[Mapping[str, Any]]:
+        """`policy.lines` of the sweep file; empty if it has none."""
+        lines: list[Mapping[str, Any]] = self.sweep.get("policy", {}).get("lines") or []
+        return lines
+
+    @property
+    def match(self) -> str:
+        """What arms have in common: `train.match`."""
+        return str(self.sweep.get("train", {}).get("match", "steps"))
+
+    @cached_property
+    def named(self) -> bool:
+        """Whether lines are called by the names of their policies: there are others than `video_action` and
+        the baseline.
+        """
+        return any(line.policy != VIDEO_ACTION and not line.baseline for line in self.lines)
+
+    def label(self, line: Series) -> str:
+        """Return the name of a line in legends."""
+        return line.named_label if self.named else line.label
+
+    def base(self, line: Series) -> Series:
+        """Return the line of the same policy with the lowest ratio."""
+        return next(other for other in self.lines if other.policy == line.policy)
 
     @cached_property
     def _cells(self) -> dict[tuple[Series, int], list[ScoredArm]]:
@@ -203,19 +237,14 @@ class Curve:
         return [self.reach(line, success_rate) for line in self.lines]
 
     def data_equivalence(self, line: Series) -> Estimate | None:
-        """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
-        and for baselines.
+        """Return how many times as many demos the policy's lowest ratio needs as this line; None for that
+        ratio itself.
         """
         return self._worth.get(line)
 
     @cached_property
     def _worth(self) -> dict[Series, Estimate]:
-        base = self.lines[0]
-        return {
-            line: self._worth_of(line, base)
-            for line in self.lines
-            if not (line.baseline or base.baseline or line == base)
-        }
+        return {line: self._worth_of(line, base) for line in self.lines if (base := self.base(line)) != line}
 
     def _worth_of(self, line: Series, base: Series) -> Estimate:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
@@ -231,24 +260,29 @@ class Curve:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with
-        the lowest and every baseline.
+        the policy's lowest, and of every two policies: at equal ratios, or at all if one has a single ratio.
 
-        P-values are corrected within each of these questions, so that one does not depend on the others.
+        P-values are corrected within each of these questions, of the first two within each policy, so that
+        one does not depend on the others.
         """
         counts = sorted({scored.arm.demo_count for scored in self.arms})
-        ours = [line for line in self.lines if not line.baseline]
-        baselines = [line for line in self.lines if line.baseline]
-        families = [
-            [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
-            [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
-            [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
+        policies = [[*lines] for _, lines in groupby(self.lines, key=lambda line: line.policy)]
+        families: list[list[tuple[tuple[Series, int], tuple[Series, int]]]] = []
+        for lines in policies:
+            families += [
+                [((line, counts[-1]), (line, counts[0])) for line in lines if len(counts) > 1],
+                [((line, count), (lines[0], count)) for count in counts for line in lines[1:]],
+            ]
+        families.append(
             [
-                ((line, count), (baseline, count))
+                ((line, count), (other, count))
                 for count in counts
-                for line in ours
-                for baseline in baselines
-            ],
-        ]
+                for lines, others in combinations(policies, 2)
+                for line in lines
+                for other in others
+                if line.action_free_ratio == other.action_free_ratio or 1 in (len(lines), len(others))
+            ]
+        )
         told = []
         for pairs in families:
             both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
@@ -278,6 +312,9 @@ class Curve:
     ) -> Comparison:
         (line, count), (other, other_count) = first, second
         words = line.words(count, " with video" if line.policy != other.policy else "")
+        other_words = other.words(other_count)
+        if self.named:
+            words, other_words = line.named_words(count), other.named_words(other_count)
         cells = list(self._cells)
         interval = interval_of(
             np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1)
@@ -288,7 +325,7 @@ class Curve:
         test = "anytime-valid" if self.looked_at else "exact McNemar"
         return Comparison(
             first=words,
-            second=other.words(other_count),
+            second=other_words,
             first_policy=line.policy,
             second_policy=other.policy,
             result=result,

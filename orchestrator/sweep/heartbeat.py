@@ -166,10 +166,10 @@ class Heartbeat:
     def _todo(self) -> tuple[int, int]:
         """Return the optimiser steps and the episodes that are left."""
         sweep, board = self._run.state.sweep, self._run.board
-        listed = len(sweep.checkpoint_steps()) * sweep.suite.listed
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
             played = (
                 sum(done + sweep.suite.listed - of for done, of in arm.scoring.values()) for arm in going_on
             )
-            return sum(arm.steps - arm.step for arm in going_on), listed * len(going_on) - sum(played)
+            listed = sum(len(sweep.checkpoint_steps(arm.arm)) * sweep.suite.listed for arm in going_on)
+            return sum(arm.steps - arm.step for arm in going_on), listed - sum(played)

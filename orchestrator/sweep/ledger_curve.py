@@ -31,8 +31,7 @@ def curve_from_ledger(state: SweepState) -> Curve | None:
     status = SweepStatus({arm_id: state.arm_state(arm) for arm_id, arm in arms.items()})
     status.charge(CostLedger.read(state.storage, state.sweep.name).by_arm())
     costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
-    test = state.possible_video_test()
-    scored = [*_scored_arms(state, arms, costs, test)]
+    scored = [*_scored_arms(state, arms, costs)]
     if not scored:
         return None
     tags = {
@@ -47,11 +46,9 @@ def curve_from_ledger(state: SweepState) -> Curve | None:
     return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
 
 
-def _scored_arms(
-    state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost], test: VideoBenchmark | None
-) -> Iterator[ScoredArm]:
-    last = state.sweep.train.steps
+def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[ScoredArm]:
     for arm_id, arm in arms.items():
+        last, test = state.sweep.train_of(arm).steps, state.possible_video_test(arm)
         checkpoints = state.checkpoints(arm_id)
         if last not in checkpoints:
             continue
@@ -70,16 +67,16 @@ def _scored_arms(
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
             cost=costs[arm_id],
-            imagined=_imagined(state, arm, checkpoints, test) if test and arm.kind == "video_action" else {},
-            films=_film_notes(state, checkpoint),
+            imagined=_imagined(state, arm, checkpoints, test) if test else {},
+            films=_film_notes(state, arm, checkpoint),
         )
 
 
-def _film_notes(state: SweepState, checkpoint: str) -> tuple[dict[str, Any], ...]:
+def _film_notes(state: SweepState, arm: Arm, checkpoint: str) -> tuple[dict[str, Any], ...]:
     """Return `ScoredArm.films` of a checkpoint."""
     notes: dict[str, dict[str, Any]] = {}
     for shift in ("nominal", *state.sweep.suite.shifts):
-        notes |= Ledger(state.storage, checkpoint, state.protocol_of(shift)).film_notes()
+        notes |= Ledger(state.storage, checkpoint, state.protocol_of(shift, arm)).film_notes()
     return tuple(note for _, note in sorted(notes.items()))
 
 
@@ -100,6 +97,6 @@ def films_from_ledger(state: SweepState, arms: Sequence[ScoredArm]) -> list[Roll
     """Return the films of the last checkpoints of these arms, see `films_of_arm`."""
     films = list[RolloutVideo]()
     for scored in arms:
-        keys = state.films(scored.arm.arm_id(state.training))
+        keys = state.films(scored.arm)
         films += films_of_arm(scored, keys, state.storage.get)
     return films

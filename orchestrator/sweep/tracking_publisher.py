@@ -25,6 +25,7 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.tracking.mlflow_writer import (
     SCORE_METRICS,
     SCORED_STEP,
+    STEPS,
     STORAGE,
     USER,
     MlflowWriter,
@@ -98,9 +99,13 @@ class TrackingPublisher:
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
-        state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
+        state, arm_id, subset = self._state, self._state.arm_id(arm), self._state.subset(arm)
         uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
-        facts = {"demoscale.subset": subset.digest, **self._arm_tags}
+        facts = {
+            "demoscale.subset": subset.digest,
+            STEPS: str(state.sweep.train_of(arm).steps),
+            **self._arm_tags,
+        }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
             "digest": state.manifest.fingerprint,
@@ -292,8 +297,8 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
     Raises TrackingError if MLflow does not accept everything now.
     """
     views, scores = TrackingPublisher(state, settings=settings), 0
-    test = state.possible_video_test()
     for arm_id, arm in state.arms().items():
+        test = state.possible_video_test(arm)
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint.metrics)
             views.checkpoint(arm_id, step, checkpoint.fingerprint)
