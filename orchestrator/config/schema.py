@@ -17,9 +17,11 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from policy.config import Objective, Recipe
 from sim_workers.envs.registry import TASKS
@@ -33,6 +35,15 @@ def _known_task(task: str) -> str:
             + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them")
         )
     return task
+
+
+def _share_or_number(held_out: float) -> float:
+    if held_out >= 1 and held_out != int(held_out):
+        raise ValueError(
+            f"{held_out:g} is neither a share below 1 nor a whole number of episodes; write 0.2 for a fifth of"
+            " each task's episodes, or 10 for ten of them"
+        )
+    return held_out
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -95,9 +106,7 @@ class Data(Section):
     """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch. A list,
     or for Optuna also {low: 0, high: 3}.
     """
-    labelled_tasks: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_task)], ...], AfterValidator(distinct)
-    ] = ()
+    labelled_tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are
     videos without actions.
     """
@@ -227,17 +236,28 @@ class Decide(Section):
         return self
 
 
+NOTHING_IS_PLAYED = "held-out episodes are recordings, of which no simulator plays any; leave out"
+
+
 class SuiteConfig(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
+    held_out: Annotated[PositiveFloat, AfterValidator(_share_or_number)] | None = None
+    """Instead of `tasks`, `episodes` and `horizon`, for data without a simulator: every checkpoint's action
+    error is measured on recorded episodes that no arm trains on, the same for all. Below 1 the share of each
+    task's episodes with actions, from 1 on their number per task. Lower is better, and no success rate is
+    known.
+    """
     tasks: Annotated[
         tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(distinct)
-    ]
-    """robosuite tasks; each must be demonstrated in the episode store."""
-    episodes: PositiveInt
-    """Per task."""
-    horizon: PositiveInt
-    """Control steps until an episode counts as failed (20 steps are one second)."""
+    ] = Field(default=None, validate_default=True)
+    """robosuite tasks; each must be demonstrated in the episode store. Must be there unless `held_out` is."""
+    episodes: PositiveInt = Field(default=None, validate_default=True)
+    """Per task. Must be there unless `held_out` is."""
+    horizon: PositiveInt = Field(default=None, validate_default=True)
+    """Control steps until an episode counts as failed (20 steps are one second). Must be there unless
+    `held_out` is.
+    """
     settle: NonNegativeInt = 10
     """Control steps that an episode goes on after the first success, to see whether it lasts."""
     success: Literal["once", "at_end"] = "once"
@@ -276,6 +296,31 @@ class SuiteConfig(Section):
     def fewest(self) -> int:
         """Episodes that a score is made of at least."""
         return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
+
+    @field_validator("tasks", "episodes", "horizon", mode="wrap")
+    @classmethod
+    def _played(
+        cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> tuple[str, ...] | int:
+        """Require the fields of a simulation; with `held_out` refuse them, and keep () and 0."""
+        recorded = info.data.get("held_out", True) is not None  # also if `held_out` is wrong
+        if recorded and not value:
+            return () if info.field_name == "tasks" else 0
+        if recorded and "held_out" in info.data:
+            raise ValueError(f"{NOTHING_IS_PLAYED} {info.field_name} or suite.held_out")
+        if value is None:
+            raise PydanticKnownError("missing")
+        validated: tuple[str, ...] | int = validate(value)
+        return validated
+
+    @field_validator("settle", "success", "shifts", "gl", "decide")
+    @classmethod
+    def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse with `held_out` what is about simulations."""
+        default = cls.model_fields[str(info.field_name)].default
+        if info.data.get("held_out") is not None and value != default:
+            raise ValueError(f"{NOTHING_IS_PLAYED} {info.field_name} or suite.held_out")
+        return value
 
     video_clips: NonNegativeInt = 8
     """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as

@@ -39,7 +39,7 @@ from orchestrator.config.yaml_text import MOST_BYTES as YAML_BYTES
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import SubsetError, select_episodes
+from orchestrator.data.subset import SubsetError, evaluation_episodes, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
@@ -174,6 +174,11 @@ class SweepConfig(Section):
             rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
         )
 
+    @property
+    def scoring_processes(self) -> int:
+        """Processes that query policies: the simulators, or the one that reads held-out episodes."""
+        return self.rollout_actors if self.suite.held_out is None else 1
+
     def checkpoint_steps(self) -> list[int]:
         """Return the steps after which an arm is saved and scored."""
         steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
@@ -189,14 +194,20 @@ class SweepConfig(Section):
         return weights_source(self.policy.preset, self.policy.weights)
 
     def training_key(
-        self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]
+        self,
+        manifest_fingerprint: str,
+        quarantined: Iterable[str],
+        weights: str,
+        packages: Mapping[str, str],
+        evaluation: Iterable[str] = (),
     ) -> Key:
         """Return everything besides the arm that shapes a trained policy.
 
+        evaluation: ids of the episodes held out from every arm; a sweep without any has no part of them.
         weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
         those of TRAINING_PACKAGES.
         """
-        parts = {
+        parts: dict[str, Any] = {
             "data": manifest_fingerprint,
             "quarantined": sorted(quarantined),
             "labelled tasks": sorted(self.data.labelled_tasks),
@@ -207,7 +218,15 @@ class SweepConfig(Section):
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
+        if held_out := sorted(evaluation):
+            parts["held out"] = held_out
         return Key("training", parts)
+
+
+NOTHING_TO_PLAY = (
+    "this suite measures the action error on recordings and has no episodes to play; name another suite, or"
+    " tasks"
+)
 
 
 class _WithSuite(BaseModel):
@@ -221,9 +240,12 @@ def load_suite(path: str | Path) -> SuiteConfig:
     raw = _read(path)
     _refuse_credentials(raw, str(path))
     try:
-        return _WithSuite.model_validate(raw).suite
+        suite = _WithSuite.model_validate(raw).suite
     except ValidationError as error:
         raise SweepError(str(path), [_sentence(_WithSuite, item) for item in error.errors()]) from None
+    if suite.held_out is not None:
+        raise SweepError(str(path), [f"suite.held_out: {NOTHING_TO_PLAY}"])
+    return suite
 
 
 def credential_problems(raw: Any) -> list[str]:
@@ -415,15 +437,18 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def store_problems(
     data: Data,
-    tasks: tuple[str, ...],
+    suite: SuiteConfig,
     version: int | None = None,
     quarantined: Collection[str] = (),
+    evaluation: Collection[str] = (),
 ) -> list[str]:
     """Return all problems of the episode store that would stop a sweep: no store, a task without
     demonstrations, too few episodes.
 
-    version: version of the store; None: the newest. quarantined: episodes that no arm reads.
+    version: version of the store; None: the newest. quarantined: episodes that no arm reads. evaluation:
+    episodes that an earlier run held out; empty: they are chosen here, if the suite holds any out.
     """
+    tasks = suite.tasks
     try:
         manifest = load_manifest(open_storage(data.episodes), version)
     except (EpisodeError, StorageError) as error:
@@ -441,8 +466,9 @@ def store_problems(
         if task not in shown
     ]
     try:
-        largest = Arm(data.most_demos, data.highest_ratio, seed=0)
-        select_episodes(manifest, largest, frozenset(quarantined), data.labelled_tasks)
+        largest, damaged = Arm(data.most_demos, data.highest_ratio, seed=0), frozenset(quarantined)
+        apart = frozenset(evaluation or evaluation_episodes(manifest, suite.held_out, damaged))
+        select_episodes(manifest, largest, damaged, data.labelled_tasks, apart)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems
@@ -452,7 +478,7 @@ def _store_problems_of(raw: dict[str, Any]) -> list[str]:
     """Return the problems of the episode store that can be found although the file has mistakes elsewhere."""
     try:
         data = Data.model_validate(raw.get("data"))
-        tasks = SuiteConfig.model_validate(raw.get("suite")).tasks
+        suite = SuiteConfig.model_validate(raw.get("suite"))
     except ValidationError:
         return []
-    return store_problems(data, tasks)
+    return store_problems(data, suite)

@@ -158,6 +158,20 @@ def memory_bound(
     return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
 
 
+def decode_entry(
+    data: bytes,
+    entry: EpisodeEntry,
+    contract: Contract,
+    with_actions: bool,
+    wanted: Sequence[int] | None = None,
+    decode: Callable[..., Episode] = decode,
+) -> Episode:
+    """Return an episode with the views of a contract. Raises EpisodeError as `decode` does, a function with
+    the signature of `episode_format.decode`.
+    """
+    return decode(data, contract.cameras, with_actions, wanted)
+
+
 def decode_visit(
     data: bytes,
     visit: EpisodeVisit,
@@ -165,11 +179,9 @@ def decode_visit(
     contract: Contract,
     decode: Callable[..., Episode] = decode,
 ) -> Episode:
-    """Return the visit's episode with the frames that its clips show. Raises EpisodeError as `decode` does,
-    a function with the signature of `episode_format.decode`.
-    """
+    """Return the visit's episode with the frames that its clips show, as `decode_entry` does."""
     wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
-    return decode(data, contract.cameras, visit.with_actions, wanted)
+    return decode_entry(data, visit.entry, contract, visit.with_actions, wanted, decode)
 
 
 class CachedDecoder:
