@@ -34,8 +34,7 @@ class PinnedData:
         few.
         """
         return frozenset(
-            self.held_out
-            or evaluation_episodes(manifest, sweep.suite.held_out, self.quarantined.keys())
+            self.held_out or evaluation_episodes(manifest, sweep.suite.held_out, self.quarantined.keys())
         )
 
     @classmethod

@@ -174,7 +174,9 @@ def mean_dimensions(errors: Iterable[ActionError]) -> tuple[float | None, ...]:
     """Return the mean over episodes of the error of each dimension; None for a dimension without unit."""
     columns = zip(*(error.dimensions for error in errors), strict=True)
     return tuple(
-        None if any(value is None for value in column) else float(np.mean([v for v in column if v is not None]))
+        None
+        if any(value is None for value in column)
+        else float(np.mean([v for v in column if v is not None]))
         for column in columns
     )
 

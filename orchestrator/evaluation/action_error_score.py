@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,9 +61,7 @@ class ActionErrorBenchmark:
         scale = ActionScale.of(manifest.select(ids))
         return cls(episodes, manifest.contract, tuple(manifest.select(ids, with_stats=False)), scale)
 
-    def key(
-        self, sampler: SamplerConfig, device: str, packages: Mapping[str, str]
-    ) -> Key:
+    def key(self, sampler: SamplerConfig, device: str, packages: Mapping[str, str]) -> Key:
         """Return everything except the weights that shapes an action error. It shares no fingerprint with the
         key of a success rate.
 
@@ -82,7 +80,7 @@ class ActionErrorBenchmark:
         }
         return Key("action error", parts)
 
-    def measure(self, client: Any, entries: Sequence[EpisodeEntry]) -> list["Measured"]:
+    def measure(self, client: Any) -> list["Measured"]:
         """Return one result per episode, ASKED_AT_ONCE at a time: each depends on its own episode only.
         client: a `PolicyClient`, which may also have `loss` and `clip` as `RayPolicyClient` has.
 
@@ -90,7 +88,7 @@ class ActionErrorBenchmark:
         """
         shape: ClipShape | None = client.clip() if hasattr(client, "clip") else None
         with ThreadPoolExecutor(ASKED_AT_ONCE) as asking:
-            return list(asking.map(lambda entry: self._measured(client, shape, entry), entries))
+            return list(asking.map(lambda entry: self._measured(client, shape, entry), self.entries))
 
     def _measured(self, client: Any, shape: ClipShape | None, entry: EpisodeEntry) -> "Measured":
         try:
@@ -150,7 +148,9 @@ class ActionErrorScore:
     ) -> "ActionErrorScore":
         """Return the score of measured episodes. causes: messages of the others by episode id."""
         return cls(
-            tuple(sorted(errors, key=lambda error: error.episode)), listed, tuple(sorted((causes or {}).items()))
+            tuple(sorted(errors, key=lambda error: error.episode)),
+            listed,
+            tuple(sorted((causes or {}).items())),
         )
 
     @property
@@ -172,6 +172,11 @@ class ActionErrorScore:
     def interval(self) -> Interval:
         """95 % interval of the mean, Student's t over episodes."""
         return mean_interval([error.error for error in self.errors])
+
+    @property
+    def merit(self) -> float:
+        """Number by which a search ranks checkpoints, higher is better: minus the interval's upper bound."""
+        return -self.interval.high
 
     @property
     def constant(self) -> float:

@@ -90,9 +90,7 @@ class PolicyServer:
 
     async def _ask(self, checkpoint: CheckpointRef, what: str, question: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((checkpoint, what), []).append(
-            _Asked(question, answer, time.perf_counter())
-        )
+        self._waiting.setdefault((checkpoint, what), []).append(_Asked(question, answer, time.perf_counter()))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
