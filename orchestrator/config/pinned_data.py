@@ -30,8 +30,8 @@ class PinnedData:
     """Episodes on which the action error is measured (`suite.held_out`); empty: not chosen yet, or none."""
 
     def evaluation(self, sweep: SweepConfig, manifest: Manifest) -> frozenset[str]:
-        """Return the ids of the episodes that are held out for evaluation. Raises SubsetError if there are too
-        few.
+        """Return the ids of the episodes that are held out for evaluation. Raises SubsetError if there are
+        too few.
         """
         return frozenset(
             self.held_out or evaluation_episodes(manifest, sweep.suite.held_out, self.quarantined.keys())

@@ -40,8 +40,8 @@ def _known_task(task: str) -> str:
 def _share_or_number(held_out: float) -> float:
     if held_out >= 1 and held_out != int(held_out):
         raise ValueError(
-            f"{held_out:g} is neither a share below 1 nor a whole number of episodes; write 0.2 for a fifth of"
-            " each task's episodes, or 10 for ten of them"
+            f"{held_out:g} is neither a share below 1 nor a whole number of episodes; write 0.2 for a fifth"
+            " of each task's episodes, or 10 for ten of them"
         )
     return held_out
 

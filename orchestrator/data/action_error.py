@@ -1,8 +1,8 @@
 """Action error on held-out episodes: the executed parts of predicted chunks against the recorded actions.
 
-An episode is walked as a rollout would be: the policy observes the recording at frame 0, its chunk is compared
-with the recorded actions for as many steps as it would execute, then it observes the frame after those. So
-every recorded action is compared once, and the recording, not the policy, decides what is observed.
+An episode is walked as a rollout would be: the policy observes the recording at frame 0, its chunk is
+compared with the recorded actions for as many steps as it would execute, then it observes the frame after
+those. So every recorded action is compared once, and the recording, not the policy, decides what is observed.
 
 The unit is the standard deviation of each action dimension over all held-out episodes: 1 is as far off as the
 demonstrator's own actions typically are from their mean. It is a property of the held-out episodes alone, so

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from orchestrator.data.manifest import Manifest
 from policy.errors import DemoscaleError
 
-
 EVALUATION_SEED = -1
 """Seed of the permutation from which episodes are held out for evaluation; no arm has it."""
 
@@ -158,8 +157,8 @@ def evaluation_episodes(
         chosen += [episode for episode in known if episode not in exclude][:count] if known else []
     if len(chosen) < 2:
         raise SubsetError(
-            f"suite.held_out: {len(chosen)} of {labelled} episodes with actions would be held out; an interval"
-            " needs at least two: hold out more, or record more"
+            f"suite.held_out: {len(chosen)} of {labelled} episodes with actions would be held out; an"
+            " interval needs at least two: hold out more, or record more"
         )
     return tuple(sorted(chosen))
 

@@ -77,8 +77,8 @@ class PolicyServer:
         return imagination
 
     async def loss(self, checkpoint: CheckpointRef, clips: ClipBatch, seed: int) -> float | None:
-        """Return the loss of the policy's actions on clips, through the same queue as `act`; None for a policy
-        without one.
+        """Return the loss of the policy's actions on clips, through the same queue as `act`; None for a
+        policy without one.
         """
         loss: float | None = await self._ask(checkpoint, "loss", (clips, seed))
         return loss

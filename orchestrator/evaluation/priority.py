@@ -8,16 +8,21 @@ class RankedJob(Protocol):
     """Part of a job (`evaluation/scores.py`) that determines its urgency."""
 
     @property
-    def arm_id(self) -> str: ...
+    def arm_id(self) -> str:
+        """Id of the arm."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Optimiser step of the checkpoint."""
 
     @property
-    def shift(self) -> str: ...
+    def shift(self) -> str:
+        """Shift of the suite; `nominal` without."""
 
     @property
-    def reference(self) -> bool: ...
+    def reference(self) -> bool:
+        """Whether rules of other jobs compare with its outcomes."""
+        ...
 
 
 _Job = TypeVar("_Job", bound=RankedJob)

@@ -110,13 +110,13 @@ class Calibration:
     answers: dict[str, Timing]
     """Time per batch of answers, by kind of policy and rows, such as `video_action 1`."""
     build: Quantiles
-    """Seconds to build a simulator."""
+    """Seconds to build a simulator; this, `reset` and `step` are 0 for a sweep of held-out episodes."""
     reset: Quantiles
     """Seconds to reset a simulator."""
     step: Quantiles
     """Seconds of a simulator per control step."""
     look: Quantiles
-    """Seconds per observation, all cameras rendered."""
+    """Seconds per observation, all cameras rendered, or read from a held-out episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, JSON-safe."""
@@ -159,7 +159,12 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         sorted(sweep.policy.baselines),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
         load_manifest(open_storage(sweep.data.episodes)).contract.to_json(),
-        [sweep.suite.tasks[0], sweep.suite.gl, sweep.suite.rung, sweep.rollout_actors],
+        [
+            sweep.suite.tasks[0] if sweep.suite.tasks else "held out",
+            sweep.suite.gl,
+            sweep.suite.rung,
+            sweep.rollout_actors,
+        ],
         asdict(machine),
     ]
     return f"calibrations/{digest(facts)}.json"

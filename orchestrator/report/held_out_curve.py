@@ -59,8 +59,8 @@ class HeldOutCurve:
     def __post_init__(self) -> None:
         if len(protocols := {measured.protocol for measured in self.arms}) > 1:
             raise ValueError(
-                f"{self.name}: arms that were measured by different protocols ({', '.join(sorted(protocols))})"
-                " cannot be on one curve"
+                f"{self.name}: arms that were measured by different protocols"
+                f" ({', '.join(sorted(protocols))}) cannot be on one curve"
             )
 
     # -- points

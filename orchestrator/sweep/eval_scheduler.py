@@ -9,13 +9,13 @@ from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.cost import Cost
-from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.action_error_score import (
     ASKED_AT_ONCE,
     ActionErrorBenchmark,
     Measured,
 )
 from orchestrator.evaluation.held_out_scorer import ActionErrors, HeldOutScorer
+from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer

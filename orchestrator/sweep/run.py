@@ -20,8 +20,8 @@ from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_r
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost, CostLedger, of_outcome
-from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.action_error_score import ActionErrorScore
+from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.score_events import (
     ActionErrorScored,
     ActionErrorsRecorded,

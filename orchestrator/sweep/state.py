@@ -2,8 +2,8 @@
 
 identity.json                             the storage's random id, orchestrator/storage/identity.py
 sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined
-                                          and held-out episodes, and the device class, package versions and weights of the
-                                          run that wrote it last
+                                          and held-out episodes, and the device class, package versions and
+                                          weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
@@ -262,8 +262,8 @@ class SweepState:
         return self._stored_as(self.protocol_key(shift))
 
     def protocol_key(self, shift: str) -> Key:
-        """Return the key of every input to the outcomes under a shift, or to the action errors, other than the
-        weights.
+        """Return the key of every input to the outcomes under a shift, or to the action errors, other than
+        the weights.
         """
         if test := self.action_error_test:
             return test.key(self.sweep.sampler, self.device or "cpu", self.packages)

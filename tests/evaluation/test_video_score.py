@@ -213,7 +213,7 @@ def test_video_score_through_the_server_equals_direct_imagination(store: str, tm
 def test_video_score_of_a_cluster_equals_direct_imagination(store: str, tmp_path: Path) -> None:
     import ray
 
-    from orchestrator.evaluation.ray_actors import policy_servers, held_out_actor
+    from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
