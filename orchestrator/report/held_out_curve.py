@@ -254,7 +254,9 @@ class HeldOutCurve:
 
     def cost_report(self, cost: Cost | None) -> CostReport | None:
         """Return a cost in hours, counts, and money at the sweep's prices."""
-        return cost and CostReport.of(cost, cost.money(Prices(**self.sweep.get("prices", {}))))
+        if cost is None:
+            return None
+        return CostReport.of(cost, cost.money(Prices(**self.sweep.get("prices", {}))))
 
     # -- output
 

@@ -198,7 +198,7 @@ class SweepState:
             state = state._quarantine(damaged)
             state.pin()
 
-    def _quarantine(self, damaged: Mapping[str, str]) -> "SweepState":
+    def _quarantine(self, damaged: dict[str, str]) -> "SweepState":
         """Return the sweep without these episodes. If a held-out one is among them, the next in order takes
         its place.
         """
