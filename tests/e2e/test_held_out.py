@@ -29,7 +29,8 @@ def recorded(seed: int) -> Recorded:
     pictures = np.zeros((length, 64, 64, 3), np.uint8)
     pictures[:, :32] = (128 + 100 * action[:, 0]).astype(np.uint8)[:, None, None, None]
     pictures[:, 32:] = (128 + 100 * action[:, 1]).astype(np.uint8)[:, None, None, None]
-    vectors = {key: np.tile(np.cos(phase)[:, None], (1, width)) for key, width in zip(VECTORS, (3, 4, 2))}
+    widths = dict(zip(VECTORS, (3, 4, 2), strict=True))
+    vectors = {key: np.tile(np.cos(phase)[:, None], (1, width)) for key, width in widths.items()}
     return Recorded({camera: pictures for camera in CAMERAS}, vectors, action)
 
 
