@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from orchestrator.data.merged_store import StorePart
 from policy.config import Objective, Recipe
 from sim_workers.envs.registry import TASKS
 
@@ -85,11 +86,60 @@ _LIST, _RANGE = Tag("list"), Tag("range")
 _either = Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "list")
 
 
+class StoreEntry(Section):
+    """Part of an episode store: its filters, its weight, and its views."""
+
+    store: str
+    """Episode store: a folder or an s3:// URI."""
+    tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """Keep only the episodes of these tasks; empty: all."""
+    source: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """Keep only the episodes whose source (`demoscale data ls`) contains one of these texts; empty: all."""
+    success: bool | None = None
+    """Keep only the episodes that achieved their task (true), or those that did not (false); empty: both, and
+    those of which it is not known."""
+    quality: str = ""
+    """File with one episode id per line, to keep only those; or with what `demoscale data check --json`
+    prints, to leave out the episodes with findings. It is read by the sweep's first run, or by a plan before.
+    """
+    weight: PositiveFloat | None = None
+    """Share of clips that come from this store, relative to the weights of the others, among demos and among
+    action-free episodes alike; it holds in every batch, up to a clip. Empty: by the number of frames. Either
+    all parts have one, or none."""
+    action_free_only: bool = False
+    """Use only the pictures. Such a store may have other cameras, picture sizes and robots than the demos."""
+    cameras: dict[str, str | tuple[str, ...]] = {}
+    """With `action_free_only`: which of this store's cameras shows which of the demos', {front: agentview} or
+    {front: [agentview, wrist]}; each of the demos' once. Pictures are scaled to theirs. Empty: the names are
+    equal.
+    """
+
+    def part(self) -> StorePart:
+        """Return the part of the store."""
+        return StorePart(
+            store=self.store,
+            tasks=self.tasks,
+            source=self.source,
+            success=self.success,
+            quality=self.quality,
+            weight=self.weight,
+            action_free_only=self.action_free_only,
+            cameras=tuple(
+                (theirs, (ours,) if isinstance(ours, str) else ours) for theirs, ours in self.cameras.items()
+            ),
+        )
+
+
 class Data(Section):
     """Which episodes, and how many of them an arm gets."""
 
-    episodes: str
-    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`."""
+    episodes: Annotated[
+        Annotated[str, Tag("one")] | Annotated[tuple[StoreEntry, ...], Field(min_length=1), Tag("several")],
+        Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
+    ]
+    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`. Or a
+    list of parts of stores, {store: data/lift, tasks: [Lift], success: true}, each with the fields below.
+    """
     demo_count: Annotated[
         Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
         | Annotated[Demos, _RANGE],
@@ -118,6 +168,15 @@ class Data(Section):
     worker, on any node with a free CPU, for trainers on GPUs with few cores. Batches and weights are the
     same.
     """
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """URIs of the stores."""
+        return (
+            (self.episodes,)
+            if isinstance(self.episodes, str)
+            else tuple(entry.store for entry in self.episodes)
+        )
 
     @property
     def most_demos(self) -> int:

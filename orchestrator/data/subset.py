@@ -98,7 +98,8 @@ def select_episodes(
     exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labelled_tasks:
     tasks with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones.
     evaluation: ids of the episodes that no arm may train on (`evaluation_episodes`); the next in order
-    replace them too. Raises SubsetError for an unknown task or too few episodes.
+    replace them too. Of a merged manifest's task without demos, as many action-free episodes are taken as of
+    the others. Raises SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
         raise SubsetError(
@@ -112,6 +113,8 @@ def select_episodes(
             demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
         else:
             demo_count, free_count = 0, arm.demo_count
+        if task in manifest.video_tasks:
+            demo_count, free_count = 0, num_action_free(arm.demo_count, arm.action_free_ratio)
         order = permutation(manifest, task, arm.seed)
         if exclude or evaluation:
             left = [ids[place] not in exclude and ids[place] not in evaluation for place in order.tolist()]

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.data.episode_store import load_manifest
 from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
 from sim_workers.envs.render_check import processor_name
@@ -158,7 +158,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         sweep.policy.preset,
         sorted(sweep.policy.baselines),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
-        load_manifest(open_storage(sweep.data.episodes)).contract.to_json(),
+        PinnedData.read(sweep).manifest(sweep).contract.to_json(),
         [
             sweep.suite.tasks[0] if sweep.suite.tasks else "held out",
             sweep.suite.gl,

@@ -15,12 +15,10 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
-from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
 from orchestrator.planning.plan import planned_arms, planned_videos
-from orchestrator.storage.base import open_storage
 from policy.config import SamplerConfig
 
 Bound = Literal["low", "high"]
@@ -155,7 +153,7 @@ class CostEstimate:
 def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
     pinned = PinnedData.read(sweep)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
+    manifest = pinned.manifest(sweep)
     work = work_of(sweep, manifest, pinned.quarantined.keys(), pinned.evaluation(sweep, manifest))
     machine, at_once = calibration.machine, 0
     processes = 0

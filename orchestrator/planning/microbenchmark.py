@@ -22,8 +22,9 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import decode_entry
-from orchestrator.data.episode_store import fetch, latest_version, load_manifest
+from orchestrator.data.episode_store import fetch, latest_version
 from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.merged_store import publish_merged
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import (
     KEPT,
@@ -61,10 +62,14 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
     if they cannot run here.
     """
     make_plan(sweep)
-    storage = open_storage(sweep.data.episodes)
-    pinned = PinnedData.read(sweep)
-    version = latest_version(storage) if pinned.version is None else pinned.version
-    manifest = load_manifest(storage, version)
+    pinned, version = PinnedData.read(sweep), 1
+    if isinstance(sweep.data.episodes, str):
+        version = pinned.version or latest_version(open_storage(sweep.data.episodes))
+        pinned = replace(pinned, version=version)
+    manifest = pinned.manifest(sweep)
+    episodes = pinned.place(sweep, manifest)
+    if manifest.parts:  # from where a training process reads it
+        publish_merged(open_storage(sweep.storage), manifest)
     evaluation = pinned.evaluation(sweep, manifest)
     asked_at_once = sweep.rollout_actors if sweep.suite.held_out is None else HELD_OUT_AT_ONCE
     steps: dict[str, Timing] = {}
@@ -72,7 +77,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
     kept_clips = 0
     with tempfile.TemporaryDirectory() as folder:
         with _a_process() as process:
-            jobs = _jobs(sweep, manifest, version, pinned.quarantined.keys(), evaluation)
+            jobs = _jobs(sweep, manifest, version, pinned.quarantined.keys(), evaluation, episodes)
             start, began_s = None, time.monotonic()
             process.submit(_load).result()
             process_s = time.monotonic() - began_s
@@ -103,7 +108,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                 say("reading of held-out episodes")
                 entries = manifest.select(sorted(evaluation), with_stats=False)[:EPISODES]
                 simulated = process.submit(
-                    _reading, storage.uri, entries, manifest.contract, sweep.sampler.execute
+                    _reading, episodes, entries, manifest.contract, sweep.sampler.execute
                 ).result()
             else:
                 say(f"simulation: {sweep.suite.tasks[0]}")
@@ -133,7 +138,12 @@ def _a_process() -> ProcessPoolExecutor:
 
 
 def _jobs(
-    sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set[str], evaluation: Set[str]
+    sweep: SweepConfig,
+    manifest: Manifest,
+    version: int,
+    quarantined: Set[str],
+    evaluation: Set[str],
+    episodes: str,
 ) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
@@ -150,7 +160,7 @@ def _jobs(
     job = TrainJob(
         arm=arm,
         arm_id="calibration",
-        episodes=open_storage(data.episodes).uri,
+        episodes=episodes,
         version=version,
         subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks, evaluation),
         config=config,

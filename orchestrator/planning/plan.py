@@ -8,10 +8,9 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
-from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, MergedPart
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
-from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
 
 
@@ -37,6 +36,8 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    parts: tuple[MergedPart, ...] = ()
+    """Parts of several stores, with what their filters leave; empty for a whole store."""
     held_out: int = 0
     """Number of recorded episodes on which every checkpoint's action error is measured; 0 if it plays
     episodes.
@@ -91,6 +92,13 @@ class Plan:
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+            *(
+                (
+                    f"  {part.name}",
+                    f"{part.episodes} of {part.of} episodes of {part.store}, version {part.version}",
+                )
+                for part in self.parts
+            ),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
@@ -129,9 +137,11 @@ def make_plan(sweep: SweepConfig) -> Plan:
     """
     pinned = PinnedData.read(sweep)
     quarantined = pinned.quarantined.keys()
-    if problems := store_problems(sweep.data, sweep.suite, pinned.version, quarantined, pinned.held_out):
+    if problems := store_problems(
+        sweep.data, sweep.suite, pinned.version, quarantined, pinned.held_out, pinned.merged
+    ):
         raise SweepError(sweep.name, problems)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
+    manifest = pinned.manifest(sweep)
     preset = PRESETS[sweep.policy.preset]
     assert preset.video
     unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
@@ -163,9 +173,17 @@ def make_plan(sweep: SweepConfig) -> Plan:
         video_models=video_models,
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
-        stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
+        stream_bytes=memory_bound(
+            manifest.contract,
+            shape,
+            entries,
+            batch_size,
+            bool(largest.action_free),
+            max(1, len(weights_of(manifest))),
+        ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        parts=manifest.parts,
         held_out=len(evaluation),
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
     )

@@ -29,8 +29,9 @@ from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import NOTHING_TO_PLAY, SweepConfig, SweepError
 from orchestrator.cost import CostLedger
-from orchestrator.data.episode_store import check_all, latest_version, load_manifest
+from orchestrator.data.episode_store import check_all, latest_version
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.merged_store import publish_merged
 from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes, select_episodes
 from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
 from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, ActionErrorScore
@@ -93,6 +94,8 @@ class SweepState:
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
     """
+    episodes: str = ""
+    """URI of the store that workers read: the sweep's, or a merged one in its storage."""
     held_out: tuple[str, ...] = ()
     """Episodes on which the action error of every checkpoint is measured and that no arm trains on; empty if
     the sweep plays episodes.
@@ -110,13 +113,17 @@ class SweepState:
         """
         storage = open_storage(sweep.storage)
         before = pinned_facts(storage, sweep.name)
-        data, episodes = PinnedData.of(sweep, before), open_storage(sweep.data.episodes)
-        version = latest_version(episodes) if data.version is None else data.version
+        data, version = PinnedData.of(sweep, before), 1
+        if isinstance(sweep.data.episodes, str):
+            version = data.version or latest_version(open_storage(sweep.data.episodes))
+            data = replace(data, version=version)
         packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
             weights = same_weights(known["label"], weights)
-        device, manifest = before.get("device", ""), load_manifest(episodes, version)
+        device, manifest = before.get("device", ""), data.manifest(sweep)
+        if pin and manifest.parts:
+            publish_merged(storage, manifest)
         store = claim_identity(storage) if pin else identity_of(storage)
         try:
             held_out = data.evaluation(sweep, manifest)
@@ -133,6 +140,7 @@ class SweepState:
             packages,
             weights,
             held_out=tuple(sorted(held_out)),
+            episodes=data.place(sweep, manifest),
         )
         if pin:
             state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
@@ -164,6 +172,7 @@ class SweepState:
             "version": self.version,
             "quarantined": self.quarantined,
             "held_out": self.held_out,
+            **({"merged": self.episodes.removeprefix(f"{self.storage.uri}/")} if self.manifest.parts else {}),
             "device": self.device,
             "packages": dict(self.packages),
             "weights": {
@@ -186,9 +195,7 @@ class SweepState:
             chosen = {episode for subset in subsets for episode in subset.episodes}.union(state.held_out)
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
-            for done, (entry, problem) in enumerate(
-                check_all(open_storage(state.sweep.data.episodes), todo), 1
-            ):
+            for done, (entry, problem) in enumerate(check_all(open_storage(state.episodes), todo), 1):
                 on_progress(done, len(todo))
                 if problem:
                     damaged[entry.episode_id] = redact(problem)
@@ -249,7 +256,12 @@ class SweepState:
     def training_key(self) -> Key:
         """Key of every input to a trained policy other than the arm."""
         return self.sweep.training_key(
-            self.manifest.fingerprint, self.quarantined, self.weights, self.packages, self.held_out
+            self.manifest.fingerprint,
+            self.quarantined,
+            self.weights,
+            self.packages,
+            self.held_out,
+            self.manifest.parts,
         )
 
     @property
@@ -376,9 +388,10 @@ class SweepState:
             )
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
+            where = self.episodes if self.manifest.parts else self.sweep.data.episodes
             raise SweepError(
                 self.sweep.name,
-                [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"],
+                [f"it keeps to version {self.version} of {where}; {error}; {mend}"],
             ) from None
         self._subsets[arm] = subset
         return subset
@@ -398,9 +411,8 @@ class SweepState:
         sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
-        episodes = open_storage(sweep.data.episodes).uri
         clips = HeldOut.choose(
-            episodes,
+            self.episodes,
             self.manifest,
             sweep.suite.tasks or self.manifest.tasks,
             sweep.suite.video_clips,
@@ -423,8 +435,7 @@ class SweepState:
         """
         if not self.held_out:
             return None
-        uri = open_storage(self.sweep.data.episodes).uri
-        return ActionErrorBenchmark.of(uri, self.manifest, self.held_out)
+        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out)
 
     def action_error(self, checkpoint: str) -> ActionErrorScore:
         """Return the action error of a checkpoint, given its fingerprint, from the ledger so far."""
@@ -438,7 +449,7 @@ class SweepState:
         return TrainJob(
             arm=arm,
             arm_id=arm.arm_id(self.training),
-            episodes=open_storage(sweep.data.episodes).uri,
+            episodes=self.episodes,
             version=self.version,
             subset=self.subset(arm),
             config=policy_config(sweep.policy.preset, arm.kind),

@@ -21,7 +21,6 @@ from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
 from orchestrator.provenance import PACKAGES, digest, git_commit
 from orchestrator.redaction import redact, redacted_in, strip_credentials
-from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
 from orchestrator.tracking.mlflow_writer import (
@@ -103,7 +102,7 @@ class TrackingPublisher:
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
-        uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
+        uri = strip_credentials(state.episodes)
         facts = {"demoscale.subset": subset.digest, **self._arm_tags}
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],

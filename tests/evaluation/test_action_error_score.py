@@ -47,7 +47,7 @@ class ServerClient:
         return self._wait(self.server.clip(self.key))
 
 
-def test_action_error_of_a_checkpoint_is_deterministic_and_of_its_episode_alone(
+def test_action_error_of_a_checkpoint_depends_on_its_episode_alone(
     test_of_store: ActionErrorBenchmark, tmp_path: Path
 ) -> None:
     from orchestrator.evaluation.policy_server import PolicyServer
@@ -85,7 +85,7 @@ class Broken:
         raise StorageError("the bucket is gone")
 
 
-def test_error_of_the_policy_is_the_result_of_its_episode_and_a_broken_storage_is_not(
+def test_policy_error_belongs_to_its_episode_and_a_storage_error_does_not(
     test_of_store: ActionErrorBenchmark,
 ) -> None:
     measured = test_of_store.measure(Silent())

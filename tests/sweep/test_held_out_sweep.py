@@ -48,7 +48,7 @@ def sweep(folder: Path, store: str, **sections: Any) -> SweepConfig:
 
 
 class Measuring:
-    """Simulated action errors, counted; stops or fails when told to."""
+    """Simulated action errors, counted; can stop the sweep or fail."""
 
     def __init__(self, parts: int = 10**6, fails: str = "") -> None:
         self.measured: list[tuple[str, str]] = []
