@@ -120,7 +120,7 @@ class ClipSampler:
                 labelled = position * len(self.demos) // self._total
                 yield next(streams[_turn(shares, labelled if kind == 0 else position - labelled)])
 
-    def _visits(self, episodes: Sequence[EpisodeEntry], kind: int, store: int) -> Iterator[EpisodeVisit]:
+    def _visits(self, episodes: Sequence[EpisodeEntry], kind: int, store: int = 0) -> Iterator[EpisodeVisit]:
         """Yield the worker's visits without end; over all workers, an epoch holds every possible clip of
         every episode once.
         """
@@ -132,7 +132,7 @@ class ClipSampler:
         )
 
     def _epoch(
-        self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int, store: int
+        self, episodes: Sequence[EpisodeEntry], kind: int, epoch: int, store: int = 0
     ) -> list[EpisodeVisit]:
         rng = self._random(2 * store, kind, epoch)
         visits = []

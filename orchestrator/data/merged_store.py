@@ -2,8 +2,9 @@
 
 A merged store is a manifest whose rows name objects of other stores; it holds no episode itself. Its first
 part whose actions are used gives the contract. Parts with equal contracts give demos and action-free
-episodes. A part that is `action_free_only` may have other cameras, picture sizes, robots and actions, of which only the
-pictures are read: each of the contract's cameras shows one of the part's, scaled to the contract's size.
+episodes. A part that is `action_free_only` may have other cameras, picture sizes, robots and actions, of
+which only the pictures are read: each of the contract's cameras shows one of the part's, scaled to the
+contract's size.
 
 Episode ids are NAME:ID, NAME being the last part of the store's URI, made unambiguous.
 """

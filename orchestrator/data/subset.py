@@ -98,8 +98,9 @@ def select_episodes(
     exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labelled_tasks:
     tasks with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones.
     evaluation: ids of the episodes that no arm may train on (`evaluation_episodes`); the next in order
-    replace them too. Of a merged manifest's task without demos, as many action-free episodes are taken as of
-    the others. Raises SubsetError for an unknown task or too few episodes.
+    replace them too. Of a merged manifest's tasks that have videos only, no demos are taken, and their
+    videos serve as action-free episodes in place of other tasks' demonstrations, never of their videos.
+    Raises SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
         raise SubsetError(
@@ -108,18 +109,20 @@ def select_episodes(
     ids = manifest.episode_ids
     demos: list[str] = []
     action_free: list[str] = []
-    for task in manifest.tasks:
+    films = _films(manifest, arm.seed, exclude)
+    for task in (task for task in manifest.tasks if task not in manifest.video_tasks):
         if not labelled_tasks or task in labelled_tasks:
             demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
         else:
             demo_count, free_count = 0, arm.demo_count
-        if task in manifest.video_tasks:
-            demo_count, free_count = 0, num_action_free(arm.demo_count, arm.action_free_ratio)
         order = permutation(manifest, task, arm.seed)
         if exclude or evaluation:
             left = [ids[place] not in exclude and ids[place] not in evaluation for place in order.tolist()]
             order = order[left]
         labelled = int(manifest.labelled[order].sum())
+        taken = films[: max(0, free_count - (len(order) - labelled))]
+        action_free += taken
+        films, free_count = films[len(taken) :], free_count - len(taken)
         if labelled < demo_count or len(order) < demo_count + free_count:
             aside = f"; {len(exclude)} are set aside as damaged" if exclude else ""
             aside += f"; {len(evaluation)} more are held out for evaluation" if evaluation else ""
@@ -130,6 +133,16 @@ def select_episodes(
         demos += [ids[place] for place in order[:demo_count].tolist()]
         action_free += [ids[place] for place in order[len(order) - free_count :].tolist()]
     return Subset(tuple(sorted(demos)), tuple(sorted(action_free)))
+
+
+def _films(manifest: Manifest, seed: int, exclude: Set[str]) -> list[str]:
+    """Return the ids of the episodes of a merged manifest's video tasks in a seeded order; none of a store's."""
+    ids = manifest.episode_ids
+    known = [ids[place] for task in manifest.video_tasks for place in manifest.tasks[task].tolist()]
+    return sorted(
+        (episode for episode in known if episode not in exclude),
+        key=lambda episode: hashlib.blake2b(f"{seed}|{episode}".encode()).digest()[:8],
+    )
 
 
 def evaluation_episodes(

@@ -1,5 +1,6 @@
 """Parts of several stores as one: filters, names, views, weights, and what is refused."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig, SweepError
@@ -19,7 +22,7 @@ from orchestrator.data import clip_stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clip_stream import decode_entry
 from orchestrator.data.episode_store import commit, fetch, load_manifest, put_episode
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.merged_store import MergeError, StorePart, merge, publish_merged, weights_of
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.plan import make_plan
@@ -143,7 +146,7 @@ def test_every_mistake_is_one_sentence_with_the_near_names(
                 StorePart(films),
                 StorePart(films, action_free_only=True),
                 StorePart(films, action_free_only=True, cameras=(("frnt", (CAMERA,)),)),
-                StorePart(one, tasks=("Lift",), source=("take 1,",)),
+                StorePart(one, tasks=("Lift",), source=("take 11",)),
             ]
         )
     said = refused.value.problems
@@ -174,7 +177,10 @@ def test_videos_of_another_robot_serve_as_action_free_episodes(stores: tuple[str
     assert merged.video_tasks == {"pour"}
     subset = select_episodes(merged, Arm(2, 1.0, 0))
     assert Counter(one.partition(":")[0] for one in subset.demos) == {"lift": 4}
-    assert Counter(one.partition(":")[0] for one in subset.action_free) == {"lift": 4, "films": 2}
+    assert Counter(one.partition(":")[0] for one in subset.action_free) == {"films": 4}, "the ratio holds"
+    larger = select_episodes(merged, Arm(3, 1.5, 0))
+    assert Counter(one.partition(":")[0] for one in larger.action_free) == {"films": 6, "lift": 2}
+    assert set(subset.action_free) < set(larger.action_free)
     assert not any(one.startswith("films") for one in select_episodes(merged, Arm(2, 0.0, 0)).episodes)
     for entry in merged.select(one for one in merged.episode_ids if one.startswith("films")):
         episode = decode_entry(fetch(open_storage("/nowhere"), entry), entry, merged.contract, False)
@@ -226,9 +232,7 @@ def test_weights_hold_in_every_stretch_of_clips(
     ]
 
 
-def synthetic(name: str, count: int) -> list[Any]:
-    from orchestrator.data.manifest import EpisodeEntry
-
+def synthetic(name: str, count: int) -> list[EpisodeEntry]:
     return [
         EpisodeEntry(
             f"{name}:{i}",
@@ -321,6 +325,64 @@ def test_key_of_several_stores_has_their_fingerprints_and_that_of_one_has_none(
         )
     }
     assert len(keys) == 5
+
+
+def test_subsets_and_order_of_one_whole_store_are_those_of_earlier_versions() -> None:
+    """The digest is that of version 0.2.0."""
+    entries = [
+        EpisodeEntry(
+            f"Lift-{i:06d}",
+            "k",
+            0,
+            1,
+            f"{i:064x}",
+            10 + i,
+            20.0,
+            (CAMERA,),
+            (64, 64),
+            "Lift",
+            "",
+            i % 5 != 0,
+            True,
+            "",
+            None,
+            None,
+        )
+        for i in range(30)
+    ]
+    manifest, drawn = Manifest.of(CONTRACT, entries), hashlib.sha256()
+    for seed in range(3):
+        for demos in (2, 8):
+            subset = select_episodes(manifest, Arm(demos, 0.5, seed))
+            drawn.update(subset.digest.encode())
+            for rank in range(2):
+                known = (tuple(manifest.select(own)) for own in (subset.demos, subset.action_free))
+                for draw in islice(ClipSampler(*known, "0f", seed, rank, 2, 3).walk(), 200):
+                    visit = draw.visit
+                    drawn.update(f"{visit.entry.episode_id}|{draw.start}|{visit.with_actions}".encode())
+    assert drawn.hexdigest()[:16] == "ebf21f9e9f62191a"
+
+
+def test_show_command_counts_what_the_filters_of_a_sweep_file_leave(
+    stores: tuple[str, str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        f"""
+name: shown
+data: {{episodes: [{{store: {stores[0]}, success: true}}, {{store: {stores[1]}}}], demo_count: [1]}}
+train: {{steps: 4, checkpoint_every: 4}}
+suite: {{held_out: 0.2}}
+storage: {tmp_path / "runs"}
+"""
+    )
+    shown = CliRunner().invoke(main, ["data", "show", str(file), "--json"])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.output)
+    assert (found["episodes"], found["labelled"]) == (26, 26)
+    assert found["note"] == f"8 of 12 of {stores[0]}; 18 of 18 of {stores[1]}"
+    listed = CliRunner().invoke(main, ["data", "ls", str(file)])
+    assert len(listed.output.splitlines()) == 1 + 26
 
 
 def test_list_with_mistakes_is_refused_before_anything_is_spent(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from conftest import CHECKOUT, run
 
 from dataset_layouts import lerobot_v21
-from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.storage.base import open_storage
+from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
 from robosuite_recordings import CAMERAS, VECTORS, Recorded
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray]
@@ -47,6 +49,54 @@ def done(environment: dict[str, str], *command: str) -> str:
     ended = run("-m", "orchestrator", *command, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def films(folder: Path) -> Path:
+    """Write a store of another robot's films: one camera of another size, without actions."""
+    storage, contract = open_storage(str(folder)), replace(CONTRACT, cameras=("hand",), image_size=(32, 32))
+    episodes = [
+        replace(make_episode(seed, 16, labelled=False, size=32), proprio=None, task="pour")
+        for seed in range(8)
+    ]
+    entries = [
+        put_episode(storage, replace(one, frames={"hand": next(iter(one.frames.values()))}), 20.0)
+        for one in episodes
+    ]
+    commit(storage, contract, entries)
+    return folder
+
+
+def test_parts_of_several_stores_are_trained_together_and_measured(
+    tmp_path: Path, without_simulators: dict[str, str]
+) -> None:
+    storage = tmp_path / "runs"
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"""
+name: parts
+data:
+  episodes:
+    - {{store: {make_episode_store(tmp_path / "a", 6)}, success: true, weight: 1}}
+    - {{store: {make_episode_store(tmp_path / "b", 6)}, source: [test], weight: 3}}
+    - {{store: {films(tmp_path / "films")}, action_free_only: true, weight: 1, cameras: {{hand: {CAMERA}}}}}
+  demo_count: [4]
+  action_free_ratio: [1]
+train: {{mode: joint, steps: 6, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
+suite: {{held_out: 4, video_clips: 0}}
+storage: {storage}
+""")
+    assert "6 of 6 episodes" in done(without_simulators, "plan", str(file))
+    done(without_simulators, "run", str(file))
+    shown = ("curve", "parts", "--storage", str(storage), "--json")
+    (arm,) = json.loads(done(without_simulators, *shown))["arms"]
+    assert {one["episode"].partition(":")[0] for one in arm["episodes"]} <= {"a", "b"}
+    (card,) = storage.glob("arms/*/step_000006/checkpoint.json")
+    learnt = json.loads(card.read_text())["provenance"]
+    assert {episode.partition(":")[0] for episode in learnt["action_free"]} == {"films"}
+    assert not {one["episode"] for one in arm["episodes"]} & {*learnt["demos"], *learnt["action_free"]}
+    assert learnt["action_free_ratio_consumed"] == 1
+    first = next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns
+    assert "already trained" in done(without_simulators, "run", str(file))
+    assert next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns == first
 
 
 def test_recordings_of_a_robot_become_a_curve_without_a_simulator(
