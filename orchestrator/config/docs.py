@@ -61,6 +61,18 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:
             yield from rows(section, f"{prefix}{name}.")
+        if listed := next(_listed_in(kind), None):
+            yield from rows(listed, f"{prefix}{name}[].")
+
+
+def _listed_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections of which a field may hold a list."""
+    forms = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        yield from (form for form in forms if isinstance(form, type) and issubclass(form, BaseModel))
+    else:
+        for form in forms:
+            yield from _listed_in(form)
 
 
 def _plain(value: object) -> str:
