@@ -136,7 +136,9 @@ def select_episodes(
 
 
 def _films(manifest: Manifest, seed: int, exclude: Set[str]) -> list[str]:
-    """Return the ids of the episodes of a merged manifest's video tasks in a seeded order; none of a store's."""
+    """Return the ids of the episodes of a merged manifest's video tasks, in a seeded order; empty for that of
+    a store.
+    """
     ids = manifest.episode_ids
     known = [ids[place] for task in manifest.video_tasks for place in manifest.tasks[task].tolist()]
     return sorted(
