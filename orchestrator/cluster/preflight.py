@@ -35,6 +35,13 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
                 f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path"
                 " of a folder all nodes share"
             )
+    if not isinstance(sweep.data.episodes, str):
+        problems += [
+            f"data.episodes.{number}.quality: {entry.quality} is a file of this machine and is not sent"
+            " along; name the absolute path of a file that all nodes share"
+            for number, entry in enumerate(sweep.data.episodes)
+            if entry.quality and locality(entry.quality) == "relative"
+        ]
     mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
     if not mlflow and sweep.storage.startswith("s3://"):
         problems.append(

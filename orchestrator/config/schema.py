@@ -424,7 +424,7 @@ class Optuna(Section):
 
 class Search(Section):
     """Which arms are trained, and how far. Decisions follow the lower bound of the success rate's 95 %
-    interval, never the loss.
+    interval, or the upper bound of the action error's, never the loss.
     """
 
     asha: Asha | None = None

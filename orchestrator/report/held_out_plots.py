@@ -46,7 +46,7 @@ def draw(curve: "HeldOutCurve", kind: str) -> bytes:
     axes.set_xlim(counts[0] / 1.6, counts[-1] * 1.6)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("demonstrations per task (episodes with actions)")
-    axes.set_ylabel(AXIS)
+    axes.set_ylabel(AXIS.replace(" (", "\n("))
     axes.grid(alpha=0.25)
     figure.legend(
         *axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2, fontsize=9
@@ -100,7 +100,8 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
         )
         path = polyline((dot.x, dot.y) for dot in dots)
         traces.append(Trace(looks[line], tuple(dots), path, area(edges), replicates))
-    _, ticks, _ = measure([0.0, most], frame.bottom, frame.top)
+    _, upwards, _ = measure([0.0, most], 0.0, frame.bottom - frame.top)
+    ticks = tuple(Tick(frame.bottom - tick.at, tick.text) for tick in upwards)
     words = "; ".join(dot.words for trace in traces for dot in trace.dots)
     return Plot(
         name,
