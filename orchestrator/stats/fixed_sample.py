@@ -222,8 +222,9 @@ def hierarchical_draws(
     """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over
     all cells.
 
-    outcomes: (C, R, E), 1 success, 0 failure, nan not played; cells share replicates (seeds) and episodes, so
-    that differences between cells keep their pairing. tasks: (E,), the index of each episode's task.
+    outcomes: (C, R, E), 1 success, 0 failure, or any measured value, nan not played; cells share replicates
+    (seeds) and episodes, so that differences between cells keep their pairing. tasks: (E,), the index of each
+    episode's task.
 
     Replicate, then task, then episode, after the hierarchical bootstrap (Davison and Hinkley 1997, 3.8;
     rliable, Agarwal et al. 2021), with two changes, since the plain one has too little coverage with the

@@ -406,6 +406,27 @@ suite: {{held_out: 0.2}}
         SweepConfig.load(file)
 
 
+def test_batches_of_a_bucket_and_a_folder_are_those_of_two_folders(
+    stores: tuple[str, str, str], s3: str, tmp_path: Path
+) -> None:
+    """Where the parts and the merged store lie shapes no batch."""
+    frames = []
+    for place, second in (
+        (f"{s3}/results", f"{s3}/two/lift"),
+        (str(tmp_path / "runs"), str(tmp_path / "lift")),
+    ):
+        storage = open_storage(second)
+        entries = [put_episode(storage, make_episode(seed), 20.0) for seed in range(4)]
+        commit(storage, CONTRACT, entries)
+        uri = publish_merged(open_storage(place), merge([StorePart(stores[0]), StorePart(second)]))
+        manifest = load_manifest(open_storage(uri), 1)
+        demos = tuple(manifest.select(manifest.episode_ids, with_stats=False))
+        order = ClipSampler(demos, (), manifest.fingerprint, 0, 0, 1, 4)
+        read = clip_stream.batches(uri, manifest.contract, order, SHAPE, first_step=0, num_steps=3)
+        frames.append(np.stack([batch.frames for batch in read]))
+    np.testing.assert_array_equal(*frames)
+
+
 def test_merged_store_of_a_storage_is_read_from_anywhere(
     stores: tuple[str, str, str], tmp_path: Path
 ) -> None:
