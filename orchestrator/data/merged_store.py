@@ -73,63 +73,97 @@ def merge(parts: Sequence[StorePart]) -> Manifest:
     """Return the manifest of the parts of the newest versions of these stores. Raises MergeError with one
     sentence per mistake, each beginning with the number of its part from 0.
     """
-    found, problems = list[tuple[StorePart, int, Manifest]](), list[str]()
-    for number, part in enumerate(parts):
+    opened, problems = list[_Opened](), list[str]()
+    for number, (name, part) in enumerate(zip(_names([part.store for part in parts]), parts, strict=True)):
         try:
             storage = open_storage(part.store)
             version = latest_version(storage)
-            found.append((part, version, load_manifest(storage, version)))
+            opened.append(_Opened(name, part, storage.uri, version, load_manifest(storage, version)))
         except (EpisodeError, StorageError) as error:
             problems.append(f"{number}: {error}")
     if problems:
         raise MergeError(problems)
-    if (first := next((own for part, _, own in found if not part.action_free_only), None)) is None:
+    ours = next((one.manifest.contract for one in opened if not one.part.action_free_only), None)
+    if ours is None:
         raise MergeError(["0: every part is action_free_only, so that there is no demo; leave it out of one"])
     weighted = [part.weight is not None for part in parts]
     if any(weighted) and not all(weighted):
         raise MergeError([f"{weighted.index(False)}.weight: missing; give every part a weight, or none"])
-    tables, facts = list[pa.Table](), list[MergedPart]()
-    names = _names([part.store for part in parts])
-    for number, (name, (part, version, manifest)) in enumerate(zip(names, found, strict=True)):
-        wrong = [*_wrong_contract(part, first.contract, manifest.contract)]
-        kept = np.ones(len(manifest), bool)
-        for field, own in _filters(part, manifest):
-            if isinstance(own, str):
-                wrong.append(f"{field}: {own}")
-            else:
-                kept &= own
-        problems += [f"{number}.{sentence}" for sentence in wrong]
-        if not wrong and not kept.any():
-            problems.append(
-                f"{number}: no episode of {part.store} is left of {len(manifest)}; widen its filters"
-            )
-        if problems:
-            continue
-        rows = manifest.table.filter(pa.array(kept))
-        tables.append(_renamed(rows, name, part, first.contract, open_storage(part.store).uri))
-        facts.append(
-            MergedPart(
-                name=name,
-                store=open_storage(part.store).uri,
-                version=version,
-                fingerprint=manifest.fingerprint,
-                filters=part.filters,
-                weight=part.weight,
-                episodes=len(rows),
-                of=len(manifest),
-            )
-        )
-    if problems:
+    tables = list[pa.Table]()
+    for number, one in enumerate(opened):
+        rows, wrong = _rows(one, ours)
+        problems += [f"{number}{sentence}" for sentence in wrong]
+        tables.append(rows)
+    if problems := problems or [*_twice(tables)]:
         raise MergeError(problems)
-    demonstrated = {
-        task
-        for part, table in zip(parts, tables, strict=True)
-        if not part.action_free_only
-        for task in table["task"].to_pylist()
-    }
+    demonstrated = set[str]().union(
+        *(
+            table["task"].to_pylist()
+            for one, table in zip(opened, tables, strict=True)
+            if not one.part.action_free_only
+        )
+    )
     merged = pa.concat_tables(tables).unify_dictionaries()
-    videos = sorted(set(merged["task"].to_pylist()) - demonstrated)
-    return Manifest.of_table(first.contract, merged, facts, videos)
+    facts = [one.facts(len(table)) for one, table in zip(opened, tables, strict=True)]
+    return Manifest.of_table(ours, merged, facts, sorted(set(merged["task"].to_pylist()) - demonstrated))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Part of a store, with its newest version."""
+
+    name: str
+    part: StorePart
+    uri: str
+    version: int
+    manifest: Manifest
+
+    def facts(self, episodes: int) -> MergedPart:
+        """Return what the merged manifest keeps about the part. episodes: number that its filters leave."""
+        return MergedPart(
+            name=self.name,
+            store=self.uri,
+            version=self.version,
+            fingerprint=self.manifest.fingerprint,
+            filters=self.part.filters,
+            weight=self.part.weight,
+            episodes=episodes,
+            of=len(self.manifest),
+        )
+
+
+def _rows(one: _Opened, ours: Contract) -> tuple[pa.Table, list[str]]:
+    """Return the rows of a part under a contract, and what is wrong with the part: `.FIELD: SENTENCE`."""
+    wrong = [f".{sentence}" for sentence in _wrong_contract(one.part, ours, one.manifest.contract)]
+    kept = np.ones(len(one.manifest), bool)
+    for field, own in _filters(one.part, one.manifest):
+        if isinstance(own, str):
+            wrong.append(f".{field}: {own}")
+        else:
+            kept &= own
+    if not wrong and not kept.any():
+        wrong.append(f": no episode of {one.part.store} is left of {len(one.manifest)}; widen its filters")
+    if wrong:
+        return SCHEMA.empty_table(), wrong
+    rows = one.manifest.table.filter(pa.array(kept))
+    return _renamed(rows, one.name, one.part, ours, one.uri), []
+
+
+def _twice(tables: Sequence[pa.Table]) -> Iterator[str]:
+    """Yield one sentence per part with episodes of an earlier one: an episode could be demo and action-free, or
+    trained on and held out.
+    """
+    owner: dict[str, int] = {}
+    for number, table in enumerate(tables):
+        ids, contents = table["episode_id"].to_pylist(), table["sha256"].to_pylist()
+        again = [episode for episode, sha256 in zip(ids, contents, strict=True) if sha256 in owner]
+        if again:
+            other = next(owner[sha256] for sha256 in contents if sha256 in owner)
+            yield (
+                f"{number}: {len(again)} of its episodes are also in part {other}, such as {again[0]}; an"
+                " episode may be in one part only: filter them out of the other"
+            )
+        owner |= {sha256: number for sha256 in contents if sha256 not in owner}
 
 
 # -- the merged store in a storage ---------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     folder = tmp_path_factory.mktemp("stores")
     return (
         a_store(folder / "one" / "lift", range(12)),
-        a_store(folder / "two" / "lift", range(6, 24)),
+        a_store(folder / "two" / "lift", range(6, 24), instruction="lift it again"),
         films_of(folder / "films"),
     )
 
@@ -163,6 +163,10 @@ def test_every_mistake_is_one_sentence_with_the_near_names(
     assert said[-1] == f"5: no episode of {one} is left of 12; widen its filters"
     with pytest.raises(MergeError, match=r"1: .*there is no episode store here"):
         merge([StorePart(one), StorePart(str(tmp_path / "none"))])
+    with pytest.raises(
+        MergeError, match=r"1: 6 of its episodes are also in part 0, such as lift-2:Lift-000000"
+    ):
+        merge([StorePart(one, tasks=("Lift",)), StorePart(one, tasks=("Lift",), action_free_only=True)])
     with pytest.raises(MergeError, match="every part is action_free_only"):
         merge([StorePart(one, action_free_only=True)])
     with pytest.raises(MergeError, match=r"1.weight: missing; give every part a weight, or none"):
@@ -416,7 +420,7 @@ def test_batches_of_a_bucket_and_a_folder_are_those_of_two_folders(
         (str(tmp_path / "runs"), str(tmp_path / "lift")),
     ):
         storage = open_storage(second)
-        entries = [put_episode(storage, make_episode(seed), 20.0) for seed in range(4)]
+        entries = [put_episode(storage, make_episode(seed), 20.0) for seed in range(4)]  # without a source
         commit(storage, CONTRACT, entries)
         uri = publish_merged(open_storage(place), merge([StorePart(stores[0]), StorePart(second)]))
         manifest = load_manifest(open_storage(uri), 1)

@@ -76,7 +76,7 @@ name: parts
 data:
   episodes:
     - {{store: {make_episode_store(tmp_path / "a", 6)}, success: true, weight: 1}}
-    - {{store: {make_episode_store(tmp_path / "b", 6)}, source: [test], weight: 3}}
+    - {{store: {make_episode_store(tmp_path / "b", 6, length=14)}, source: [test], weight: 3}}
     - {{store: {films(tmp_path / "films")}, action_free_only: true, weight: 1, cameras: {{hand: {CAMERA}}}}}
   demo_count: [4]
   action_free_ratio: [1]
