@@ -150,8 +150,8 @@ def _rows(one: _Opened, ours: Contract) -> tuple[pa.Table, list[str]]:
 
 
 def _twice(tables: Sequence[pa.Table]) -> Iterator[str]:
-    """Yield one sentence per part with episodes of an earlier one: an episode could be demo and action-free, or
-    trained on and held out.
+    """Yield one sentence per part with episodes of an earlier one: an episode could be demo and action-free,
+    or trained on and held out.
     """
     owner: dict[str, int] = {}
     for number, table in enumerate(tables):

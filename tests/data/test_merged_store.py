@@ -420,7 +420,7 @@ def test_batches_of_a_bucket_and_a_folder_are_those_of_two_folders(
         (str(tmp_path / "runs"), str(tmp_path / "lift")),
     ):
         storage = open_storage(second)
-        entries = [put_episode(storage, make_episode(seed), 20.0) for seed in range(4)]  # without a source
+        entries = [put_episode(storage, make_episode(seed), 20.0) for seed in range(4)]
         commit(storage, CONTRACT, entries)
         uri = publish_merged(open_storage(place), merge([StorePart(stores[0]), StorePart(second)]))
         manifest = load_manifest(open_storage(uri), 1)
