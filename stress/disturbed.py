@@ -27,7 +27,7 @@ TITLES = {
     "control actor": "ray::ControlChannel",
     "train controller": "ray::TrainController",
     "trial": "ray::ImplicitFunc",
-    "video judge": "ray::VideoEvalActor",
+    "video judge": "ray::HeldOutActor",
 }
 OUTAGES = "storage", "mlflow server", "full disk"
 """Kinds that end by themselves after a few seconds (`AWAY_S`)."""
