@@ -15,12 +15,10 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
-from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles, stage_one_kind, step_kind
 from orchestrator.planning.plan import planned_arms, planned_videos
-from orchestrator.storage.base import open_storage
 
 Bound = Literal["low", "high"]
 
@@ -57,7 +55,7 @@ class Work:
     """Rollouts by name of the line."""
     control_steps: dict[Bound, int]
     """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high
-    if none does.
+    if none does; or of a held-out episode.
     """
 
 
@@ -79,20 +77,28 @@ class CostEstimate:
     """Whether a search may stop arms before their last step."""
     unmeasured: tuple[str, ...] = ()
     """External lines, whose training and answers are not measured, and not part of the costs."""
+    held_out: bool = False
+    """Whether the action error is measured on recordings, and nothing is simulated."""
 
     def __str__(self) -> str:
         low, high = self.low, self.high
         lines = [
             ("to train", _devices((low.train_gpu_s, high.train_gpu_s), (low.train_cpu_s, high.train_cpu_s))),
             ("to answer", _devices((low.infer_gpu_s, high.infer_gpu_s), (low.infer_cpu_s, high.infer_cpu_s))),
-            (
-                "to simulate",
-                (
-                    f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))};"
-                    f" {_counts(low.control_steps, high.control_steps)} control steps"
-                ),
+            *(
+                []
+                if self.held_out
+                else [
+                    (
+                        "to simulate",
+                        (
+                            f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))};"
+                            f" {_counts(low.control_steps, high.control_steps)} control steps"
+                        ),
+                    ),
+                    ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
+                ]
             ),
-            ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
             ("to read", _to(size(low.bytes_read), size(high.bytes_read))),
             (
                 "wall clock",
@@ -135,8 +141,11 @@ class CostEstimate:
             f" and {longest} (none does)"
         )
         measured = self.calibration.measured_at
+        scored = "simulation"
+        if self.held_out:
+            early, scored = "every held-out episode measured to its end", "reading"
         return (
-            f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on"
+            f"10th to 90th percentile of steps, answers and {scored} measured on {measured} UTC on"
             f" {self.calibration.machine}; {early}, with a core per process or all processes on the cores"
             " of this machine; scoring entirely during training or entirely after it; "
             + ("all arms stopped as early as the search can, or none; " if self.stops_early else "")
@@ -149,20 +158,20 @@ class CostEstimate:
 def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
     pinned = PinnedData.read(sweep)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
-    work = work_of(sweep, manifest, pinned.quarantined.keys())
+    manifest = pinned.manifest(sweep)
+    work = work_of(sweep, manifest, pinned.quarantined.keys(), pinned.evaluation(sweep, manifest))
     machine, at_once = calibration.machine, 0
     processes = 0
     try:
         placement = ResourcePlan.fit(
             machine.cluster,
             sweep.train.workers,
-            sweep.rollout_actors,
+            sweep.scoring_processes,
             len(work.arms),
             decode=sweep.data.decode,
         )
         at_once = placement.concurrent_arms
-        processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers
+        processes = at_once * sweep.train.workers + sweep.scoring_processes + placement.servers
         where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
     except SweepError as error:
         where = f"not on this machine: {'; '.join(error.problems)}"
@@ -187,7 +196,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
                 for training in stage
             ]
             train_s += max([sum(each) / max(1, at_once), *each])
-        play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
+        play_s = play_s / min(sweep.scoring_processes, machine.cores) + calibration.build.median
         # At best all cores are busy until the end; at worst scoring begins after training ends.
         walls[bound] = (
             max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
@@ -203,6 +212,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
         sweep.budget,
         bool(sweep.search.asha or sweep.search.median),
         tuple(line.name for line in sweep.lines if not line.own),
+        sweep.suite.held_out is not None,
     )
 
 
@@ -212,8 +222,15 @@ BOUNDS: tuple[Bound, Bound] = "low", "high"
 # -- what is to be done --------------------------------------------------------------------------------------
 
 
-def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = frozenset()) -> Work:
-    """Return every training and rollout of the sweep; no arm reads the `quarantined` episodes."""
+def work_of(
+    sweep: SweepConfig,
+    manifest: Manifest,
+    quarantined: Set[str] = frozenset(),
+    evaluation: Set[str] = frozenset(),
+) -> Work:
+    """Return every training and rollout of the sweep, or measurement of an episode of `evaluation`; no arm
+    reads these and the `quarantined` episodes.
+    """
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
@@ -229,7 +246,7 @@ def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = froz
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks)
+        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
         line, train = lines[arm.kind], sweep.train_of(arm)
         videos_too = train.objective != "action" if line.imagines else line.swept
         episodes = subset.episodes if videos_too else subset.demos
@@ -238,18 +255,21 @@ def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = froz
         trainings.append(training(step_kind(sweep, line), train.steps, fewest, episodes))
     videos = [
         training(stage_one_kind(lines[video.line]), video.steps, video.steps, video.episodes)
-        for video in planned_videos(sweep, manifest, quarantined)
+        for video in planned_videos(sweep, manifest, quarantined, evaluation)
     ]
     shifts = len(sweep.suite.shifts)
     by_line = {name: dict.fromkeys(BOUNDS, 0) for name in lines}
     for bound in BOUNDS:
-        of_each = sweep.suite.fewest if bound == "low" else sweep.suite.listed
+        of_each = len(evaluation) or (sweep.suite.fewest if bound == "low" else sweep.suite.listed)
         for arm, each in zip(arms, trainings, strict=True):
             end = each.steps_at(bound)
             scored = sum(step <= end for step in sweep.checkpoint_steps(arm))
             shifted = shifts * (end == each.steps)
             by_line[arm.kind][bound] += of_each * scored + sweep.suite.listed * shifted
     rollouts = {bound: sum(own[bound] for own in by_line.values()) for bound in BOUNDS}
+    if evaluation:
+        mean = round(float(lengths[[places[episode] for episode in sorted(evaluation)]].mean()))
+        return Work(tuple(videos), tuple(trainings), rollouts, by_line, {"low": mean, "high": mean})
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}
@@ -338,14 +358,17 @@ def _playing(
             )
             for clock in ("wall", "cpu")
         )
-        cost = Cost(
-            infer_gpu_s=wall if calibration.machine.gpus else 0.0,
-            infer_cpu_s=cpu,
-            sim_cpu_s=rollouts * sim_s,
-            control_steps=rollouts * control_steps,
-            frames=rollouts * looks * cameras,
-            episodes=rollouts,
-        )
+        cost = Cost(infer_gpu_s=wall if calibration.machine.gpus else 0.0, infer_cpu_s=cpu)
+        if sweep.suite.held_out is not None:  # what reads the recordings counts as answering, as in a run
+            cost = replace(cost, infer_cpu_s=cpu + rollouts * sim_s)
+        else:
+            cost = replace(
+                cost,
+                sim_cpu_s=rollouts * sim_s,
+                control_steps=rollouts * control_steps,
+                frames=rollouts * looks * cameras,
+                episodes=rollouts,
+            )
         costs.append(cost)
         wall_s += rollouts * sim_s + wall
     return added(costs), wall_s

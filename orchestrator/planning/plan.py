@@ -8,10 +8,9 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
-from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, MergedPart
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
-from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
 
 
@@ -37,6 +36,14 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    parts: tuple[MergedPart, ...] = ()
+    """Parts of several stores, with what their filters leave; empty for a whole store."""
+    held_out: int = 0
+    """Number of recorded episodes on which every checkpoint's action error is measured; 0 if it plays
+    episodes.
+    """
+    held_out_steps: int = 0
+    """Number of their recorded actions."""
 
     def __str__(self) -> str:
         lines = (
@@ -51,8 +58,24 @@ class Plan:
                 + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
             (
-                "rollouts",
-                f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps",
+                ("rollouts", "none; the action error is measured on recordings")
+                if self.held_out
+                else (
+                    "rollouts",
+                    f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control"
+                    " steps",
+                )
+            ),
+            *(
+                [
+                    (
+                        "held out",
+                        f"{self.held_out} episodes of {self.held_out_steps:,} control steps, on which no arm"
+                        " trains and every checkpoint is measured",
+                    )
+                ]
+                if self.held_out
+                else []
             ),
             (
                 "training",
@@ -69,6 +92,13 @@ class Plan:
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+            *(
+                (
+                    f"  {part.name}",
+                    f"{part.episodes} of {part.of} episodes of {part.store}, version {part.version}",
+                )
+                for part in self.parts
+            ),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
@@ -90,15 +120,19 @@ class StageOne:
     episodes: tuple[str, ...]
 
 
-def planned_videos(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str]) -> list[StageOne]:
-    """Return every stage-1 training, in the order of the arms."""
+def planned_videos(
+    sweep: SweepConfig, manifest: Manifest, quarantined: Set[str], evaluation: Set[str] = frozenset()
+) -> list[StageOne]:
+    """Return every stage-1 training, in the order of the arms. evaluation: episodes held out from every
+    arm.
+    """
     trained: dict[StageOne, None] = {}
     for arm in planned_arms(sweep):
         train = sweep.train_of(arm)
         if train.mode != "two_stage" or not sweep.line(arm).imagines:
             continue
         videos = sweep.largest(arm.seed) if train.videos == "sweep" else arm
-        subset = select_episodes(manifest, videos, quarantined, sweep.data.labelled_tasks)
+        subset = select_episodes(manifest, videos, quarantined, sweep.data.labelled_tasks, evaluation)
         trained[StageOne(arm.kind, arm.seed, train.video_steps or train.steps, subset.episodes)] = None
     return [*trained]
 
@@ -110,17 +144,20 @@ def make_plan(sweep: SweepConfig) -> Plan:
     """
     pinned = PinnedData.read(sweep)
     quarantined = pinned.quarantined.keys()
-    if problems := store_problems(sweep.data, sweep.suite.tasks, pinned.version, quarantined):
+    if problems := store_problems(
+        sweep.data, sweep.suite, pinned.version, quarantined, pinned.held_out, pinned.merged
+    ):
         raise SweepError(sweep.name, problems)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
+    manifest = pinned.manifest(sweep)
     names = dict.fromkeys(sweep.preset_of(line) for line in sweep.lines if line.own)
     if problems := [problem for name in names if (problem := _misfit(name, manifest))]:
         raise SweepError(sweep.name, problems)
     arms = planned_arms(sweep)
-    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks)
+    evaluation = pinned.evaluation(sweep, manifest)
+    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks, evaluation)
     entries = manifest.select((*largest.demos, *largest.action_free))
     batch_size = sweep.train.batch_size // sweep.train.workers
-    video_models = planned_videos(sweep, manifest, quarantined)
+    video_models = planned_videos(sweep, manifest, quarantined, evaluation)
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
@@ -137,7 +174,12 @@ def make_plan(sweep: SweepConfig) -> Plan:
         stream_bytes=max(
             (
                 memory_bound(
-                    manifest.contract, PRESETS[name].clip, entries, batch_size, bool(largest.action_free)
+                    manifest.contract,
+                    PRESETS[name].clip,
+                    entries,
+                    batch_size,
+                    bool(largest.action_free),
+                    max(1, len(weights_of(manifest))),
                 )
                 for name in names
             ),
@@ -145,6 +187,9 @@ def make_plan(sweep: SweepConfig) -> Plan:
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        parts=manifest.parts,
+        held_out=len(evaluation),
+        held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
     )
 
 

@@ -1,13 +1,15 @@
 """Parts of a curve: lines, their points, and comparisons of points."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
+from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, verdict
-from policy.config import DIFFUSION_POLICY
+from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, PairedMeans, verdict
+from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
 
 WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
 """Display names of the baselines."""
@@ -58,6 +60,70 @@ class Series:
     @property
     def _action_free(self) -> str:
         return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
+
+
+Cell = tuple[Series, int]
+"""Line and demo count of a point."""
+
+
+def lines_of(arms: Iterable[Arm], sweep: Mapping[str, Any]) -> list[Series]:
+    """Return the lines of a curve, those of each policy by ratio; policies in the order of the sweep file,
+    without `policy.lines` the baselines last.
+
+    sweep: the resolved sweep file.
+    """
+    order = {line["name"]: place for place, line in enumerate(policy_lines(sweep))}
+    return sorted(
+        {Series.of(arm) for arm in arms},
+        key=lambda line: (
+            order.get(line.policy, len(order)),
+            line.baseline,
+            line.policy,
+            line.action_free_ratio,
+        ),
+    )
+
+
+def policy_lines(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return `policy.lines` of a resolved sweep file; empty if it has none."""
+    lines: list[Mapping[str, Any]] = sweep.get("policy", {}).get("lines") or []
+    return lines
+
+
+def are_named(lines: Iterable[Series]) -> bool:
+    """Return whether lines are called by the names of their policies: there are others than `video_action`
+    and the baseline.
+    """
+    return any(line.policy != VIDEO_ACTION and not line.baseline for line in lines)
+
+
+def compared_cells(lines: Sequence[Series], counts: Sequence[int]) -> list[list[tuple[Cell, Cell]]]:
+    """Return the pairs of points that are compared, one list per question: most demos with fewest on every
+    line; and at every demo count, every ratio with the policy's lowest, and every two policies: at equal
+    ratios, or at all if one has a single ratio.
+
+    lines: those of one policy next to each other, by ratio. counts: demo counts, sorted. P-values are
+    corrected within each question, of the first two within each policy, so that one does not depend on the
+    others.
+    """
+    policies = [[*own] for _, own in groupby(lines, key=lambda line: line.policy)]
+    families = list[list[tuple[Cell, Cell]]]()
+    for mine in policies:
+        families += [
+            [((line, counts[-1]), (line, counts[0])) for line in mine if len(counts) > 1],
+            [((line, count), (mine[0], count)) for count in counts for line in mine[1:]],
+        ]
+    families.append(
+        [
+            ((line, count), (other, count))
+            for count in counts
+            for mine, others in combinations(policies, 2)
+            for line in mine
+            for other in others
+            if line.action_free_ratio == other.action_free_ratio or 1 in (len(mine), len(others))
+        ]
+    )
+    return families
 
 
 @dataclass(frozen=True)
@@ -157,4 +223,87 @@ class Comparison:
             f"{self.first} against {self.second}: {r.difference:+.2f} [{low:+.2f}, {high:+.2f}] on"
             f" {r.episodes} common episodes ({r.only_first} won only by the first, {r.only_second} only by"
             f" the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class TaskError:
+    """Action error of a point on one task."""
+
+    error: float
+    episodes: int
+    interval: Interval
+    """95 %, Student's t over episodes."""
+
+
+@dataclass(frozen=True)
+class ErrorPoint:
+    """One point of the curve of action errors on held-out episodes, averaged over replicates. Lower is
+    better.
+    """
+
+    policy: str
+    demo_count: int
+    action_free_ratio: float
+    error: float
+    """Mean over episodes and replicates, in standard deviations of the recorded actions."""
+    interval: Interval
+    """95 %, Student's t over episodes, without the spread between training seeds."""
+    band: Interval
+    """95 %, with the spread between training seeds, if there are several (`hierarchical_draws`)."""
+    constant: float
+    """Error of the mean action of the held-out episodes."""
+    episodes: int
+    """Number of held-out episodes."""
+    seeds: int
+    missing_seeds: tuple[int, ...]
+    """As for `Point`."""
+    dimensions: tuple[float | None, ...]
+    """Mean error per action dimension; None for one without unit."""
+    loss: float | None
+    """Mean loss of the policy's actions; None for a policy without one."""
+    by_task: Mapping[str, TaskError]
+    cost: Cost | None
+    """Cost of all its arms; None if the cost of one is unknown."""
+
+    @property
+    def series(self) -> Series:
+        """Line of the curve that the point belongs to."""
+        return Series(self.policy, self.action_free_ratio)
+
+
+@dataclass(frozen=True)
+class ErrorComparison:
+    """Action errors of two points of a curve on the held-out episodes, which are common to all arms."""
+
+    first: str
+    second: str
+    first_policy: str
+    second_policy: str
+    result: PairedMeans
+    interval: Interval
+    """95 %, of the difference, with the spread between training seeds if there are several."""
+    seeds: int
+    """Number of seeds that both points have."""
+    compared: int
+    """Number of comparisons of the same question."""
+    p_corrected: float
+    """P-value corrected for the number of comparisons (Holm)."""
+
+    @property
+    def verdict(self) -> str:
+        """As for `Comparison`; a lower error is better."""
+        told = verdict(-self.result.difference, self.p_corrected)
+        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
+
+    def __str__(self) -> str:
+        r, (low, high) = self.result, self.interval
+        corrected = (
+            f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
+        )
+        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
+        return (
+            f"{self.first} against {self.second}: action error {r.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+            f" on {r.episodes} held-out episodes (lower on {r.lower} of them), paired t-test p ="
+            f" {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )

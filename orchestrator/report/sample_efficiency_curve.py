@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,19 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.cost import added
-from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
+from orchestrator.data.action_error import MEASURE
+from orchestrator.report.curve_types import (
+    Cell,
+    Comparison,
+    DemosToReach,
+    Point,
+    Series,
+    TaskScore,
+    are_named,
+    compared_cells,
+    lines_of,
+    policy_lines,
+)
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Correlation,
@@ -31,10 +42,9 @@ from orchestrator.stats.fixed_sample import (
 )
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
-from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
+from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.rollout_videos import RolloutVideo
-from policy.config import VIDEO_ACTION
 from sim_workers.rollout.suite import EpisodeSpec
 
 if TYPE_CHECKING:
@@ -95,25 +105,13 @@ class Curve:
 
     @cached_property
     def lines(self) -> list[Series]:
-        """Lines of each policy by ratio; policies in the order of the sweep file, without one the baselines
-        last.
-        """
-        order = {line["name"]: place for place, line in enumerate(self.policy_lines)}
-        return sorted(
-            {Series.of(scored.arm) for scored in self.arms},
-            key=lambda line: (
-                order.get(line.policy, len(order)),
-                line.baseline,
-                line.policy,
-                line.action_free_ratio,
-            ),
-        )
+        """Lines in the order of `lines_of`."""
+        return lines_of((scored.arm for scored in self.arms), self.sweep)
 
     @property
     def policy_lines(self) -> list[Mapping[str, Any]]:
         """`policy.lines` of the sweep file; empty if it has none."""
-        lines: list[Mapping[str, Any]] = self.sweep.get("policy", {}).get("lines") or []
-        return lines
+        return policy_lines(self.sweep)
 
     @property
     def match(self) -> str:
@@ -125,7 +123,7 @@ class Curve:
         """Whether lines are called by the names of their policies: there are others than `video_action` and
         the baseline.
         """
-        return any(line.policy != VIDEO_ACTION and not line.baseline for line in self.lines)
+        return are_named(self.lines)
 
     def label(self, line: Series) -> str:
         """Return the name of a line in legends."""
@@ -136,9 +134,9 @@ class Curve:
         return next(other for other in self.lines if other.policy == line.policy)
 
     @cached_property
-    def _cells(self) -> dict[tuple[Series, int], list[ScoredArm]]:
+    def _cells(self) -> dict[Cell, list[ScoredArm]]:
         """Arms of every point, line by line, each by demo count."""
-        cells: dict[tuple[Series, int], list[ScoredArm]] = {}
+        cells: dict[Cell, list[ScoredArm]] = {}
         for scored in sorted(
             self.arms, key=lambda scored: (self.lines.index(Series.of(scored.arm)), scored.arm)
         ):
@@ -259,32 +257,10 @@ class Curve:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with
-        the policy's lowest, and of every two policies: at equal ratios, or at all if one has a single ratio.
-
-        P-values are corrected within each of these questions, of the first two within each policy, so that
-        one does not depend on the others.
-        """
+        """Comparisons of the points that `compared_cells` names."""
         counts = sorted({scored.arm.demo_count for scored in self.arms})
-        policies = [[*lines] for _, lines in groupby(self.lines, key=lambda line: line.policy)]
-        families: list[list[tuple[tuple[Series, int], tuple[Series, int]]]] = []
-        for lines in policies:
-            families += [
-                [((line, counts[-1]), (line, counts[0])) for line in lines if len(counts) > 1],
-                [((line, count), (lines[0], count)) for count in counts for line in lines[1:]],
-            ]
-        families.append(
-            [
-                ((line, count), (other, count))
-                for count in counts
-                for lines, others in combinations(policies, 2)
-                for line in lines
-                for other in others
-                if line.action_free_ratio == other.action_free_ratio or 1 in (len(lines), len(others))
-            ]
-        )
         told = []
-        for pairs in families:
+        for pairs in compared_cells(self.lines, counts):
             both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
             corrected = holm([result.p_value for _, result in both])
             told += [
@@ -293,7 +269,7 @@ class Curve:
             ]
         return told
 
-    def _compared(self, first: tuple[Series, int], second: tuple[Series, int]) -> PairedComparison | None:
+    def _compared(self, first: Cell, second: Cell) -> PairedComparison | None:
         outcomes, others = self._outcomes(first), self._outcomes(second)
         if not outcomes.keys() & others.keys():
             return None
@@ -304,8 +280,8 @@ class Curve:
 
     def _comparison(
         self,
-        first: tuple[Series, int],
-        second: tuple[Series, int],
+        first: Cell,
+        second: Cell,
         result: PairedComparison,
         p: float,
         compared: int,
@@ -336,7 +312,7 @@ class Curve:
             p_corrected=p,
         )
 
-    def _outcomes(self, cell: tuple[Series, int]) -> dict[str, bool]:
+    def _outcomes(self, cell: Cell) -> dict[str, bool]:
         """Return outcomes by seed and episode, so that replicates are paired by seed."""
         found = self._cells.get(cell, [])
         return {
@@ -404,7 +380,18 @@ def curve_from_mlflow(tracking_uri: str, name: str, store: str = "", storage: st
 
     Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
     """
-    tracked = read_sweep(tracking_uri, name, store, storage)
+    return curve_of_tracked(name, read_sweep(tracking_uri, name, store, storage))
+
+
+def curve_of_tracked(name: str, tracked: TrackedSweep) -> Curve:
+    """Return the curve of a sweep that was read from MLflow. Raises TrackingError if no arm of it is scored
+    yet, or if it measures no success.
+    """
+    if holds_out(tracked.sweep):
+        raise TrackingError(
+            f"{name}: it measures the {MEASURE} and no success; read it with `demoscale curve {name}`, or in"
+            " Python with orchestrator.report.held_out_curve.read_curve"
+        )
     if not tracked.arms:
         raise TrackingError(
             f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"

@@ -2,11 +2,12 @@
 
 identity.json                             the storage's random id, orchestrator/storage/identity.py
 sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined
-                                          episodes, and the device class, package versions and weights of the
-                                          run that wrote it last
+                                          and held-out episodes, and the device class, package versions and
+                                          weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
+action_errors/<checkpoint>/<protocol>     action errors, orchestrator/evaluation/action_error_ledger.py
 video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
                                           orchestrator/evaluation/video_score.py
 decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped
@@ -19,6 +20,7 @@ live/<name>.json                          progress of the current run
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
@@ -27,11 +29,14 @@ from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.lines import Line
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
-from orchestrator.config.sweep_config import SweepConfig, SweepError
+from orchestrator.config.sweep_config import NOTHING_TO_PLAY, SweepConfig, SweepError
 from orchestrator.cost import CostLedger
-from orchestrator.data.episode_store import check_all, latest_version, load_manifest
+from orchestrator.data.episode_store import check_all, latest_version
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import Subset, SubsetError, select_episodes
+from orchestrator.data.merged_store import publish_merged
+from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes, select_episodes
+from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
+from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, ActionErrorScore
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
@@ -99,6 +104,12 @@ class SweepState:
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
     """
+    episodes: str = ""
+    """URI of the store that workers read: the sweep's, or a merged one in its storage."""
+    held_out: tuple[str, ...] = ()
+    """Episodes on which the action error of every checkpoint is measured and that no arm trains on; empty if
+    the sweep plays episodes.
+    """
     _subsets: dict[Arm, Subset] = field(default_factory=dict, init=False, compare=False, repr=False)
     """Episodes selected so far, by arm."""
     _trainings: dict[Arm, str] = field(default_factory=dict, init=False, compare=False, repr=False)
@@ -118,8 +129,10 @@ class SweepState:
         """
         storage = open_storage(sweep.storage)
         before = pinned_facts(storage, sweep.name)
-        data, episodes = PinnedData.of(sweep, before), open_storage(sweep.data.episodes)
-        version = latest_version(episodes) if data.version is None else data.version
+        data, version = PinnedData.of(sweep, before), 1
+        if isinstance(sweep.data.episodes, str):
+            version = data.version or latest_version(open_storage(sweep.data.episodes))
+            data = replace(data, version=version)
         packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
@@ -132,12 +145,18 @@ class SweepState:
         for source, label in before.get("line_weights", {}).items():
             if source in line_weights:
                 line_weights[source] = same_weights(label, line_weights[source])
-        device = before.get("device", "")
+        device, manifest = before.get("device", ""), data.manifest(sweep)
+        if pin and manifest.parts:
+            publish_merged(storage, manifest)
         store = claim_identity(storage) if pin else identity_of(storage)
+        try:
+            held_out = data.evaluation(sweep, manifest)
+        except SubsetError as error:
+            raise SweepError(sweep.name, [f"data: {error}"]) from None
         state = cls(
             sweep,
             storage,
-            load_manifest(episodes, version),
+            manifest,
             version,
             data.quarantined,
             store,
@@ -147,6 +166,8 @@ class SweepState:
             line_weights,
             read_external_lines(sweep, storage, before.get("external", {}), pin, here),
             read_learners(sweep, before.get("learners", {}), pin or here),
+            held_out=tuple(sorted(held_out)),
+            episodes=data.place(sweep, manifest),
         )
         if pin:
             state._refuse_shorter(before.get("sweep", {}))
@@ -183,6 +204,8 @@ class SweepState:
             "sweep": self.sweep.model_dump(mode="json"),
             "version": self.version,
             "quarantined": self.quarantined,
+            "held_out": self.held_out,
+            **({"merged": self.episodes.removeprefix(f"{self.storage.uri}/")} if self.manifest.parts else {}),
             "device": self.device,
             "packages": dict(self.packages),
             "weights": {
@@ -211,20 +234,31 @@ class SweepState:
         state, whole = self, set[str]()
         while True:
             subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
-            chosen = {episode for subset in subsets for episode in subset.episodes}
+            chosen = {episode for subset in subsets for episode in subset.episodes}.union(state.held_out)
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
-            for done, (entry, problem) in enumerate(
-                check_all(open_storage(state.sweep.data.episodes), todo), 1
-            ):
+            for done, (entry, problem) in enumerate(check_all(open_storage(state.episodes), todo), 1):
                 on_progress(done, len(todo))
                 if problem:
                     damaged[entry.episode_id] = redact(problem)
             whole |= chosen - set(damaged)
             if not damaged:
                 return state
-            state = replace(state, quarantined=state.quarantined | damaged)
+            state = state._quarantine(damaged)
             state.pin()
+
+    def _quarantine(self, damaged: dict[str, str]) -> "SweepState":
+        """Return the sweep without these episodes. If a held-out one is among them, the next in order takes
+        its place.
+        """
+        quarantined = self.quarantined | damaged
+        held_out = self.held_out
+        if damaged.keys() & set(held_out):
+            try:
+                held_out = evaluation_episodes(self.manifest, self.sweep.suite.held_out, quarantined.keys())
+            except SubsetError as error:
+                raise SweepError(self.sweep.name, [f"data: {error}"]) from None
+        return replace(self, quarantined=quarantined, held_out=held_out)
 
     @classmethod
     def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
@@ -274,13 +308,17 @@ class SweepState:
         """Return the key of every input to an arm's policy other than the arm."""
         line = self.sweep.line(arm)
         if not line.own:
-            parts = self.sweep.data_parts(self.manifest.fingerprint, self.quarantined)
+            parts = self.sweep.data_parts(
+                self.manifest.fingerprint, self.quarantined, self.held_out, self.manifest.parts
+            )
             return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
         return self.sweep.training_key(
             self.manifest.fingerprint,
             self.quarantined,
             self._weights_of(line),
             self.packages,
+            self.held_out,
+            self.manifest.parts,
             arm,
             self.learners.get(line.name, ""),
         )
@@ -301,7 +339,12 @@ class SweepState:
     def training_key(self) -> Key:
         """Key of every input to a policy with the sweep's own settings other than the arm."""
         return self.sweep.training_key(
-            self.manifest.fingerprint, self.quarantined, self.weights, self.packages
+            self.manifest.fingerprint,
+            self.quarantined,
+            self.weights,
+            self.packages,
+            self.held_out,
+            self.manifest.parts,
         )
 
     @property
@@ -316,9 +359,12 @@ class SweepState:
         return self._stored_as(self.protocol_key(shift, self.sweep.line(arm) if arm else None))
 
     def protocol_key(self, shift: str, line: Line | None = None) -> Key:
-        """Return the key of every input to the outcomes of a line under a shift other than the weights; None:
-        of the sweep's own policy.
+        """Return the key of every input to the outcomes of a line under a shift, or to its action errors,
+        other than the weights; None: of the sweep's own policy.
         """
+        if test := self.action_error_test:
+            sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
+            return test.key(sampler, self.device or "cpu", self.packages)
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
         sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
         return protocol_key(suite, self.manifest.contract, sampler, gl, self.device or "cpu", self.packages)
@@ -436,13 +482,18 @@ class SweepState:
             return self._subsets[arm]
         try:
             subset = select_episodes(
-                self.manifest, arm, self.quarantined.keys(), self.sweep.data.labelled_tasks
+                self.manifest,
+                arm,
+                self.quarantined.keys(),
+                self.sweep.data.labelled_tasks,
+                frozenset(self.held_out),
             )
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
+            where = self.episodes if self.manifest.parts else self.sweep.data.episodes
             raise SweepError(
                 self.sweep.name,
-                [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"],
+                [f"it keeps to version {self.version} of {where}; {error}; {mend}"],
             ) from None
         self._subsets[arm] = subset
         return subset
@@ -469,9 +520,13 @@ class SweepState:
         sweep, shape = self.sweep, policy_config(preset).clip
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
-        episodes = open_storage(sweep.data.episodes).uri
         clips = HeldOut.choose(
-            episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape
+            self.episodes,
+            self.manifest,
+            sweep.suite.tasks or self.manifest.tasks,
+            sweep.suite.video_clips,
+            self.used(),
+            shape,
         )
         return VideoBenchmark(clips, policy_config(preset).sampler_on(sweep.suite.rung))
 
@@ -481,6 +536,21 @@ class SweepState:
             return self.video_test(self.sweep.line(arm))
         except SubsetError:
             return None
+
+    @cached_property
+    def action_error_test(self) -> ActionErrorBenchmark | None:
+        """Return the test of the checkpoints' actions on held-out episodes; None if the sweep plays
+        episodes.
+        """
+        if not self.held_out:
+            return None
+        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out)
+
+    def action_error(self, arm: Arm, checkpoint: str) -> ActionErrorScore:
+        """Return the action error of an arm's checkpoint, given its fingerprint, from the ledger so far."""
+        errors = ActionErrorLedger(self.storage, checkpoint, self.protocol_of("nominal", arm)).read()
+        found = [errors[episode] for episode in self.held_out if episode in errors]
+        return ActionErrorScore.of(found, len(self.held_out))
 
     def job(self, arm: Arm) -> TrainJob | ExternalJob:
         """Return the arm's training job. Raises SweepError if the folder of its external policy was not
@@ -497,7 +567,7 @@ class SweepState:
         return ExternalJob(
             arm=arm,
             arm_id=self.arm_id(arm),
-            episodes=open_storage(self.sweep.data.episodes).uri,
+            episodes=self.episodes,
             version=self.version,
             subset=self.subset(arm),
             policy=line.policy,
@@ -515,7 +585,7 @@ class SweepState:
         return TrainJob(
             arm=arm,
             arm_id=self.arm_id(arm),
-            episodes=open_storage(sweep.data.episodes).uri,
+            episodes=self.episodes,
             version=self.version,
             subset=self.subset(arm),
             config=sweep.config_of(line),
@@ -611,6 +681,12 @@ class SweepState:
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint.loss
+                if self.held_out:
+                    measured = self.action_error(state.arm, checkpoint.fingerprint)
+                    state.scoring[step] = measured.episodes, measured.listed
+                    if measured.complete:
+                        state.scores[step] = measured
+                    continue
                 score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
@@ -669,4 +745,6 @@ def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfi
             )
         )
         raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
+    if state.held_out:
+        raise SweepError(f"sweep {sweep}", [f"suite.held_out: {NOTHING_TO_PLAY}"])
     return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite

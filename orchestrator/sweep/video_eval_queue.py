@@ -10,7 +10,7 @@ from orchestrator.config.lines import Line
 from orchestrator.cost import Cost
 from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.score_events import GeneratedVideoScored
-from orchestrator.evaluation.scores import EvalJob
+from orchestrator.evaluation.scores import EvalJob, HeldOutJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
 from sim_workers.rollout.worker import one_line
@@ -27,7 +27,7 @@ class VideoEvalQueue:
     def __init__(
         self,
         state: SweepState,
-        judge: Callable[[EvalJob, VideoBenchmark], tuple[VideoScore, Cost]],
+        judge: Callable[[EvalJob | HeldOutJob, VideoBenchmark], tuple[VideoScore, Cost]],
         on_event: Callable[[GeneratedVideoScored], None],
         say: Callable[[str], None],
     ) -> None:
@@ -36,7 +36,8 @@ class VideoEvalQueue:
         judge: scores a checkpoint's video, which may take long; returns the score and its cost.
         """
         self._state, self._judge, self._on_event, self._say = state, judge, on_event, say
-        self._todo: queue.Queue[tuple[EvalJob, Line] | None] = queue.Queue()  # None: no more follow
+        self._todo: queue.Queue[tuple[EvalJob | HeldOutJob, Line] | None] = queue.Queue()
+        """Checkpoints with their lines; None: no more follow."""
         self._ending = False
         self.failure: BaseException | None = None
         """Error that ended the thread; None if there is none."""
@@ -53,7 +54,7 @@ class VideoEvalQueue:
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def submit(self, job: EvalJob, line: Line) -> None:
+    def submit(self, job: EvalJob | HeldOutJob, line: Line) -> None:
         """Enqueue a scored checkpoint of a line that generates video."""
         self._todo.put((job, line))
 
@@ -79,7 +80,7 @@ class VideoEvalQueue:
         except BaseException as error:
             self.failure = error
 
-    def _measure(self, test: VideoBenchmark, job: EvalJob) -> None:
+    def _measure(self, test: VideoBenchmark, job: EvalJob | HeldOutJob) -> None:
         storage, cost = self._state.storage, Cost()
         score = test.known(storage, job.checkpoint.fingerprint)
         if not score:

@@ -17,6 +17,7 @@ from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
@@ -111,6 +112,7 @@ class TrainJob:
             rank,
             world,
             self.train.batch_size // world,
+            weights_of(manifest),
         )
 
     @property
