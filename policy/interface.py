@@ -274,7 +274,9 @@ def _numbers(value: Any, field: str, count: int, most: float) -> list[float]:
         raise ValueError(f"{field} must be {count} numbers, not {printable(repr(value), 60)}")
     for number in value:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= most:
-            raise ValueError(f"{field} holds {printable(repr(number), 40)}; its numbers lie within +-{most:g}")
+            raise ValueError(
+                f"{field} holds {printable(repr(number), 40)}; its numbers lie within +-{most:g}"
+            )
     return [float(number) for number in value]
 
 

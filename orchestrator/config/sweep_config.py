@@ -48,7 +48,7 @@ from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
 from policy.presets import policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
-from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.suite import Suite
 
 
 class SweepError(DemoscaleError):
@@ -167,12 +167,7 @@ class SweepConfig(Section):
 
     def to_suite(self, shift: str = "nominal") -> Suite:
         """Return the suite that every arm is scored on, or its version under a shift."""
-        return Suite(
-            self.suite.tasks,
-            self.suite.episodes,
-            shift=shift,
-            rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
-        )
+        return self.suite.to_suite(self.suite.tasks, shift=shift)
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps after which an arm is saved and scored."""
@@ -207,6 +202,8 @@ class SweepConfig(Section):
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
+        if self.suite.proprio is not None:
+            parts["proprioception"] = list(self.suite.proprio)
         return Key("training", parts)
 
 
@@ -321,6 +318,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     `SweepConfig`, by name; others are not read.
     """
     data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
+    if suite:
+        yield from (f"suite.{problem}" for problem in suite.task_problems())
     if suite and (
         refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]
     ):
@@ -415,7 +414,7 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def store_problems(
     data: Data,
-    tasks: tuple[str, ...],
+    suite: SuiteConfig,
     version: int | None = None,
     quarantined: Collection[str] = (),
 ) -> list[str]:
@@ -428,10 +427,13 @@ def store_problems(
         manifest = load_manifest(open_storage(data.episodes), version)
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
+    tasks = suite.tasks
+    if problems := suite.store_problems(manifest.contract):
+        return problems
     if told := [
         f"on {task} here. {'; '.join(different)}"
         for task in tasks
-        if (different := unfit(manifest.contract, task))
+        if (different := unfit(suite.contract_of(manifest.contract), task))
     ]:
         return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
@@ -452,7 +454,7 @@ def _store_problems_of(raw: dict[str, Any]) -> list[str]:
     """Return the problems of the episode store that can be found although the file has mistakes elsewhere."""
     try:
         data = Data.model_validate(raw.get("data"))
-        tasks = SuiteConfig.model_validate(raw.get("suite")).tasks
+        suite = SuiteConfig.model_validate(raw.get("suite"))
     except ValidationError:
         return []
-    return store_problems(data, tasks)
+    return store_problems(data, suite)

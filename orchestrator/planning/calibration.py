@@ -158,7 +158,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         sweep.policy.preset,
         sorted(sweep.policy.baselines),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
-        load_manifest(open_storage(sweep.data.episodes)).contract.to_json(),
+        sweep.suite.contract_of(load_manifest(open_storage(sweep.data.episodes)).contract).to_json(),
         [sweep.suite.tasks[0], sweep.suite.gl, sweep.suite.rung, sweep.rollout_actors],
         asdict(machine),
     ]

@@ -13,6 +13,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
+from sim_workers.envs.registry import not_lean
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    control: tuple[str, ...] = ()
+    """One sentence per reason why simulators take robosuite's own control steps; empty: the lean ones."""
 
     def __str__(self) -> str:
         lines = (
@@ -69,6 +72,7 @@ class Plan:
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+            *(("control step", f"robosuite's own, several times slower: {why}") for why in self.control),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
@@ -103,7 +107,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
     """
     pinned = PinnedData.read(sweep)
     quarantined = pinned.quarantined.keys()
-    if problems := store_problems(sweep.data, sweep.suite.tasks, pinned.version, quarantined):
+    if problems := store_problems(sweep.data, sweep.suite, pinned.version, quarantined):
         raise SweepError(sweep.name, problems)
     manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
     preset = PRESETS[sweep.policy.preset]
@@ -125,6 +129,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
     video_models = len(planned_videos(sweep, manifest, quarantined))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
+    suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
     rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
     return Plan(
         arms=len(arms),
@@ -132,11 +137,12 @@ def make_plan(sweep: SweepConfig) -> Plan:
         shifts=len(sweep.suite.shifts),
         rollouts=rollouts,
         decided=sweep.suite.decide is not None,
-        control_steps=rollouts * sweep.suite.horizon,
+        control_steps=rollouts // sweep.suite.listed * suite.control_steps,
         video_models=video_models,
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
         stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
     )

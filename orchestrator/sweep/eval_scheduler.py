@@ -108,7 +108,7 @@ class EvalScheduler:
         self._state, self._board, self._backend = state, board, backend
         self._charged: dict[CheckpointRef, float] = {}
         """Seconds of inference charged so far, by checkpoint."""
-        self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
+        self.scorer = Scorer(state.storage, state.contract, backend.pool, on_event, say, decides)
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:

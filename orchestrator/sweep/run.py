@@ -188,7 +188,7 @@ class SweepRun:
             self.say(f"already trained, not trained again: {', '.join(reused)}")
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             self.say(f"already scored, not played again: {scored} checkpoints")
-        portraits = render_references_of(self.state.storage, sweep.suite.gl)
+        portraits = render_references_of(self.state.storage, sweep.suite.gl, sweep.suite.tasks)
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._pruner.decides, self.handle, self.say

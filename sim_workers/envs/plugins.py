@@ -119,9 +119,7 @@ def load(name: str) -> Task:
             f"{where} cannot be loaded: {type(error).__name__}: {said}; repair or uninstall the package"
         ) from error
     if not isinstance(task, Task):
-        raise PluginError(
-            f"{where} is a {type(task).__name__}; it must be a sim_workers.envs.plugins.Task"
-        )
+        raise PluginError(f"{where} is a {type(task).__name__}; it must be a sim_workers.envs.plugins.Task")
     return task
 
 

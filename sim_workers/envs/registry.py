@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from policy.errors import DemoscaleError
 from policy.interface import Contract
+from sim_workers.envs import embodiment as embodiments
 from sim_workers.envs import libero, plugins, robocasa, shifts, tasks
 from sim_workers.envs import robosuite as env
 from sim_workers.envs.embodiment import DEFAULT, DEFAULT_ROBOT, Embodiment, EmbodimentError, embodiment_of
@@ -87,8 +88,8 @@ def contract_of(
         return env.contract(cameras, image_size, render_profile, name, embodiment or DEFAULT)
     if embodiment not in (None, DEFAULT):
         raise EmbodimentError(
-            f"robot, controller, proprioception, rate and poses of cameras of {task} are its own and cannot be"
-            " chosen"
+            f"robot, controller, proprioception, rate and poses of cameras of {task} are its own and cannot"
+            " be chosen"
         )
     if is_plugin(task):
         return plugins.load(task).contract(cameras, image_size, render_profile)
@@ -155,6 +156,16 @@ def _offered_to(policy: Contract, task: str) -> list[str]:
     if task in libero.LIBERO:
         return policy.mismatches(libero.libero_contract(*views, policy.proprio))
     return policy.mismatches(contract_of(task, *views))
+
+
+def not_lean(policy: Contract, task: str) -> str:
+    """Return why the task's simulator takes robosuite's own control steps instead of the lean ones
+    (`fast_control.py`), as a phrase; empty if they are lean, or the simulator is another.
+
+    The contract fits the task (`unfit`). Raises PluginError for a broken plug-in.
+    """
+    name = environment_of(task)
+    return embodiments.not_lean(embodiment_of(policy, name)) if name else ""
 
 
 def refusal(task: str, shift: str) -> str:

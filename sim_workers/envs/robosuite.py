@@ -66,9 +66,7 @@ def contract(
     The same for all tasks of one arm with fingers. The values of two arms are concatenated, their names
     prefixed with the arm's. Raises EmbodimentError if the task cannot have the embodiment.
     """
-    return embodiments.contract_of(
-        embodiment, task, cameras, image_size, render_profile, simulator_version()
-    )
+    return embodiments.contract_of(embodiment, task, cameras, image_size, render_profile, simulator_version())
 
 
 _said = set[str]()

@@ -40,7 +40,7 @@ def controller_config(robot: str, controller: str) -> dict[str, Any] | None:
     return config
 
 
-class JointVelocity(generic.JointVelocityController):  # type: ignore[misc]
+class JointVelocity(generic.JointVelocityController):
     """Robosuite's joint velocity controller, whose constructor in 1.5.2 assigns to a property without a
     setter, and which would otherwise take an array for a truth value.
     """

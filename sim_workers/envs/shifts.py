@@ -90,9 +90,7 @@ def refusal(task: str, shift: str) -> str:
     return f"there is no {shift} shift of {task}: {reason}" if reason else ""
 
 
-def build(
-    task: str, shift: str, variant: int, poses: Sequence[CameraPose] = (), **options: Any
-) -> Any:
+def build(task: str, shift: str, variant: int, poses: Sequence[CameraPose] = (), **options: Any) -> Any:
     """Return robosuite's environment of the task in the shifted world, with the configured cameras. Takes
     robosuite's own options.
 
@@ -113,9 +111,7 @@ def build(
     if poses:
         methods["_load_model"] = _with_cameras(methods.get("_load_model", base._load_model), poses)
     # Robosuite builds and compiles its model in the constructor, so only a subclass can change it in between.
-    env = (
-        type(base)("Shifted", (base,), methods)(**options) if methods else robosuite.make(task, **options)
-    )
+    env = type(base)("Shifted", (base,), methods)(**options) if methods else robosuite.make(task, **options)
     if shift in CHANGED:
         CHANGED[shift](env, task, variant)
     return env
