@@ -37,8 +37,8 @@ def list_tasks() -> None:
 @click.option("--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels.")
 @report_user_errors
 def check(name: str, image_size: int) -> None:
-    """Play a few steps of the task NAME and check what scores rely on: determinism, shapes, pictures, success,
-    closing and making it again.
+    """Play a few steps of the task NAME and check what scores rely on: determinism, shapes, pictures,
+    success, closing and making it again.
 
     Exits with code 1 if a check fails.
     """

@@ -86,8 +86,8 @@ def _same(name: str, one: _Played, other: _Played) -> EnvCheck:
             when = "after the reset" if at == 0 else f"in step {at}"
             return EnvCheck(
                 name,
-                f"{what} differ {when}: state must depend on the seed of reset() and on the actions alone; look"
-                " for a generator that is not seeded, and for state that a reset keeps",
+                f"{what} differ {when}: state must depend on the seed of reset() and on the actions alone;"
+                " look for a generator that is not seeded, and for state that a reset keeps",
             )
     return EnvCheck(name)
 

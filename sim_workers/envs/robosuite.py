@@ -95,6 +95,8 @@ class SimEnv:
     _fast: Any = None
     _proprio_keys: Sequence[str] = PROPRIO_KEYS
     _controller = embodiments.DELTA_POSE
+    own_step = "nothing else was asked for"
+    """Why control steps are robosuite's own instead of the lean ones; empty if they are lean."""
 
     def __init__(
         self,
@@ -145,7 +147,9 @@ class SimEnv:
 
             try:
                 self._fast = FastStep(self._env)
+                self.own_step = ""
             except ValueError as unknown:
+                self.own_step = str(unknown)
                 _say_once(task, str(unknown))
 
     def _claim(self, task: str, contract: Contract, instruction: str) -> None:

@@ -3,6 +3,7 @@ expert.
 """
 
 import heapq
+import itertools
 from importlib.metadata import version
 from typing import Any
 
@@ -157,7 +158,7 @@ def _edge(outline: Any) -> list[tuple[Array, Array]]:
     """Return points on the T's edge, every 10 pixels, with the outward normals."""
     corners = np.array(shapely.geometry.polygon.orient(outline).exterior.coords)
     found = []
-    for a, b in zip(corners[:-1], corners[1:], strict=True):
+    for a, b in itertools.pairwise(corners):
         length = float(np.linalg.norm(b - a))
         if length < 6.0:
             continue
@@ -177,7 +178,7 @@ def _walk(outline: Any, start: Array, goal: Array) -> list[Array]:
     """Return points from start to goal round the T, as commands that the agent follows."""
     path = _shortest(outline, start, goal)
     commands: list[Array] = []
-    for a, b in zip(path[:-1], path[1:], strict=True):
+    for a, b in itertools.pairwise(path):
         count = max(1, int(np.ceil(np.linalg.norm(b - a) / 24.0)))
         commands += [a + (b - a) * (i + 1) / count for i in range(count)]
     return [*commands, goal, goal]
@@ -200,7 +201,7 @@ def _shortest(outline: Any, start: Array, goal: Array, cell: float = 12.0) -> li
     first, last = nearest(start), nearest(goal)
     came: dict[tuple[int, int], tuple[int, int]] = {first: first}
     cost, todo = {first: 0.0}, [(0.0, first)]
-    while todo and last not in came | {}:
+    while todo and last not in came:
         spent, (i, j) = heapq.heappop(todo)
         for di in (-1, 0, 1):
             for dj in (-1, 0, 1):
