@@ -92,7 +92,7 @@ def test_plugin_task_answers_like_a_task_of_its_own(package: Path) -> None:
     env = make_env("dots/Reach", said)
     env.reset(1)
     assert env.observe(3).images["top"].shape == (32, 48, 3)
-    with pytest.raises(plugins.PluginError, match="simulator: the policy was trained with dots 0.9"):
+    with pytest.raises(plugins.PluginError, match=r"simulator: the policy was trained with dots 0\.9"):
         make_env("dots/Reach", replace(said, simulator="dots 0.9"))
 
 
