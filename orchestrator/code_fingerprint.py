@@ -50,6 +50,8 @@ SCORING_CODE = Code(
 """Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler
 and loading of weights.
 """
+ADAPTING_CODE = Code(("sim_workers/envs/from_gymnasium.py",), ("sim_workers/envs/from_gymnasium.py",))
+"""Code that plug-ins build their environments with, and that no environment of this package uses."""
 TRAINING_CODE = Code(
     (
         "orchestrator/training/loop.py",
@@ -243,7 +245,7 @@ def plugin_code(task: str) -> dict[str, str]:
 
     Raises PluginError if the plug-in's module cannot be found.
     """
-    hashes = {"package": plugins.package(task)}
+    hashes = {"package": plugins.package(task), **code_hashes(ADAPTING_CODE)}
     for name, file in plugins.files_of(task).items():
         data = file.read_bytes()
         with suppress(SyntaxError, ValueError):

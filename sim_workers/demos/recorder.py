@@ -65,14 +65,14 @@ def refusal(task: str, embodiment: Embodiment) -> str:
     empty if one does. Raises PluginError for a broken plug-in.
     """
     if is_plugin(task):
-        return "" if plugins.load(task).expert else f"the package of {task} has no scripted expert for it"
+        own = plugins.load(task)
+        if not own.expert:
+            return f"the package of {task} has no scripted expert for it"
+        return _no_hand(embodiment) if own.environment else ""
     if task not in EXPERTS:
         return f"no scripted expert does {task}; there is one for {', '.join(EXPERTS)}"
-    if embodiment.controller not in (DELTA_POSE, POSE):
-        return (
-            f"the scripted experts command the hand, which {embodiment.controller} does not take; they"
-            f" support {DELTA_POSE} and {POSE}"
-        )
+    if refused := _no_hand(embodiment):
+        return refused
     if task not in (able := DEMONSTRATED_BY.get(embodiment.robot, tuple(EXPERTS))):
         return (
             f"the scripted expert of {task} does not succeed with {embodiment.robot}; that robot demonstrates"
@@ -84,6 +84,16 @@ def refusal(task: str, embodiment: Embodiment) -> str:
             f" {embodiment.control_hz:g} times"
         )
     return ""
+
+
+def _no_hand(embodiment: Embodiment) -> str:
+    """Return why scripted experts do not act through the controller; empty if they do."""
+    if embodiment.controller in (DELTA_POSE, POSE):
+        return ""
+    return (
+        f"the scripted experts command the hand, which {embodiment.controller} does not take; they support"
+        f" {DELTA_POSE} and {POSE}"
+    )
 
 
 class _Player:
@@ -110,10 +120,14 @@ class _Player:
             executed[5] += self._disturbance / 2 * rng.standard_normal()
             return env.from_delta_pose(action), env.from_delta_pose(executed)
         action = np.asarray(self._expert.act(env), np.float64)
-        if not self._task.noise:
-            return action, action
-        noise = self._disturbance * np.array(self._task.noise) * rng.standard_normal(len(action))
-        return action, action + noise
+        executed = action
+        if self._task.noise:
+            executed = action + self._disturbance * np.array(self._task.noise) * rng.standard_normal(
+                len(action)
+            )
+        if self._task.environment:
+            return env.from_delta_pose(action), env.from_delta_pose(executed)
+        return action, executed
 
 
 def demonstrate(env: Any, demonstration: Demonstration) -> Recording:

@@ -42,7 +42,9 @@ class Expert(Protocol):
     """Number of control steps after which the demonstration has failed."""
 
     def act(self, env: Any) -> npt.NDArray[np.floating[Any]]:
-        """Return the (A,) action, in the contract's units, for the current state of the `Env`."""
+        """Return the (A,) action for the current state of the `Env`, in the contract's units; for a robosuite
+        environment the displacement of the hand, (7,) in [-1, 1], whichever controller the contract names.
+        """
         ...
 
 
@@ -65,7 +67,7 @@ class Task:
     expert: Callable[[], Expert] | None = None
     """Returns a new scripted expert, for `demoscale collect`; None if the task has none."""
     noise: tuple[float, ...] = ()
-    """Per action dimension the standard deviation that a disturbance of 1 adds to the expert's executed
+    """Per dimension of the expert's action the standard deviation that a disturbance of 1 adds to the expert's executed
     action; empty: none.
     """
     environment: str = ""

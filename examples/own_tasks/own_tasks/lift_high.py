@@ -18,9 +18,10 @@ class LiftHighExpert:
         self._lift = LiftExpert()
 
     def act(self, env: Any) -> npt.NDArray[np.float64]:
-        """Return the action in the contract's units, whichever controller of the hand it names."""
-        action: npt.NDArray[np.float64] = env.from_delta_pose(self._lift.act(env.state))
-        return action
+        """Return the displacement of the hand, (7,) in [-1, 1], which the recorder turns into the contract's
+        action.
+        """
+        return self._lift.act(env.state)
 
 
 def _register() -> None:

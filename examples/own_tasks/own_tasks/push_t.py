@@ -232,5 +232,5 @@ PUSH_T = GymnasiumTask(
     simulator=f"gym-pusht {version('gym-pusht')}, pymunk {version('pymunk')}",
     pictures={"top": _picture},
     expert=PushTExpert,
-    noise=(20.0, 20.0),
+    noise=(8.0, 8.0),
 ).task()
