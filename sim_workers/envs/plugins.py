@@ -67,8 +67,8 @@ class Task:
     expert: Callable[[], Expert] | None = None
     """Returns a new scripted expert, for `demoscale collect`; None if the task has none."""
     noise: tuple[float, ...] = ()
-    """Per dimension of the expert's action the standard deviation that a disturbance of 1 adds to the expert's executed
-    action; empty: none.
+    """Per dimension of the expert's action the standard deviation that a disturbance of 1 adds to what is
+    executed; empty: none.
     """
     environment: str = ""
     """Name of a robosuite environment, whose robots, controllers, proprioception, control rates and cameras
