@@ -46,7 +46,9 @@ class Result:
         """Return the result of a run that ended here and now. Raises ValueError if the last line is no JSON
         object.
         """
-        *table, last = printed.strip("\n").splitlines()
+        lines = printed.strip("\n").splitlines()
+        # Ray's raylet prints notices to the driver's output between the script's own lines
+        *table, last = [line for line in lines if "(raylet)" not in line]
         answer = json.loads(last)
         if not isinstance(answer, dict):
             raise ValueError(f"the last line is no JSON object: {last}")

@@ -52,6 +52,18 @@ and loading of weights.
 """
 ADAPTING_CODE = Code(("sim_workers/envs/from_gymnasium.py",), ("sim_workers/envs/from_gymnasium.py",))
 """Code that plug-ins build their environments with, and that no environment of this package uses."""
+ACTION_ERROR_CODE = Code(
+    (
+        "orchestrator/evaluation/action_error_score.py",
+        "sim_workers/rollout/ray_policy_client.py",
+        "orchestrator/evaluation/policy_server.py",
+        "policy/inference.py",
+    ),
+    ("policy/", "orchestrator/data/"),
+)
+"""Code that compares a checkpoint's actions with recorded ones: decoding of episodes and their walk, the
+policy server's batches, networks, sampler; no simulator.
+"""
 TRAINING_CODE = Code(
     (
         "orchestrator/training/loop.py",
