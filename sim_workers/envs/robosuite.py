@@ -89,6 +89,8 @@ class SimEnv:
     """
 
     film_camera = "frontview"
+    draws_with_gl = True
+    """Whether `render_check` finds a GL driver in this process after a picture."""
     # Defaults for subclasses, which build another simulator.
     _open = False
     _env: Any = None
