@@ -1,5 +1,6 @@
 """Policies of the pool tests behind a policy server: `wanderer`, and others that are slow or fail."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -10,7 +11,8 @@ import ray.cloudpickle
 
 from orchestrator.testing.episodes import CAMERA
 from orchestrator.testing.fake_policy_server import FakePolicyServer
-from policy.interface import ActionChunk, Observation
+from policy.interface import ActionChunk, LostSessionError, Observation, PolicyNeeds
+from policy.sessions import SessionStates
 from sim_workers.rollout.suite import EpisodeSpec
 
 CURSED = EpisodeSpec("Lift", 1_000_002, 1_000_002)
@@ -44,14 +46,50 @@ def fail_on_cursed(observation: Observation) -> ActionChunk:
     )
 
 
+REMEMBERS = PolicyNeeds(memory=True, observation_steps=3)
+"""Needs of the policy `remembers`."""
+
+
+LOST = "LOST_SESSIONS"
+"""Environment variable with the file in which `Remember` counts the sessions that it did not know."""
+
+
+class Remember:
+    """Wander by all observations of the session so far and their histories, until an action that is not
+    finite ends the episode; so the outcome shows any difference in them.
+    """
+
+    def __init__(self) -> None:
+        self._states = SessionStates[list[int]](lambda _: [])
+
+    def __call__(self, observation: Observation) -> ActionChunk:
+        try:
+            state = self._states.of(observation)
+        except LostSessionError:
+            with open(os.environ[LOST], "a") as file:
+                file.write(f"{observation.episode} {observation.step}\n")
+            raise
+        for seen in (*observation.history, observation):
+            state += [seen.step, int(abs(seen.proprio).sum() * 1e6)]
+            state += [int(picture.sum()) for picture in seen.images.values()]
+        rng = np.random.default_rng([*state, observation.noise_seed])
+        time.sleep(0.1)
+        actions = rng.uniform(-1, 1, (8, 7)).astype(np.float32)
+        actions[rng.integers(32) :] = np.nan
+        return ActionChunk(actions, 4)
+
+
 def start_wanderer(**options: Any) -> Any:
-    """Start a policy server with Ray's actor options; its policies are `slow`, `broken`, `cursed` and, under
-    any other name, `wanderer`.
+    """Start a policy server with Ray's actor options; its policies are `slow`, `broken`, `cursed`,
+    `remembers` and, under any other name, `wanderer`.
     """
     # the workers cannot import a module of the tests
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return (
         ray.remote(FakePolicyServer)
         .options(**options)
-        .remote(wander, {"slow": wander_slowly, "broken": fail, "cursed": fail_on_cursed})
+        .remote(
+            wander,
+            {"slow": wander_slowly, "broken": fail, "cursed": fail_on_cursed, "remembers": Remember()},
+        )
     )
