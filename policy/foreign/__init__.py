@@ -10,12 +10,13 @@ pickled; messages are bounded, and arrays in them are read as plain numbers only
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from policy.foreign.layout import Layout
-from policy.http_protocol import RemoteError
+from policy.foreign.layout import MOST_BYTES, Layout
+from policy.http_protocol import RemoteError, checked_contract
 from policy.interface import Contract, Policy
-from policy.untrusted import printable
+from policy.untrusted import printable, read_json
 
 
 def _openpi(address: str, contract: Contract, layout: Layout, execute: int) -> Policy:
@@ -50,12 +51,23 @@ def is_foreign(url: str) -> bool:
     return url.partition("://")[0] in SCHEMES
 
 
-def foreign_policy(url: str, contract: Contract, layout: str = "", execute: int = 0) -> Policy:
+def read_contract(path: Path) -> Contract:
+    """Return the contract in a JSON file, the fields of `policy.interface.Contract`. Raises RemoteError if it
+    cannot be read or is not valid.
+    """
+    try:
+        with path.open("rb") as file:
+            return checked_contract(read_json(file.read(MOST_BYTES + 1), MOST_BYTES))
+    except (OSError, ValueError, TypeError) as error:
+        raise RemoteError(f"the contract {path} is not valid: {printable(str(error))}") from None
+
+
+def foreign_policy(url: str, contract: Contract, layout: Layout | None = None, execute: int = 0) -> Policy:
     """Return the client of a server of another project; its first query opens the connection.
 
-    url: SCHEME://HOST:PORT. layout: name of a common layout or a JSON file of one, as `Layout.named`; empty:
-    the protocol's usual one. execute: actions of a chunk that are executed before the next observation; 0:
-    all of them. Raises RemoteError if the address or the layout is not valid, or a package is missing.
+    url: SCHEME://HOST:PORT. layout: names of what is sent; None: the protocol's usual one. execute: actions
+    of a chunk that are executed before the next observation; 0: all of them. Raises RemoteError if the
+    address is not valid, the contract lacks what the layout sends, or a package is missing.
     """
     scheme = url.partition("://")[0]
     try:
@@ -68,9 +80,10 @@ def foreign_policy(url: str, contract: Contract, layout: str = "", execute: int 
             f"{printable(url)} is not the address of a policy server: it must look like"
             f" {scheme if scheme in _CLIENTS else 'openpi'}://127.0.0.1:8000"
         )
-    named = Layout.named(layout or scheme, contract)
+    layout = layout or Layout.named(scheme, contract)
+    layout.check(contract)
     try:
-        return _CLIENTS[scheme](parts.netloc.rpartition("@")[2], contract, named, execute)
+        return _CLIENTS[scheme](parts.netloc.rpartition("@")[2], contract, layout, execute)
     except ModuleNotFoundError as error:
         extra = "groot" if scheme == "groot" else "openpi"
         raise RemoteError(

@@ -1,6 +1,5 @@
 """How a foreign server names and shapes pictures, state, instruction and actions."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +46,10 @@ def axis_angle(quaternion: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 class Layout:
     """The names under which a server takes an observation, and those of its actions."""
 
-    images: Mapping[str, str]
-    """Camera of the contract by the server's name of the picture."""
-    states: Mapping[str, tuple[StatePart, ...]]
-    """Parts of the proprioception, concatenated, by the server's name of the vector."""
+    images: tuple[tuple[str, str], ...]
+    """The server's name of each picture, and the camera of the contract."""
+    states: tuple[tuple[str, tuple[StatePart, ...]], ...]
+    """The server's name of each state vector, and the parts of the proprioception in it."""
     instruction: str
     """The server's name of the instruction; empty: it is not sent."""
     actions: tuple[str, ...] = ("actions",)
@@ -67,24 +66,21 @@ class Layout:
         is none of this name, or the contract lacks what it sends.
         """
         cameras, width = contract.cameras, len(contract.proprio)
-        whole = (StatePart(0, width),)
+        own = tuple(zip(cameras, cameras, strict=True))
+        whole = (("state", (StatePart(0, width),)),) if width else ()
         if name in ("libero", "openpi"):
             pose = (StatePart(0, 3), StatePart(3, 7, AXIS_ANGLE), StatePart(7, 9))
-            images = dict(zip(("observation/image", "observation/wrist_image"), cameras, strict=False))
-            found = cls(images, {"observation/state": pose}, "prompt", mirrored=True)
+            images = tuple(zip(("observation/image", "observation/wrist_image"), cameras, strict=False))
+            found = cls(images, (("observation/state", pose),), "prompt", mirrored=True)
         elif name == "droid":
             sides = ("observation/exterior_image_1_left", "observation/wrist_image_left")
-            states = {
-                "observation/joint_position": (StatePart(0, 7),),
-                "observation/gripper_position": (StatePart(7, 8),),
-            }
-            found = cls(dict(zip(sides, cameras, strict=False)), states, "prompt")
+            joints = ("observation/joint_position", (StatePart(0, 7),))
+            gripper = ("observation/gripper_position", (StatePart(7, 8),))
+            found = cls(tuple(zip(sides, cameras, strict=False)), (joints, gripper), "prompt")
         elif name == "vla-eval":
-            states = {"state": whole} if width else {}
-            found = cls({camera: camera for camera in cameras}, states, "task_description")
+            found = cls(own, whole, "task_description")
         elif name == "groot":
-            states = {"state": whole} if width else {}
-            found = cls({camera: camera for camera in cameras}, states, "task", ("action",))
+            found = cls(own, whole, "task", ("action",))
         elif name.endswith(".json"):
             found = cls.from_file(Path(name))
         else:
@@ -128,18 +124,20 @@ class Layout:
         instruction = data.get("instruction", "")
         if not isinstance(instruction, str) or not isinstance(mirrored, bool):
             raise ValueError("instruction must be a name, and mirrored true or false")
-        parts = {name: tuple(_part(one, name) for one in _list(some, name)) for name, some in states.items()}
-        return cls(images, parts, instruction, tuple(actions), mirrored)
+        parts = tuple(
+            (name, tuple(_part(one, name) for one in _list(some, name))) for name, some in states.items()
+        )
+        return cls(tuple(images.items()), parts, instruction, tuple(actions), mirrored)
 
     def check(self, contract: Contract) -> None:
         """Raise RemoteError if the layout sends a camera or a value that the contract lacks."""
-        for name, camera in self.images.items():
+        for name, camera in self.images:
             if camera not in contract.cameras:
                 raise RemoteError(
                     f"the layout sends the camera {printable(camera, 60)} as {printable(name, 60)}; the"
                     f" contract has {', '.join(contract.cameras) or 'no camera'}"
                 )
-        for name, parts in self.states.items():
+        for name, parts in self.states:
             last = max((part.last for part in parts), default=0)
             if last > len(contract.proprio):
                 raise RemoteError(
@@ -153,14 +151,14 @@ class Layout:
             name: np.ascontiguousarray(
                 observation.images[camera][:, ::-1] if self.mirrored else observation.images[camera]
             )
-            for name, camera in self.images.items()
+            for name, camera in self.images
         }
 
     def vectors(self, observation: Observation) -> dict[str, npt.NDArray[np.float32]]:
         """Return the state vectors by the server's names, float32."""
         return {
             name: np.concatenate([part.of(observation.proprio) for part in parts]).astype(np.float32)
-            for name, parts in self.states.items()
+            for name, parts in self.states
         }
 
 

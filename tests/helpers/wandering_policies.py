@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,14 @@ REMEMBERS = PolicyNeeds(memory=True, observation_steps=3)
 """Needs of the policy `remembers`."""
 
 
-LOST = "LOST_SESSIONS"
-"""Environment variable with the file in which `Remember` counts the sessions that it did not know."""
+LOG = "REMEMBER_LOG"
+"""Environment variable with the file in which `Remember` writes a line per observation: session, step, and
+what it answered; `lost` for one of a session that it does not know.
+"""
 
 
 class Remember:
-    """Wander by all observations of the session so far and their histories, until an action that is not
-    finite ends the episode; so the outcome shows any difference in them.
-    """
+    """Wander by all observations of the session so far and their histories."""
 
     def __init__(self) -> None:
         self._states = SessionStates[list[int]](lambda _: [])
@@ -66,8 +67,7 @@ class Remember:
         try:
             state = self._states.of(observation)
         except LostSessionError:
-            with open(os.environ[LOST], "a") as file:
-                file.write(f"{observation.episode} {observation.step}\n")
+            self._log(observation, "lost")
             raise
         for seen in (*observation.history, observation):
             state += [seen.step, int(abs(seen.proprio).sum() * 1e6)]
@@ -75,8 +75,22 @@ class Remember:
         rng = np.random.default_rng([*state, observation.noise_seed])
         time.sleep(0.1)
         actions = rng.uniform(-1, 1, (8, 7)).astype(np.float32)
-        actions[rng.integers(32) :] = np.nan
-        return ActionChunk(actions, 4)
+        self._log(observation, str(actions.sum()))
+        return ActionChunk(actions, int(rng.integers(1, 8)))
+
+    def _log(self, observation: Observation, answer: str) -> None:
+        with open(os.environ[LOG], "a") as file:
+            file.write(f"{observation.episode} {observation.step} {answer}\n")
+
+
+def last_playings(log: Path) -> dict[str, list[tuple[str, str]]]:
+    """Return the steps and answers of the last session of each episode in a log of `Remember`."""
+    sessions: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for line in log.read_text().splitlines():
+        session, step, answer = line.split()
+        episode = session.rpartition("-")[0]
+        sessions.setdefault(episode, {}).setdefault(session, []).append((step, answer))
+    return {episode: [*of.values()][-1] for episode, of in sessions.items()}
 
 
 def start_wanderer(**options: Any) -> Any:
