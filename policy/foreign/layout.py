@@ -167,20 +167,22 @@ def chunk_of(actions: npt.NDArray[Any], contract: Contract, execute: int, where:
 
     Raises RemoteError, which names the server as `where`, if they do not match the contract.
     """
-    values = np.atleast_2d(actions)
-    if values.ndim != 2 or values.shape[1] != len(contract.action) or values.dtype.kind not in "iuf":
+    given = np.atleast_2d(actions)
+    if given.ndim != 2 or given.shape[1] != len(contract.action) or given.dtype.kind not in "iuf":
         raise RemoteError(
-            f"{where} answered with actions of {values.dtype} {printable(str(values.shape), 60)}; the"
-            f" contract has {len(contract.action)} action dimensions"
+            f"{where} answered with actions of {given.dtype} {printable(str(given.shape), 60)}; the contract"
+            f" has {len(contract.action)} action dimensions"
         )
-    if not 0 <= execute <= len(values):
+    if not 1 <= max(execute, 1) <= len(given):
         raise RemoteError(
-            f"{where} answered with {len(values)} actions, of which {execute} shall be executed; lower"
-            " execute"
+            f"{where} answered with {len(given)} actions, of which {execute or 'all'} shall be executed;"
+            " lower execute"
         )
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
     if not np.isfinite(values).all():
         raise RemoteError(f"{where} answered with an action that is not finite")
-    return ActionChunk(values.astype(np.float32), execute or len(values))
+    return ActionChunk(values, execute or len(values))
 
 
 def _list(value: Any, name: str) -> list[Any]:
