@@ -12,7 +12,7 @@ import ray.cloudpickle
 
 from orchestrator.testing.episodes import CAMERA
 from orchestrator.testing.fake_policy_server import FakePolicyServer
-from policy.interface import ActionChunk, LostSessionError, Observation, PolicyNeeds
+from policy.interface import ActionChunk, Observation, PolicyNeeds
 from policy.sessions import SessionStates
 from sim_workers.rollout.suite import EpisodeSpec
 
@@ -52,8 +52,8 @@ REMEMBERS = PolicyNeeds(memory=True, observation_steps=3)
 
 
 LOG = "REMEMBER_LOG"
-"""Environment variable with the file in which `Remember` writes a line per observation: session, step, and
-what it answered; `lost` for one of a session that it does not know.
+"""Environment variable with the file in which `Remember` writes a line per observation that it answers:
+session, step and answer.
 """
 
 
@@ -64,33 +64,26 @@ class Remember:
         self._states = SessionStates[list[int]](lambda _: [])
 
     def __call__(self, observation: Observation) -> ActionChunk:
-        try:
-            state = self._states.of(observation)
-        except LostSessionError:
-            self._log(observation, "lost")
-            raise
+        state = self._states.of(observation)
         for seen in (*observation.history, observation):
             state += [seen.step, int(abs(seen.proprio).sum() * 1e6)]
             state += [int(picture.sum()) for picture in seen.images.values()]
         rng = np.random.default_rng([*state, observation.noise_seed])
         time.sleep(0.1)
         actions = rng.uniform(-1, 1, (8, 7)).astype(np.float32)
-        self._log(observation, str(actions.sum()))
+        with open(os.environ[LOG], "a") as file:
+            file.write(f"{observation.episode} {observation.step} {actions.sum()}\n")
         return ActionChunk(actions, int(rng.integers(1, 8)))
 
-    def _log(self, observation: Observation, answer: str) -> None:
-        with open(os.environ[LOG], "a") as file:
-            file.write(f"{observation.episode} {observation.step} {answer}\n")
 
-
-def last_playings(log: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return the steps and answers of the last session of each episode in a log of `Remember`."""
+def playings(log: Path) -> dict[str, list[list[tuple[str, str]]]]:
+    """Return the steps and answers of every session of each episode in a log of `Remember`."""
     sessions: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for line in log.read_text().splitlines():
         session, step, answer = line.split()
         episode = session.rpartition("-")[0]
         sessions.setdefault(episode, {}).setdefault(session, []).append((step, answer))
-    return {episode: [*of.values()][-1] for episode, of in sessions.items()}
+    return {episode: [*of.values()] for episode, of in sessions.items()}
 
 
 def start_wanderer(**options: Any) -> Any:

@@ -26,7 +26,7 @@ from sim_workers.rollout.episode import Outcome, run_episode
 from sim_workers.rollout.policy_clients import RemoteServer
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
 from sim_workers.rollout.worker import PLAYINGS, Played, RolloutJob, RolloutWorker, Unanswered
-from wandering_policies import LOG, REMEMBERS, last_playings, start_wanderer
+from wandering_policies import LOG, REMEMBERS, playings, start_wanderer
 
 SPEC = EpisodeSpec("Lift", 1_000_000, 1_000_000)
 
@@ -214,7 +214,7 @@ def test_history_changes_no_trajectory() -> None:
 
 SUITE = Suite(("Lift",), 4, EpisodeRules(40))
 Scored = tuple[dict[str, Any], dict[str, list[tuple[str, str]]], int]
-"""Outcomes, the answers of each episode's last playing, and the number of lost sessions."""
+"""Outcomes, the answers in each episode's last playing, and the number of other playings."""
 
 
 def scored(workers: int, source: Any, log: Path, disturb: Callable[[], None] | None = None) -> Scored:
@@ -234,7 +234,9 @@ def scored(workers: int, source: Any, log: Path, disturb: Callable[[], None] | N
     pool.close()
     assert all(outcome["result"] != "error" for outcome in outcomes.values()), outcomes
     assert len(outcomes) == SUITE.episodes
-    return outcomes, last_playings(log), sum(line.endswith(" lost") for line in log.read_text().splitlines())
+    played = playings(log)
+    last = {episode: sessions[-1] for episode, sessions in played.items()}
+    return outcomes, last, sum(len(sessions) - 1 for sessions in played.values())
 
 
 @pytest.mark.full
@@ -256,9 +258,9 @@ def test_killed_policy_server_with_memory_changes_no_outcome(ray_cluster: None, 
     one = scored(1, source, log)
     assert one[2] == 0
     assert scored(2, source, log) == one
-    outcomes, answers, lost = scored(1, source, log, kill)
+    outcomes, answers, again = scored(1, source, log, kill)
     assert (outcomes, answers) == one[:2]
-    assert lost == 1
+    assert again == 1
     ray.kill(server)
 
 
@@ -316,8 +318,8 @@ def test_killed_http_servers_with_memory_change_no_outcome(ray_cluster: None, tm
     try:
         one = scored(1, RemoteServer(servers[0].url), log)
         assert one[2] == 0
-        outcomes, answers, lost = scored(1, RemoteServer(servers[0].url), log, restart)
-        assert (outcomes, answers, lost) == (*one[:2], 1)
+        outcomes, answers, again = scored(1, RemoteServer(servers[0].url), log, restart)
+        assert (outcomes, answers, again) == (*one[:2], 1)
         both = ",".join(server.url for server in servers)
         assert scored(2, RemoteServer(both), log, servers[0].kill)[:2] == one[:2]
     finally:
