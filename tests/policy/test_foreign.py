@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import CHECKOUT
+from conftest import CHECKOUT, run
 
 from http_policies import CONTRACT
 from orchestrator.cli.main import main
@@ -489,3 +489,30 @@ def test_foreign_reference_keeps_layouts_apart(contract_file: Path) -> None:
     assert refs[1].reach(1) == refs[2].reach(1)
     with pytest.raises(PolicyRefError, match="no policy server answers"):
         resolve_policy(url, foreign=ForeignOptions(str(contract_file)))
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("scheme", "code", "package"),
+    [("openpi", OPENPI, "openpi_server"), ("vla-eval", VLA_EVAL, "vla_eval")],
+    ids=["openpi", "vla-eval"],
+)
+def test_foreign_server_is_scored(scheme: str, code: str, package: str, tmp_path: Path) -> None:
+    if not find_spec(package) or not find_spec("websockets"):
+        pytest.skip(f"needs {package} and websockets")
+    from sim_workers.envs.robosuite import contract
+
+    file, port = tmp_path / "contract.json", free_port()
+    cameras = ("agentview", "robot0_eye_in_hand")
+    file.write_text(json.dumps(contract(cameras, (64, 64), "fast").to_json()))
+    named = ["--fingerprint", "shown", "--storage", str(tmp_path / "runs")]
+    suite = ["--episodes", "2", "--horizon", "12", "--workers", "2"]
+    with program(code, port):
+        url = f"{scheme}://127.0.0.1:{port}"
+        arguments = ["-m", "orchestrator", "score", url, "--contract", str(file), *named, *suite]
+        first, again = run(*arguments), run(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "0/2 = 0.00" in first.stdout, first.stdout + first.stderr
+    assert "nothing to play" in again.stdout, again.stdout + again.stderr
