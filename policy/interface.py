@@ -1,7 +1,7 @@
 """The interface between policy and simulator: observations in, action chunks out.
 
-Every package may import this module, so it needs only numpy and `policy.untrusted`, which needs only the
-standard library.
+Every package may import this module, so it needs only numpy, and `policy.errors` and `policy.untrusted`,
+which need only the standard library.
 
 Shapes: H, W pixels; P proprioceptive values; T steps of a chunk; A action dimensions.
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from policy.errors import DemoscaleError
 from policy.untrusted import clean_text, printable
 
 MOST_NAMES = {"cameras": 64, "proprio": 4096, "action": 1024}
@@ -31,6 +32,8 @@ MOST_STEPS = 4096
 """Maximum control steps of one chunk."""
 OMITTED = "omitted"
 """Key in the metadata of a contract's field that `to_json` leaves out where it has its default."""
+MOST_OBSERVATION_STEPS = 64
+"""Maximum observations, the present one included, that a policy takes at once."""
 
 
 def derived_seed(*parts: int) -> int:
@@ -42,19 +45,27 @@ def derived_seed(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class Observation:
-    """Input of a policy: the present moment, without history.
+    """Input of a policy: the present moment, and for policies that ask for them the preceding ones.
 
     images: per camera name, (H, W, 3) RGB uint8, upright (row 0 is the top of the picture).
     proprio: (P,) float32, in the order of the contract's `proprio`.
     instruction: the task as a sentence.
-    noise_seed: seeds every random draw of this call, so that the answer is a function of the observation
-    alone.
+    noise_seed: seeds every random draw of this call, so that the answer of a policy without memory is a
+    function of the observation alone.
+    episode: identifies one playing of one episode, the session of a policy with memory; a repeated playing
+    has another id. step: control steps since the reset.
+    history: the observations at the preceding control steps, oldest first, one fewer than the policy's
+    `observation_steps`, without a history of their own and with the noise seed of this one; for steps before
+    the reset, the first observation is repeated.
     """
 
     images: dict[str, npt.NDArray[np.uint8]]
     proprio: npt.NDArray[np.float32]
     instruction: str
     noise_seed: int
+    episode: str = ""
+    step: int = 0
+    history: tuple["Observation", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -307,8 +318,58 @@ def _hz(value: Any) -> float:
     return float(value)
 
 
+@dataclass(frozen=True)
+class PolicyNeeds:
+    """What a policy needs besides the present observation.
+
+    Raises ValueError, with one sentence, if `observation_steps` is outside 1 to MOST_OBSERVATION_STEPS, or a
+    field is of another type.
+    """
+
+    memory: bool = False
+    """Whether answers depend on earlier observations of the episode, which the policy remembers by
+    `Observation.episode`.
+    """
+    observation_steps: int = 1
+    """Observations of consecutive control steps that the policy takes at once, the present one included."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.memory, bool):
+            raise ValueError(f"memory is {printable(repr(self.memory), 40)}; it is true or false")
+        steps = self.observation_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_OBSERVATION_STEPS:
+            raise ValueError(
+                f"observation_steps is {printable(repr(steps), 40)}; it is a whole number between 1 and"
+                f" {MOST_OBSERVATION_STEPS}"
+            )
+
+
+PRESENT_ONLY = PolicyNeeds()
+"""Needs of a policy without memory that takes one observation at a time."""
+
+
+def needs_of(policy: object) -> PolicyNeeds:
+    """Return the needs that a policy, or a client of one, states in its attributes `memory` and
+    `observation_steps`; both may be absent.
+
+    Raises ValueError, with one sentence, for values that no policy may state.
+    """
+    return PolicyNeeds(getattr(policy, "memory", False), getattr(policy, "observation_steps", 1))
+
+
+class LostSessionError(DemoscaleError):
+    """A policy with memory does not know the episode of an observation after its first: its server was
+    restarted, or dropped the session. The episode can only be played again from its start.
+    """
+
+
 class Policy(Protocol):
-    """Anything that turns observations into action chunks."""
+    """Anything that turns observations into action chunks. A policy may also have `memory` and
+    `observation_steps`, see `PolicyNeeds`.
+
+    A policy with memory starts a session at an observation with step 0, whether its episode is known or not,
+    and raises LostSessionError for a later step of an unknown episode. `policy.sessions` has helpers.
+    """
 
     @property
     def contract(self) -> Contract:
@@ -316,7 +377,7 @@ class Policy(Protocol):
         ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """Return one chunk per observation. Each depends on its own observation only, never on the rest of
-        the batch.
+        """Return one chunk per observation. Each depends on its own observation only (with memory: on those
+        of its session), never on the rest of the batch.
         """
         ...

@@ -22,6 +22,7 @@ from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE
+from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score
 from orchestrator.cli.serve_command import serve
@@ -54,6 +55,7 @@ def main() -> None:
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale serve --policy path/to/checkpoint   a policy over HTTP
+    demoscale policy check http://127.0.0.1:8000  does a policy or its server keep what scoring relies on?
     demoscale sheet --task Lift --save lift.jpg   the shifted scenes of a task, in one picture
     demoscale task list                      the tasks that a sweep may name; check tests one
     demoscale new task my_task               a working package with a task of your own
@@ -244,6 +246,7 @@ for command in (
     export,
     import_,
     new,
+    policy,
     pretrain,
     score,
     serve,
