@@ -50,7 +50,7 @@ from policy.config import DIFFUSION_POLICY, PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
 from policy.presets import learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
-from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.suite import Suite
 
 
 class SweepError(DemoscaleError):
@@ -214,12 +214,7 @@ class SweepConfig(Section):
 
     def to_suite(self, shift: str = "nominal") -> Suite:
         """Return the suite that every arm is scored on, or its version under a shift."""
-        return Suite(
-            self.suite.tasks,
-            self.suite.episodes,
-            shift=shift,
-            rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
-        )
+        return self.suite.to_suite(self.suite.tasks, shift=shift)
 
     @property
     def scoring_processes(self) -> int:
@@ -256,6 +251,8 @@ class SweepConfig(Section):
             "quarantined": sorted(quarantined),
             "labelled tasks": sorted(self.data.labelled_tasks),
         }
+        if self.suite.proprio is not None:
+            parts["proprioception"] = list(self.suite.proprio)
         if held_out := sorted(evaluation):
             parts["held out"] = held_out
         if stores:
@@ -421,6 +418,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     data, suite, search, train, policy = (
         sections.get(name) for name in ("data", "suite", "search", "train", "policy")
     )
+    if suite:
+        yield from (f"suite.{problem}" for problem in suite.task_problems())
     if suite and (
         refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]
     ):
@@ -441,6 +440,16 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         )
     if policy and policy.lines:
         yield from _contradictions_of_lines(policy, train, optuna)
+    if (
+        policy
+        and suite
+        and suite.proprio is not None
+        and (external := next((line for line in policy.lines if not line.own), None))
+    ):
+        yield (
+            f"suite.proprio: the line {external.name} learns from an export with all of the store's"
+            " proprioception; leave the field out, or the external lines"
+        )
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
         yield (
             "train.match: a search compares arms after the same number of steps, and epochs gives arms with"
@@ -587,11 +596,13 @@ def store_problems(
         return [f"data.episodes.{problem}" for problem in error.problems]
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
+    if problems := suite.store_problems(manifest.contract):
+        return problems
     where = ", ".join(data.stores)
     if told := [
         f"on {task} here. {'; '.join(different)}"
         for task in tasks
-        if (different := unfit(manifest.contract, task))
+        if (different := unfit(suite.contract_of(manifest.contract), task))
     ]:
         return [f"data.episodes: a policy trained on {where} could not be scored {told[0]}"]
     shown = set(manifest.tasks)

@@ -112,7 +112,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                 simulated = process.submit(
                     _simulating,
                     sweep.suite.tasks[0],
-                    manifest.contract,
+                    sweep.suite.contract_of(manifest.contract),
                     sweep.suite.gl,
                     sweep.sampler.execute,
                     part_s,
@@ -171,6 +171,7 @@ def _jobs(
             train=short,
             objective=recipe.objective if line.imagines else "action",
             weights=sweep.weights_of(line),
+            proprio=sweep.suite.proprio_of(manifest.contract),
         )
         if line.imagines and recipe.mode == "two_stage":
             jobs[stage_one_kind(line)] = replace(job, objective="video")

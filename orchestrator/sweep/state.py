@@ -62,6 +62,7 @@ from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
 from orchestrator.training.train_events import Reported
+from policy.interface import Contract
 from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
@@ -358,6 +359,16 @@ class SweepState:
         """
         return self._stored_as(self.protocol_key(shift, self.sweep.line(arm) if arm else None))
 
+    @property
+    def proprio(self) -> tuple[int, ...] | None:
+        """Indices of the store's proprioceptive values that the policies get; None: all."""
+        return self.sweep.suite.proprio_of(self.manifest.contract)
+
+    @property
+    def contract(self) -> Contract:
+        """Conventions of the sweep's policies: the store's, with the chosen proprioception."""
+        return self.sweep.suite.contract_of(self.manifest.contract)
+
     def protocol_key(self, shift: str, line: Line | None = None) -> Key:
         """Return the key of every input to the outcomes of a line under a shift, or to its action errors,
         other than the weights; None: of the sweep's own policy.
@@ -367,7 +378,7 @@ class SweepState:
             return test.key(sampler, self.device or "cpu", self.packages)
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
         sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
-        return protocol_key(suite, self.manifest.contract, sampler, gl, self.device or "cpu", self.packages)
+        return protocol_key(suite, self.contract, sampler, gl, self.device or "cpu", self.packages)
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
@@ -528,7 +539,8 @@ class SweepState:
             self.used(),
             shape,
         )
-        return VideoBenchmark(clips, policy_config(preset).sampler_on(sweep.suite.rung))
+        sampler = policy_config(preset).sampler_on(sweep.suite.rung)
+        return VideoBenchmark(replace(clips, proprio=self.proprio), sampler)
 
     def possible_video_test(self, arm: Arm) -> VideoBenchmark | None:
         """Return `video_test` of an arm's line; None also if too few held-out clips are left."""
@@ -544,7 +556,7 @@ class SweepState:
         """
         if not self.held_out:
             return None
-        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out)
+        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out, self.proprio)
 
     def action_error(self, arm: Arm, checkpoint: str) -> ActionErrorScore:
         """Return the action error of an arm's checkpoint, given its fingerprint, from the ledger so far."""
@@ -595,6 +607,7 @@ class SweepState:
             label=label,
             code=file_hashes(),
             decode=sweep.data.decode,
+            proprio=self.proprio,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:

@@ -1,4 +1,4 @@
-"""`demoscale new`: skeletons to begin something of one's own with."""
+"""`demoscale new`: working skeletons of what plugs into a sweep: tasks, and external policies."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,36 @@ COMMON = "policies/common"
 
 @click.group(context_settings=HELP)
 def new() -> None:
-    """Write a working skeleton of something of your own."""
+    """Write a working skeleton of a task or of a policy, with a test."""
+
+
+@new.command(context_settings=HELP)
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where to write it; a new folder NAME here by default.",
+)
+@report_user_errors
+def task(name: str, folder: Path | None) -> None:
+    """Write a package NAME with a task: environment, scripted expert, pictures, test, entry point.
+
+    NAME is a Python package's: lower case, digits and `_`.
+    """
+    from orchestrator.cli.new_task import files
+
+    if not (name.isidentifier() and name.islower() and name.isascii()):
+        raise argument_error(f"NAME: {name} is no name of a Python package: use a to z, 0 to 9 and _")
+    place = folder or Path(name)
+    if place.exists():
+        raise argument_error(f"--folder: {place} exists already; name another folder")
+    for file, text in files(name).items():
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(text)
+        click.echo(f"wrote {place / file}")
+    click.echo(
+        f"next: pip install --no-deps --editable {place}; demoscale task check {name}/Reach; pytest {place}"
+    )
 
 
 @new.command(context_settings=HELP)
