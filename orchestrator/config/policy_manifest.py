@@ -435,6 +435,8 @@ def _sentences(error: Any) -> Iterator[str]:
         )
     elif error["type"] == "missing":
         yield f"{location}: missing"
+    elif location == "environment.python" and error["type"] == "string_type":
+        yield 'environment.python: write the version in quotes: "3.12"'
     elif location == "environment" and error["type"] == "literal_error":
         yield 'environment: write this, {python: "3.12", requirements: [...]}, or {image: ...}'
     else:

@@ -124,7 +124,11 @@ def test_program_that_dies_is_named_and_started_again(make: Make) -> None:
             "",
             r"its server states another contract than its checkpoint has \(cameras, in order: .*other",
         ),
-        (SERVES, "memory: true", r"states memory False and observation_steps 1, its policy.yaml True and 1"),
+        (
+            SERVES,
+            "memory: true",
+            r"its server states memory False and observation_steps 1, its policy.yaml True and 1",
+        ),
         (
             "import http.server; http.server.HTTPServer((job['host'], job['port']),"
             " http.server.SimpleHTTPRequestHandler).serve_forever()",
