@@ -87,7 +87,7 @@ def test_failure_of_uv_is_one_sentence_and_nothing_half_is_used(
     prepare(policy, "", root)
     assert len(called.read_text().splitlines()) == before + 2, "it is made from scratch"
     monkeypatch.setattr(environment, "uv", lambda: str(tmp_path / "nowhere"))
-    with pytest.raises(CommandRefusedError, match="uv cannot be started .*install the package uv"):
+    with pytest.raises(CommandRefusedError, match=r"uv cannot be started .*install the package uv"):
         prepare(policy, "numpy==1.26.4", root)
 
 
