@@ -84,7 +84,7 @@ def test_policy_server_asks_one_program_per_checkpoint_and_ends_those_it_evicts(
         assert len(programs()) == 2
         assert act(serving, third)[0].actions[0, 0] == pytest.approx(0.06)
         assert len(programs()) == 2, "two are kept"
-        assert [*serving._policies] == [first, third]
+        assert [*serving._policies] == [second, third]
     finally:
         close(serving)
     assert not programs()
