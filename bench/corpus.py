@@ -141,7 +141,7 @@ def many_names(manifest: Manifest, rows: int) -> Manifest:
     few = manifest._file.read()
     table = few.take(np.arange(rows) % len(few))
     ids = pa.array([f"Lift-{number:08d}" for number in range(rows)])
-    return Manifest._of_table(manifest.contract, table.set_column(0, "episode_id", ids).unify_dictionaries())
+    return Manifest.of_table(manifest.contract, table.set_column(0, "episode_id", ids).unify_dictionaries())
 
 
 # -- codecs --------------------------------------------------------------------------------------------------

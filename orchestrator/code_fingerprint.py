@@ -48,6 +48,18 @@ SCORING_CODE = Code(
 """Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler
 and loading of weights.
 """
+ACTION_ERROR_CODE = Code(
+    (
+        "orchestrator/evaluation/action_error_score.py",
+        "sim_workers/rollout/ray_policy_client.py",
+        "orchestrator/evaluation/policy_server.py",
+        "policy/inference.py",
+    ),
+    ("policy/", "orchestrator/data/"),
+)
+"""Code that compares a checkpoint's actions with recorded ones: decoding of episodes and their walk, the
+policy server's batches, networks, sampler; no simulator.
+"""
 TRAINING_CODE = Code(
     (
         "orchestrator/training/loop.py",

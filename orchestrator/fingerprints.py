@@ -1,7 +1,7 @@
 """Keys of results, stored part by part, so that a later run can report which parts differ.
 
-    keys/<fingerprint>.json     the parts of an arm's training or of a score's protocol, written once by the
-                                first run that has them
+    keys/<fingerprint>.json     the parts of an arm's training, or of the protocol of a score or an action
+                                error, written once by the first run that has them
 
 A fingerprint is a hash of its parts. The code is one part: one hash in the fingerprint, a hash per file in
 the stored key.
@@ -18,7 +18,7 @@ from orchestrator.code_fingerprint import fingerprint_of
 from orchestrator.provenance import digest
 from orchestrator.storage.base import NoObject, Storage
 
-Kind = Literal["training", "score"]
+Kind = Literal["training", "score", "action error"]
 CODE = "code"
 FOLDER = "keys/"
 

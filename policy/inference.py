@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.batch import blocks
+from policy.batch import Batch, Counts, blocks
 from policy.checkpoint import load
 from policy.interface import ActionChunk, Imagination, Observation, derived_seed
 from policy.model import VideoActionModel
-from policy.normalize import Normalizer
+from policy.normalize import ClipNormalizer, Normalizer
 
 
 class TrainedPolicy:
@@ -31,13 +31,19 @@ class TrainedPolicy:
     def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
         self._model, card = load(folder)
         self._model.to(device)
-        self._device = device
+        self.device = torch.device(device)
+        """Device of the policy, to which the batches of `loss` belong."""
+        self._objective = card.provenance.get("objective", "action")
         self.contract = card.contract
         self.sampler = card.config.sampler_on(rung)
         assert card.action_stats  # `load` refuses a video model
         assert card.proprio_stats
         self._actions = Normalizer(card.action_stats, card.config.action_normalization)
         self._proprio = Normalizer(card.proprio_stats, "minmax")
+        self.normalizer = ClipNormalizer(self._proprio, self._actions)
+        """Normalisation of the batches of `loss`."""
+        self.clip = card.config.clip
+        """Shape of the clips of `loss`."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation, computed in batches of fixed sizes."""
@@ -70,6 +76,15 @@ class TrainedPolicy:
             ]
         return imagined
 
+    @torch.no_grad()
+    def loss(self, batch: Batch, seed: int) -> float:
+        """Return the loss of the actions of clips, as in training: a function of clips and seed. The clips
+        are on `device`, normalised by `normalizer`.
+        """
+        self._model.learn(self._objective)
+        generator = torch.Generator().manual_seed(seed)
+        return float(self._model(batch, generator, Counts.of(batch)).action)
+
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
         _, actions = self._sample(observations)
         return [
@@ -80,9 +95,9 @@ class TrainedPolicy:
     def _sample(self, observations: list[Observation]) -> tuple[Tensor | None, Tensor]:
         """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
-        proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self._device)
+        proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device)
         return self._model.sample(
-            torch.from_numpy(pictures).to(self._device),
+            torch.from_numpy(pictures).to(self.device),
             self._proprio.normalize(proprio),
             [o.instruction for o in observations],
             [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],

@@ -27,7 +27,7 @@ TITLES = {
     "control actor": "ray::ControlChannel",
     "train controller": "ray::TrainController",
     "trial": "ray::ImplicitFunc",
-    "video judge": "ray::VideoEvalActor",
+    "video judge": "ray::HeldOutActor",
 }
 OUTAGES = "storage", "mlflow server", "full disk"
 """Kinds that end by themselves after a few seconds (`AWAY_S`)."""
@@ -191,8 +191,8 @@ class Driver:
 class Node:
     """Second Ray node with two CPUs, in its own session, that joins the driver's local cluster."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, log: Path) -> None:
+        self._driver, self._log = driver, log
         self._process: subprocess.Popen[bytes] | None = None
         self._joined = 0
 
@@ -203,16 +203,21 @@ class Node:
         for raylet in self._driver.processes("raylet/raylet"):
             with suppress(psutil.Error):
                 address = re.search(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
+                # Ray asks for the cluster's token where the machine has one.
+                token = {
+                    name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH")
+                }
                 if address:
                     self.kill()
                     command = [str(Path(sys.executable).parent / "ray"), "start", f"--address={address[1]}"]
-                    self._process = subprocess.Popen(
-                        [*command, "--num-cpus=2", "--block"],
-                        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "RAY_TMPDIR": "/tmp"},
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                        start_new_session=True,
-                    )
+                    with self._log.open("ab") as log:
+                        self._process = subprocess.Popen(
+                            [*command, "--num-cpus=2", "--block"],
+                            env=os.environ | token | {"PYTHONPATH": str(CHECKOUT), "RAY_TMPDIR": "/tmp"},
+                            stdout=log,
+                            stderr=log,
+                            start_new_session=True,
+                        )
                     self._joined = self._driver.starts
                     return
 
@@ -281,7 +286,7 @@ class Disturbed:
         self._kills = kills
         self._most_restarts = 3 + MOST_RESTARTS_PER_KILL * kills
         self._driver = Driver(place, episodes)
-        self._node = Node(self._driver) if "node" in kinds else None
+        self._node = Node(self._driver, place.log.with_name("node.log")) if "node" in kinds else None
         self._node_due = 0.0  # when the node joins, or is replaced
         self._next = time.monotonic() + rng.uniform(*AFTER_S)
         self._ends: dict[str, float] = {}  # when each outage in progress ends

@@ -130,16 +130,24 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
     demoscale data show data/lift
     demoscale data show data/lift --sheet sheet.png
     demoscale data show data/lift Lift-000003
+    demoscale data show sweep.yaml             what the filters of a sweep file leave
     demoscale data show s3://robot-data/lift --version 2 --json | jq .tasks
     """
     from orchestrator.data import store_summary as report
     from orchestrator.data import store_summary_text as report_text
-    from orchestrator.data.episode_store import read_version
+    from orchestrator.data.episode_store import Version, read_version
 
     storage, number, manifest = _opened(store, version)
     contract = manifest.contract
     if episode is None:
-        made, summary = read_version(storage, number), report.summarise(manifest)
+        summary = report.summarise(manifest)
+        if manifest.parts:
+            kept = "; ".join(f"{part.episodes} of {part.of} of {part.store}" for part in manifest.parts)
+            made = Version(
+                number, manifest.sha256, manifest.fingerprint, len(manifest), len(manifest), "", kept
+            )
+        else:
+            made = read_version(storage, number)
         pictured = report.spread_out(manifest, SHEET)
         plain = {
             "store": storage.uri,
@@ -415,14 +423,31 @@ def _newest(storage: "Storage", asked: int | None) -> int:
 
 
 def _opened(store: str, version: int | None) -> "tuple[Storage, int, Manifest]":
-    """Return the store, the number of the requested version (the newest by default) and its manifest."""
+    """Return the store, the number of the requested version (the newest by default) and its manifest. Of a
+    sweep file with parts of several stores it is the merged one, as its filters leave it.
+    """
     from orchestrator.data.episode_store import load_manifest
     from orchestrator.storage.base import open_storage
 
+    if store.endswith((".yaml", ".yml")):
+        return _opened_sweep(store)
     storage = open_storage(store)
     newest = _newest(storage, version)
     number = version or newest
     return storage, number, load_manifest(storage, number)
+
+
+def _opened_sweep(path: str) -> "tuple[Storage, int, Manifest]":
+    from orchestrator.config.pinned_data import PinnedData
+    from orchestrator.config.sweep_config import SweepConfig
+    from orchestrator.data.episode_store import latest_version
+    from orchestrator.storage.base import open_storage
+
+    sweep = SweepConfig.load(path)
+    pinned = PinnedData.read(sweep)
+    manifest = pinned.manifest(sweep)
+    storage = open_storage(pinned.place(sweep, manifest))
+    return storage, 1 if manifest.parts else pinned.version or latest_version(storage), manifest
 
 
 # -- printing ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,10 @@ from orchestrator.cli.sheet_command import sheet
 from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
 from orchestrator.cli.terminal import graceful_interrupt, print_wide
+
+if TYPE_CHECKING:
+    from orchestrator.report.held_out_curve import HeldOutCurve
+    from orchestrator.report.sample_efficiency_curve import Curve
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
@@ -195,7 +199,7 @@ def curve(
     demoscale curve quickstart --json | jq .points
     """
     from orchestrator.cluster.ray_runtime import quiet
-    from orchestrator.report.sample_efficiency_curve import curve_from_mlflow
+    from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
     from orchestrator.storage.base import open_storage
     from orchestrator.storage.identity import store_of
     from orchestrator.tracking.mlflow_writer import tracking_uri
@@ -204,12 +208,13 @@ def curve(
     quiet()
     place = open_storage(storage).uri
     uri = tracking_uri(mlflow or "", place)
-    answer = curve_from_mlflow(uri, name, store_of(place, name), place)
+    answer = read_curve(uri, name, store_of(place, name), place)
     if save:
         answer.save(save)
     if html:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        Path(html).write_text(answer.page(films(uri, answer.arms)), encoding="utf-8")
+        page = answer.page() if isinstance(answer, HeldOutCurve) else answer.page(films(uri, answer.arms))
+        Path(html).write_text(page, encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:
@@ -258,11 +263,53 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
-def _print_curve(answer: Any) -> None:
+def _print_errors(answer: "HeldOutCurve") -> None:
+    """Print the points of a curve of action errors, then the conclusions."""
+    from rich.table import Table
+
+    points = answer.points
+    several = any(p.policy != "video_action" for p in points)
+    seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    if several:
+        table.add_column("policy", no_wrap=True)
+    for title in (
+        "demos",
+        "action-free per demo",
+        "action error",
+        "95 % interval",
+        *seeds,
+        "loss",
+        "held-out episodes",
+        "seeds",
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    for p in points:
+        table.add_row(
+            *([p.policy] if several else []),
+            f"{p.demo_count}",
+            f"{p.action_free_ratio:g}",
+            f"{p.error:.3f}",
+            f"{p.interval.low:.3f} to {p.interval.high:.3f}",
+            *([f"{p.band.low:.3f} to {p.band.high:.3f}"] if seeds else []),
+            "" if p.loss is None else f"{p.loss:.3g}",
+            f"{p.episodes}",
+            f"{p.seeds}",
+        )
+    print_wide(table)
+    for sentence in (*answer.answer(), *answer.comparisons):
+        click.echo(str(sentence))
+
+
+def _print_curve(answer: "Curve | HeldOutCurve") -> None:
     """Print the points with their denominators, then the conclusions."""
     from rich.table import Table
 
+    from orchestrator.report.held_out_curve import HeldOutCurve
     from orchestrator.report.summary import answer as told
+
+    if isinstance(answer, HeldOutCurve):
+        return _print_errors(answer)
 
     points = answer.points
     several = any(p.policy != "video_action" for p in points)

@@ -163,11 +163,12 @@ def _sweep(arguments: tuple[str, ...], overrides: tuple[str, ...]) -> "SweepConf
     if problems := check_sweep(sweep):
         raise SweepError(arguments[0], problems)
     try:
-        load_manifest(open_storage(sweep.data.episodes))
+        for store in sweep.data.stores:
+            load_manifest(open_storage(store))
     except (EpisodeError, StorageError):
         click.echo(
-            f"note     {sweep.data.episodes} cannot be read from this machine; the sweep checks it on the"
-            " cluster"
+            f"note     {', '.join(sweep.data.stores)} cannot be read from this machine; the sweep checks it"
+            " on the cluster"
         )
     else:
         try:

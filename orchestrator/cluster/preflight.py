@@ -28,12 +28,20 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
     as_written = {**sweep.model_dump(mode="json"), "mlflow": sweep.mlflow}
     if problems := credential_problems(as_written):  # the sweep was changed after its validation
         return problems
-    for field, place in (("data.episodes", sweep.data.episodes), ("storage", sweep.storage)):
+    stores = [("data.episodes", store) for store in sweep.data.stores]
+    for field, place in (*stores, ("storage", sweep.storage)):
         if locality(place) == "relative":
             problems.append(
                 f"{field}: {place} is a folder of this machine; name s3://bucket/prefix, or the absolute path"
                 " of a folder all nodes share"
             )
+    if not isinstance(sweep.data.episodes, str):
+        problems += [
+            f"data.episodes.{number}.quality: {entry.quality} is a file of this machine and is not sent"
+            " along; name the absolute path of a file that all nodes share"
+            for number, entry in enumerate(sweep.data.episodes)
+            if entry.quality and locality(entry.quality) == "relative"
+        ]
     mlflow = sweep.mlflow.removeprefix("sqlite:///") if sweep.mlflow.startswith("sqlite:") else sweep.mlflow
     if not mlflow and sweep.storage.startswith("s3://"):
         problems.append(
@@ -57,12 +65,12 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
 def warnings_for(sweep: SweepConfig) -> list[str]:
     """Return notes on assumptions that this machine cannot check, one sentence each."""
     places = {
-        "data.episodes": sweep.data.episodes,
         "storage": sweep.storage,
         "policy.weights": sweep.policy.weights,
+        "mlflow": sweep.mlflow.removeprefix("sqlite:///"),
     }
-    places["mlflow"] = sweep.mlflow.removeprefix("sqlite:///")
-    shared = [f"{field} ({place})" for field, place in places.items() if locality(place) == "absolute"]
+    named = [*(("data.episodes", store) for store in sweep.data.stores), *places.items()]
+    shared = [f"{field} ({place})" for field, place in named if locality(place) == "absolute"]
     notes = [f"{' and '.join(shared)} must be on a file system that all nodes share"] if shared else []
     if urlsplit(sweep.mlflow).hostname in ("localhost", "127.0.0.1", "::1"):
         notes.append(f"mlflow: {sweep.mlflow} means the cluster's head, not this machine")

@@ -16,6 +16,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
+| `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
@@ -60,6 +61,18 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:
             yield from rows(section, f"{prefix}{name}.")
+        if listed := next(_listed_in(kind), None):
+            yield from rows(listed, f"{prefix}{name}[].")
+
+
+def _listed_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections of which a field may hold a list."""
+    forms = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        yield from (form for form in forms if isinstance(form, type) and issubclass(form, BaseModel))
+    else:
+        for form in forms:
+            yield from _listed_in(form)
 
 
 def _plain(value: object) -> str:

@@ -17,10 +17,13 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
+from orchestrator.data.merged_store import StorePart
 from policy.config import Objective, Recipe
 from sim_workers.envs.registry import TASKS
 
@@ -33,6 +36,15 @@ def _known_task(task: str) -> str:
             + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them")
         )
     return task
+
+
+def _share_or_number(held_out: float) -> float:
+    if held_out >= 1 and held_out != int(held_out):
+        raise ValueError(
+            f"{held_out:g} is neither a share below 1 nor a whole number of episodes; write 0.2 for a fifth"
+            " of each task's episodes, or 10 for ten of them"
+        )
+    return held_out
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -74,11 +86,60 @@ _LIST, _RANGE = Tag("list"), Tag("range")
 _either = Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "list")
 
 
+class StoreEntry(Section):
+    """Part of an episode store: its filters, its weight, and its views."""
+
+    store: str
+    """Episode store: a folder or an s3:// URI."""
+    tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """Keep only the episodes of these tasks; empty: all."""
+    source: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
+    """Keep only the episodes whose source (`demoscale data ls`) contains one of these texts; empty: all."""
+    success: bool | None = None
+    """Keep only the episodes that achieved their task (true), or those that did not (false); empty: both, and
+    those of which it is not known."""
+    quality: str = ""
+    """File with one episode id per line, to keep only those; or with what `demoscale data check --json`
+    prints, to leave out the episodes with findings. It is read by the sweep's first run, or by a plan before.
+    """
+    weight: PositiveFloat | None = None
+    """Share of clips that come from this store, relative to the weights of the others, among demos and among
+    action-free episodes alike; it holds in every batch, up to a clip. Empty: by the number of frames. Either
+    all parts have one, or none."""
+    action_free_only: bool = False
+    """Use only the pictures. Such a store may have other cameras, picture sizes and robots than the demos."""
+    cameras: dict[str, str | tuple[str, ...]] = {}
+    """With `action_free_only`: which of this store's cameras shows which of the demos', {front: agentview} or
+    {front: [agentview, wrist]}; each of the demos' once. Pictures are scaled to theirs. Empty: the names are
+    equal.
+    """
+
+    def part(self) -> StorePart:
+        """Return the part of the store."""
+        return StorePart(
+            store=self.store,
+            tasks=self.tasks,
+            source=self.source,
+            success=self.success,
+            quality=self.quality,
+            weight=self.weight,
+            action_free_only=self.action_free_only,
+            cameras=tuple(
+                (theirs, (ours,) if isinstance(ours, str) else ours) for theirs, ours in self.cameras.items()
+            ),
+        )
+
+
 class Data(Section):
     """Which episodes, and how many of them an arm gets."""
 
-    episodes: str
-    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`."""
+    episodes: Annotated[
+        Annotated[str, Tag("one")] | Annotated[tuple[StoreEntry, ...], Field(min_length=1), Tag("several")],
+        Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
+    ]
+    """Episode store: a folder or an s3:// URI, written by `demoscale collect` or `demoscale import`. Or a
+    list of parts of stores, {store: data/lift, tasks: [Lift], success: true}, each with the fields below.
+    """
     demo_count: Annotated[
         Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(distinct), _LIST]
         | Annotated[Demos, _RANGE],
@@ -95,9 +156,7 @@ class Data(Section):
     """Action-free episodes per demo. Clips of both are drawn in the same proportion, in every batch. A list,
     or for Optuna also {low: 0, high: 3}.
     """
-    labelled_tasks: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_task)], ...], AfterValidator(distinct)
-    ] = ()
+    labelled_tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
     """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are
     videos without actions.
     """
@@ -109,6 +168,15 @@ class Data(Section):
     worker, on any node with a free CPU, for trainers on GPUs with few cores. Batches and weights are the
     same.
     """
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """URIs of the stores."""
+        return (
+            (self.episodes,)
+            if isinstance(self.episodes, str)
+            else tuple(entry.store for entry in self.episodes)
+        )
 
     @property
     def most_demos(self) -> int:
@@ -227,17 +295,28 @@ class Decide(Section):
         return self
 
 
+NOTHING_IS_PLAYED = "held-out episodes are recordings, of which no simulator plays any; leave out"
+
+
 class SuiteConfig(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
+    held_out: Annotated[PositiveFloat, AfterValidator(_share_or_number)] | None = None
+    """Instead of `tasks`, `episodes` and `horizon`, for data without a simulator: every checkpoint's action
+    error is measured on recorded episodes that no arm trains on, the same for all. Below 1 the share of each
+    task's episodes with actions, from 1 on their number per task. Lower is better, and no success rate is
+    known.
+    """
     tasks: Annotated[
         tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(distinct)
-    ]
-    """robosuite tasks; each must be demonstrated in the episode store."""
-    episodes: PositiveInt
-    """Per task."""
-    horizon: PositiveInt
-    """Control steps until an episode counts as failed (20 steps are one second)."""
+    ] = Field(default=None, validate_default=True)
+    """robosuite tasks; each must be demonstrated in the episode store. Must be there unless `held_out` is."""
+    episodes: PositiveInt = Field(default=None, validate_default=True)
+    """Per task. Must be there unless `held_out` is."""
+    horizon: PositiveInt = Field(default=None, validate_default=True)
+    """Control steps until an episode counts as failed (20 steps are one second). Must be there unless
+    `held_out` is.
+    """
     settle: NonNegativeInt = 10
     """Control steps that an episode goes on after the first success, to see whether it lasts."""
     success: Literal["once", "at_end"] = "once"
@@ -276,6 +355,31 @@ class SuiteConfig(Section):
     def fewest(self) -> int:
         """Episodes that a score is made of at least."""
         return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
+
+    @field_validator("tasks", "episodes", "horizon", mode="wrap")
+    @classmethod
+    def _played(
+        cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> tuple[str, ...] | int:
+        """Require the fields of a simulation; with `held_out` refuse them, and keep () and 0."""
+        recorded = info.data.get("held_out", True) is not None  # also if `held_out` is wrong
+        if recorded and not value:
+            return () if info.field_name == "tasks" else 0
+        if recorded and "held_out" in info.data:
+            raise ValueError(f"{NOTHING_IS_PLAYED} {info.field_name} or suite.held_out")
+        if value is None:
+            raise PydanticKnownError("missing")
+        validated: tuple[str, ...] | int = validate(value)
+        return validated
+
+    @field_validator("settle", "success", "shifts", "gl", "decide")
+    @classmethod
+    def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse with `held_out` what is about simulations."""
+        default = cls.model_fields[str(info.field_name)].default
+        if info.data.get("held_out") is not None and value != default:
+            raise ValueError(f"{NOTHING_IS_PLAYED} {info.field_name} or suite.held_out")
+        return value
 
     video_clips: NonNegativeInt = 8
     """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as
@@ -320,7 +424,7 @@ class Optuna(Section):
 
 class Search(Section):
     """Which arms are trained, and how far. Decisions follow the lower bound of the success rate's 95 %
-    interval, never the loss.
+    interval, or the upper bound of the action error's, never the loss.
     """
 
     asha: Asha | None = None

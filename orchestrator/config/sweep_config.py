@@ -4,7 +4,7 @@ computation, no class paths.
 
 import difflib
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -39,7 +39,9 @@ from orchestrator.config.yaml_text import MOST_BYTES as YAML_BYTES
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.subset import SubsetError, select_episodes
+from orchestrator.data.manifest import Manifest, MergedPart
+from orchestrator.data.merged_store import MergeError, merge, stores_key
+from orchestrator.data.subset import SubsetError, evaluation_episodes, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
@@ -174,6 +176,11 @@ class SweepConfig(Section):
             rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
         )
 
+    @property
+    def scoring_processes(self) -> int:
+        """Processes that query policies: the simulators, or the one that reads held-out episodes."""
+        return self.rollout_actors if self.suite.held_out is None else 1
+
     def checkpoint_steps(self) -> list[int]:
         """Return the steps after which an arm is saved and scored."""
         steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
@@ -189,14 +196,22 @@ class SweepConfig(Section):
         return weights_source(self.policy.preset, self.policy.weights)
 
     def training_key(
-        self, manifest_fingerprint: str, quarantined: Iterable[str], weights: str, packages: Mapping[str, str]
+        self,
+        manifest_fingerprint: str,
+        quarantined: Iterable[str],
+        weights: str,
+        packages: Mapping[str, str],
+        evaluation: Iterable[str] = (),
+        stores: Sequence[MergedPart] = (),
     ) -> Key:
         """Return everything besides the arm that shapes a trained policy.
 
+        evaluation: ids of the episodes held out from every arm; a sweep without any has no part of them.
+        stores: parts of several stores; a sweep of one whole store has no part of them.
         weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
         those of TRAINING_PACKAGES.
         """
-        parts = {
+        parts: dict[str, Any] = {
             "data": manifest_fingerprint,
             "quarantined": sorted(quarantined),
             "labelled tasks": sorted(self.data.labelled_tasks),
@@ -207,7 +222,17 @@ class SweepConfig(Section):
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
+        if held_out := sorted(evaluation):
+            parts["held out"] = held_out
+        if stores:
+            parts["stores"] = stores_key(stores)
         return Key("training", parts)
+
+
+NOTHING_TO_PLAY = (
+    "this suite measures the action error on recordings and has no episodes to play; name another suite, or"
+    " tasks"
+)
 
 
 class _WithSuite(BaseModel):
@@ -221,9 +246,12 @@ def load_suite(path: str | Path) -> SuiteConfig:
     raw = _read(path)
     _refuse_credentials(raw, str(path))
     try:
-        return _WithSuite.model_validate(raw).suite
+        suite = _WithSuite.model_validate(raw).suite
     except ValidationError as error:
         raise SweepError(str(path), [_sentence(_WithSuite, item) for item in error.errors()]) from None
+    if suite.held_out is not None:
+        raise SweepError(str(path), [f"suite.held_out: {NOTHING_TO_PLAY}"])
+    return suite
 
 
 def credential_problems(raw: Any) -> list[str]:
@@ -258,7 +286,7 @@ def _variables(field: str) -> str:
         return (
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance role for s3://, HF_TOKEN for the hub"
         )
-    if field in ("storage", "data.episodes"):
+    if field == "storage" or field.startswith("data.episodes"):
         return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an instance role"
     return "AWS_*, HF_TOKEN, MLFLOW_TRACKING_TOKEN"
 
@@ -384,10 +412,10 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
 def _sentence(model: type[BaseModel], error: Any) -> str:
     """Return the message for one pydantic error: field and problem."""
     # which of the two forms a field has
-    places = [part for part in error["loc"] if part not in ("list", "range")]
+    places = [part for part in error["loc"] if part not in ("list", "range", "one", "several")]
     location = ".".join(str(part) for part in places)
     if error["type"] == "extra_forbidden":
-        for part in places[:-1]:
+        for part in (place for place in places[:-1] if isinstance(place, str)):
             model = next(sections_in(model.model_fields[part].annotation))
         close = difflib.get_close_matches(str(places[-1]), model.model_fields, 1)
         return f"{location}: unknown field" + (
@@ -413,27 +441,48 @@ def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from sections_in(form)
 
 
+def manifest_of(data: Data, version: int | None = None, pinned: str = "") -> Manifest:
+    """Return the manifest of a sweep's episodes: of its store, or of the parts of several.
+
+    version, pinned: as for `store_problems`. Raises EpisodeError, StorageError, or MergeError with one
+    sentence per mistake.
+    """
+    if isinstance(data.episodes, str):
+        return load_manifest(open_storage(data.episodes), version)
+    if pinned:
+        return load_manifest(open_storage(pinned), 1)
+    return merge([entry.part() for entry in data.episodes])
+
+
 def store_problems(
     data: Data,
-    tasks: tuple[str, ...],
+    suite: SuiteConfig,
     version: int | None = None,
     quarantined: Collection[str] = (),
+    evaluation: Collection[str] = (),
+    pinned: str = "",
 ) -> list[str]:
     """Return all problems of the episode store that would stop a sweep: no store, a task without
     demonstrations, too few episodes.
 
-    version: version of the store; None: the newest. quarantined: episodes that no arm reads.
+    version: version of the store; None: the newest. quarantined: episodes that no arm reads. evaluation:
+    episodes that an earlier run held out; empty: they are chosen here, if the suite holds any out. pinned:
+    URI of the merged store of an earlier run (`merged_store.py`); empty: none.
     """
+    tasks = suite.tasks
     try:
-        manifest = load_manifest(open_storage(data.episodes), version)
+        manifest = manifest_of(data, version, pinned)
+    except MergeError as error:
+        return [f"data.episodes.{problem}" for problem in error.problems]
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
+    where = ", ".join(data.stores)
     if told := [
         f"on {task} here. {'; '.join(different)}"
         for task in tasks
         if (different := unfit(manifest.contract, task))
     ]:
-        return [f"data.episodes: a policy trained on {data.episodes} could not be scored {told[0]}"]
+        return [f"data.episodes: a policy trained on {where} could not be scored {told[0]}"]
     shown = set(manifest.tasks)
     problems = [
         f"suite.tasks: the store has no demonstrations of {task}; it has {', '.join(sorted(shown))}"
@@ -441,8 +490,9 @@ def store_problems(
         if task not in shown
     ]
     try:
-        largest = Arm(data.most_demos, data.highest_ratio, seed=0)
-        select_episodes(manifest, largest, frozenset(quarantined), data.labelled_tasks)
+        largest, damaged = Arm(data.most_demos, data.highest_ratio, seed=0), frozenset(quarantined)
+        apart = frozenset(evaluation or evaluation_episodes(manifest, suite.held_out, damaged))
+        select_episodes(manifest, largest, damaged, data.labelled_tasks, apart)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems
@@ -452,7 +502,7 @@ def _store_problems_of(raw: dict[str, Any]) -> list[str]:
     """Return the problems of the episode store that can be found although the file has mistakes elsewhere."""
     try:
         data = Data.model_validate(raw.get("data"))
-        tasks = SuiteConfig.model_validate(raw.get("suite")).tasks
+        suite = SuiteConfig.model_validate(raw.get("suite"))
     except ValidationError:
         return []
-    return store_problems(data, tasks)
+    return store_problems(data, suite)

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS, ClipSam
 from orchestrator.data.clips import Clip, ClipBatch, cut_clip, shown_frames
 from orchestrator.data.episode_format import Episode, decode
 from orchestrator.data.episode_store import fetch
+from orchestrator.data.image_scaling import resized
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import open_storage
 from policy.config import ClipShape
@@ -142,20 +143,51 @@ def memory_bound(
     entries: Sequence[EpisodeEntry],
     batch_size: int,
     action_free: bool,
+    stores: int = 1,
     picture_bytes: int | None = None,
 ) -> int:
     """Return the maximum bytes that one worker's stream of these episodes holds, in its own process and in
     the object store.
 
+    `stores`: number of stores of a merged manifest that are drawn by their weights; 1 otherwise.
     `picture_bytes`: bytes of one picture of one camera, if kept as latents (`latent_cache.picture_bytes`);
     None for RGB.
     """
     frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
     visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
-    opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1)
+    opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1) * stores
     stored = sum(entry.nbytes for entry in entries)
     cached, fetched = min(CACHE_BYTES, stored), AHEAD_BYTES + max(entry.nbytes for entry in entries)
     return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
+
+
+def decode_entry(
+    data: bytes,
+    entry: EpisodeEntry,
+    contract: Contract,
+    with_actions: bool,
+    wanted: Sequence[int] | None = None,
+    decode: Callable[..., Episode] = decode,
+) -> Episode:
+    """Return an episode with the views of a contract, under the id of its entry: the file's own, or one of a
+    merged manifest. Raises EpisodeError as `decode` does, a function with the signature of
+    `episode_format.decode`.
+
+    An entry with other cameras or another picture size (`merged_store.py`) names the camera that each of the
+    contract's shows; pictures are scaled, and a proprioception of another layout is left out.
+    """
+    if entry.cameras == contract.cameras and entry.image_size == contract.image_size:
+        episode = decode(data, contract.cameras, with_actions, wanted)
+    else:
+        recorded = decode(data, tuple(dict.fromkeys(entry.cameras)), with_actions, wanted)
+        scaled = {name: resized(shown, contract.image_size) for name, shown in recorded.frames.items()}
+        shows = zip(contract.cameras, entry.cameras, strict=True)
+        episode = replace(recorded, frames={camera: scaled[theirs] for camera, theirs in shows})
+    if episode.proprio is not None and episode.proprio.shape[1] != len(contract.proprio):
+        episode = replace(episode, proprio=None)
+    return (
+        episode if episode.episode_id == entry.episode_id else replace(episode, episode_id=entry.episode_id)
+    )
 
 
 def decode_visit(
@@ -165,11 +197,9 @@ def decode_visit(
     contract: Contract,
     decode: Callable[..., Episode] = decode,
 ) -> Episode:
-    """Return the visit's episode with the frames that its clips show. Raises EpisodeError as `decode` does,
-    a function with the signature of `episode_format.decode`.
-    """
+    """Return the visit's episode with the frames that its clips show, as `decode_entry` does."""
     wanted = shown_frames(visit.starts, visit.entry.length, shape).ravel().tolist()
-    return decode(data, contract.cameras, visit.with_actions, wanted)
+    return decode_entry(data, visit.entry, contract, visit.with_actions, wanted, decode)
 
 
 class CachedDecoder:

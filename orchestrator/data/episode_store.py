@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from orchestrator.data.episode_format import Episode, EpisodeError, encode
 from orchestrator.data.manifest import FORMAT, EpisodeEntry, Manifest, in_tuples
-from orchestrator.storage.base import NoObject, Storage, check_conditional_writes
+from orchestrator.storage.base import NoObject, Storage, check_conditional_writes, open_storage
 from policy.feature_stats import Stats
 from policy.interface import Contract
 
@@ -242,25 +243,39 @@ def newest_manifest(storage: Storage) -> Manifest | None:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
+_ELSEWHERE = "!"
+"""Between the URI of another store and the key of its object."""
+
+
+def fetchable(uri: str, key: str) -> str:
+    """Return the key by which `fetch` finds an object of the store `uri`, whichever storage it is given."""
+    return f"{uri}{_ELSEWHERE}{key}"
+
+
+@lru_cache(maxsize=64)
+def _opened(uri: str) -> Storage:
+    return open_storage(uri)
+
+
 def fetch(storage: Storage, entry: EpisodeEntry) -> bytes:
     """Return an episode's bytes after a check of their hash, since a video with a flipped bit decodes without
-    an error.
+    an error. Episodes of a merged manifest are in the storages that their keys name.
 
     Raises EpisodeError, which names the episode, if its object is missing, cut short or damaged.
     """
+    place, _, key = entry.key.rpartition(_ELSEWHERE)
+    storage = _opened(place) if place else storage
     try:
-        data = storage.get(entry.key)[entry.offset : entry.offset + entry.nbytes]
+        data = storage.get(key)[entry.offset : entry.offset + entry.nbytes]
     except NoObject:
-        raise EpisodeError(
-            f"{storage.uri}: episode {entry.episode_id} is missing; restore {entry.key}"
-        ) from None
+        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is missing; restore {key}") from None
     if len(data) < entry.nbytes:
         raise EpisodeError(
             f"{storage.uri}: episode {entry.episode_id} is cut short, {len(data)} of {entry.nbytes} bytes;"
-            f" restore {entry.key}"
+            f" restore {key}"
         )
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is damaged; restore {entry.key}")
+        raise EpisodeError(f"{storage.uri}: episode {entry.episode_id} is damaged; restore {key}")
     return data
 
 

@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
@@ -51,6 +51,27 @@ class EpisodeEntry:
     source: str
     proprio_stats: Stats | None
     action_stats: Stats | None
+
+
+@dataclass(frozen=True)
+class MergedPart:
+    """Part of a store in a merged manifest (`merged_store.py`)."""
+
+    name: str
+    """Name of the store, with which the ids of its episodes begin."""
+    store: str
+    """URI of the store."""
+    version: int
+    fingerprint: str
+    """Fingerprint of that version's manifest."""
+    filters: dict[str, Any]
+    """Fields of `StorePart` that choose episodes and views."""
+    weight: float | None
+    """Share of clips relative to the other parts; None: by the number of frames."""
+    episodes: int
+    """Number of episodes that the filters leave."""
+    of: int
+    """Number of episodes of the store."""
 
 
 _STATS = pa.struct([("count", pa.int64()), *((name, pa.list_(pa.float64())) for name in VECTORS)])
@@ -113,7 +134,7 @@ class Manifest:
     @classmethod
     def of(cls, contract: Contract, entries: Iterable[EpisodeEntry]) -> "Manifest":
         """Build a manifest of episodes recorded under a contract."""
-        return cls._of_table(contract, pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA))
+        return cls.of_table(contract, pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA))
 
     def with_entries(self, entries: Iterable[EpisodeEntry]) -> "Manifest":
         """Return a manifest with additional rows; their ids must be new."""
@@ -123,7 +144,7 @@ class Manifest:
                 pa.Table.from_pylist([_row(entry) for entry in entries], SCHEMA),
             ]
         )
-        return self._of_table(self.contract, table.unify_dictionaries())
+        return self.of_table(self.contract, table.unify_dictionaries())
 
     def groups(self, columns: Iterable[str]) -> Iterator[pa.Table]:
         """Yield some columns, a row group at a time, so that a million episodes can be listed in little
@@ -132,8 +153,20 @@ class Manifest:
         for group in range(self._file.num_row_groups):
             yield self._file.read_row_group(group, columns=list(columns), use_threads=False)
 
+    @property
+    def table(self) -> pa.Table:
+        """All rows; large for large stores."""
+        return self._file.read(use_threads=False)
+
     @classmethod
-    def _of_table(cls, contract: Contract, table: pa.Table) -> "Manifest":
+    def of_table(
+        cls,
+        contract: Contract,
+        table: pa.Table,
+        parts: Sequence[MergedPart] = (),
+        video_tasks: Sequence[str] = (),
+    ) -> "Manifest":
+        """Build a manifest of rows with the columns of SCHEMA. parts, video_tasks: of a merged manifest."""
         table = table.sort_by("episode_id")
         digest = hashlib.sha256(json.dumps(contract.to_json(), sort_keys=True).encode())
         for columns in zip(
@@ -145,6 +178,9 @@ class Manifest:
             "demoscale.contract": json.dumps(contract.to_json()),
             "demoscale.fingerprint": digest.hexdigest()[:16],
         }
+        if parts:
+            metadata["demoscale.parts"] = json.dumps([asdict(part) for part in parts])
+            metadata["demoscale.video_tasks"] = json.dumps(list(video_tasks))
         buffer = io.BytesIO()
         pq.write_table(
             table.replace_schema_metadata(metadata), buffer, row_group_size=ROW_GROUP, compression="zstd"
@@ -168,6 +204,21 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of contract, ids, contents, lengths and labels, equal for any order of writing."""
         return self._metadata("fingerprint")
+
+    @cached_property
+    def parts(self) -> tuple[MergedPart, ...]:
+        """Parts of a merged manifest; empty for that of a store."""
+        return tuple(MergedPart(**part) for part in self._list("parts"))
+
+    @cached_property
+    def video_tasks(self) -> frozenset[str]:
+        """Tasks of a merged manifest of which only parts without demos have episodes; empty for a store."""
+        return frozenset(self._list("video_tasks"))
+
+    def _list(self, name: str) -> list[Any]:
+        text = self._file.schema_arrow.metadata.get(f"demoscale.{name}".encode(), b"[]")
+        found: list[Any] = json.loads(text)
+        return found
 
     @cached_property
     def sha256(self) -> str:

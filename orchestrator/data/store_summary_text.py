@@ -191,7 +191,9 @@ def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -
         ("store", uri),
         (
             "version",
-            f"{version.number}, made {version.created}" + (f": {version.note}" if version.note else ""),
+            f"{version.number}"
+            + (f", made {version.created}" if version.created else "")
+            + (f": {version.note}" if version.note else ""),
         ),
         ("fingerprint", summary.fingerprint),
         ("episodes", f"{count}: {summary.labelled} labelled, {summary.action_free} action-free"),

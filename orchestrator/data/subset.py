@@ -2,7 +2,8 @@
 
 One seeded permutation per (data set, seed, task). Demos are taken from its front, action-free episodes from
 its back, so that a larger set of demos contains every smaller one, likewise for action-free episodes, and no
-episode is both. Episodes that no arm takes are held out.
+episode is both. Episodes that no arm takes serve to measure generated video (`held_out`); those on which the
+action error is measured (`evaluation_episodes`) are chosen before any arm, by another permutation.
 """
 
 import hashlib
@@ -16,6 +17,9 @@ import numpy.typing as npt
 
 from orchestrator.data.manifest import Manifest
 from policy.errors import DemoscaleError
+
+EVALUATION_SEED = -1
+"""Seed of the permutation from which episodes are held out for evaluation; no arm has it."""
 
 
 class SubsetError(DemoscaleError):
@@ -86,12 +90,16 @@ def select_episodes(
     arm: EpisodeCounts,
     exclude: Set[str] = frozenset(),
     labelled_tasks: Collection[str] = (),
+    evaluation: Set[str] = frozenset(),
 ) -> Subset:
     """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count)
     as action-free ones.
 
     exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labelled_tasks:
     tasks with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones.
+    evaluation: ids of the episodes that no arm may train on (`evaluation_episodes`); the next in order
+    replace them too. Of a merged manifest's tasks that have videos only, no demos are taken, and their
+    videos serve as action-free episodes in place of other tasks' demonstrations, never of their videos.
     Raises SubsetError for an unknown task or too few episodes.
     """
     if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
@@ -101,17 +109,23 @@ def select_episodes(
     ids = manifest.episode_ids
     demos: list[str] = []
     action_free: list[str] = []
-    for task in manifest.tasks:
+    films = _films(manifest, arm.seed, exclude)
+    for task in (task for task in manifest.tasks if task not in manifest.video_tasks):
         if not labelled_tasks or task in labelled_tasks:
             demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
         else:
             demo_count, free_count = 0, arm.demo_count
         order = permutation(manifest, task, arm.seed)
-        if exclude:
-            order = order[[ids[place] not in exclude for place in order.tolist()]]
+        if exclude or evaluation:
+            left = [ids[place] not in exclude and ids[place] not in evaluation for place in order.tolist()]
+            order = order[left]
         labelled = int(manifest.labelled[order].sum())
+        taken = films[: max(0, free_count - (len(order) - labelled))]
+        action_free += taken
+        films, free_count = films[len(taken) :], free_count - len(taken)
         if labelled < demo_count or len(order) < demo_count + free_count:
             aside = f"; {len(exclude)} are set aside as damaged" if exclude else ""
+            aside += f"; {len(evaluation)} more are held out for evaluation" if evaluation else ""
             raise SubsetError(
                 f"{task}: {demo_count} demos and {free_count} action-free episodes are asked for, "
                 f"the store has {len(order)} episodes, {labelled} of them with actions{aside}"
@@ -119,6 +133,52 @@ def select_episodes(
         demos += [ids[place] for place in order[:demo_count].tolist()]
         action_free += [ids[place] for place in order[len(order) - free_count :].tolist()]
     return Subset(tuple(sorted(demos)), tuple(sorted(action_free)))
+
+
+def _films(manifest: Manifest, seed: int, exclude: Set[str]) -> list[str]:
+    """Return the ids of the episodes of a merged manifest's video tasks, in a seeded order; empty for that of
+    a store.
+    """
+    ids = manifest.episode_ids
+    known = [ids[place] for task in manifest.video_tasks for place in manifest.tasks[task].tolist()]
+    return sorted(
+        (episode for episode in known if episode not in exclude),
+        key=lambda episode: hashlib.blake2b(f"{seed}|{episode}".encode()).digest()[:8],
+    )
+
+
+def evaluation_episodes(
+    manifest: Manifest, amount: float | None, exclude: Set[str] = frozenset()
+) -> tuple[str, ...]:
+    """Return the sorted ids of the episodes on which every arm's action error is measured; empty if `amount`
+    is None.
+
+    Of each task's episodes with actions a share of `amount` (at least one) if it is below 1, else `amount`
+    of them: the first of a permutation of its own, which depends on no arm and no seed, so that fewer are
+    contained in more. exclude: quarantined episodes, which the next in order replace. Raises SubsetError if
+    a task would have no episode left to learn from, or if fewer than two are held out in all: an interval
+    needs two.
+    """
+    if amount is None:
+        return ()
+    ids, chosen, labelled = manifest.episode_ids, list[str](), 0
+    for task in manifest.tasks:
+        order = permutation(manifest, task, EVALUATION_SEED)
+        known = [ids[place] for place in order[manifest.labelled[order]].tolist()]
+        labelled += len(known)
+        count = max(1, round(amount * len(known))) if amount < 1 else int(amount)
+        if known and count >= len(known):
+            raise SubsetError(
+                f"{task}: suite.held_out asks for {count} episodes, and the store has {len(known)} with"
+                " actions, of which some must be left to learn from; hold out fewer, or record more"
+            )
+        chosen += [episode for episode in known if episode not in exclude][:count] if known else []
+    if len(chosen) < 2:
+        raise SubsetError(
+            f"suite.held_out: {len(chosen)} of {labelled} episodes with actions would be held out; an"
+            " interval needs at least two: hold out more, or record more"
+        )
+    return tuple(sorted(chosen))
 
 
 def held_out(

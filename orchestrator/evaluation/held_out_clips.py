@@ -5,8 +5,8 @@ on them.
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
+from orchestrator.data.clip_stream import decode_entry
 from orchestrator.data.clips import Clip, cut_clip, shown_frames
-from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import held_out
@@ -78,7 +78,7 @@ class HeldOut:
         data = fetch(open_storage(self.episodes), clip.episode)
         wanted = shown_frames([clip.start], clip.episode.length, self.shape)[0]
         return cut_clip(
-            decode(data, self.contract.cameras, with_actions=False, wanted=wanted.tolist()),
+            decode_entry(data, clip.episode, self.contract, with_actions=False, wanted=wanted.tolist()),
             clip.start,
             self.shape,
             self.contract,

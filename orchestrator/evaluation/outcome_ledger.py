@@ -29,7 +29,6 @@ lists as one table, `outcomes/*/*.parquet`:
     recorded                       time of recording, UTC
 """
 
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -39,13 +38,13 @@ from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from orchestrator.evaluation.sequential_rule import Verdict
 from orchestrator.provenance import digest
 from orchestrator.redaction import redact
-from orchestrator.storage.base import NoObject, Storage, StorageError, claim
+from orchestrator.storage.base import NoObject, Storage, claim
 from orchestrator.storage.notes import read_json_objects
+from orchestrator.storage.tables import encode_rows, read_rows
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
@@ -223,20 +222,13 @@ def scores(storage: Storage) -> pa.Table:
 
 
 def _encode(rows: list[dict[str, Any]]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+    return encode_rows(rows, SCHEMA)
 
 
 def _decode(storage: Storage, key: str) -> pa.Table:
     """Return one object's rows. Raises StorageError if it is damaged."""
-    data = storage.get(key)
-    try:
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
-        return table.select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, OSError, ValueError, KeyError):
-        again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
-        raise StorageError(f"{storage.uri}: {key} is damaged; restore it, or delete it: {again}") from None
+    again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
+    return read_rows(storage, key, SCHEMA, again)
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

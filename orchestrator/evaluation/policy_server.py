@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.data.clips import ClipBatch
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
+from policy.config import ClipShape
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
@@ -27,7 +29,8 @@ for its time limit.
 
 
 class _Asked(NamedTuple):
-    observation: Observation
+    question: Any
+    """An observation; for a loss, clips and a seed."""
     answer: asyncio.Future[Any]
     since: float
     """Arrival, seconds of `time.perf_counter`."""
@@ -82,11 +85,21 @@ class PolicyServer:
         imagination: Imagination | None = await self._ask(checkpoint, "imagine", observation)
         return imagination
 
-    async def _ask(self, checkpoint: CheckpointRef, what: str, observation: Observation) -> Any:
+    async def loss(self, checkpoint: CheckpointRef, clips: ClipBatch, seed: int) -> float | None:
+        """Return the loss of the policy's actions on clips, through the same queue as `act`; None for a
+        policy without one.
+        """
+        loss: float | None = await self._ask(checkpoint, "loss", (clips, seed))
+        return loss
+
+    async def clip(self, checkpoint: CheckpointRef) -> ClipShape | None:
+        """Return the shape of the clips of `loss`; None for a policy without one."""
+        shape: ClipShape | None = await self._ask(checkpoint, "clip", None)
+        return shape
+
+    async def _ask(self, checkpoint: CheckpointRef, what: str, question: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((checkpoint, what), []).append(
-            _Asked(observation, answer, time.perf_counter())
-        )
+        self._waiting.setdefault((checkpoint, what), []).append(_Asked(question, answer, time.perf_counter()))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
         return await answer
@@ -111,14 +124,19 @@ class PolicyServer:
             try:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
-                answers = await asyncio.to_thread(_answers, policy, what, [one.observation for one in asked])
+                answers = await asyncio.to_thread(_answers, policy, what, [one.question for one in asked])
             except Exception as error:  # the callers receive the error; the server keeps running
-                _log.exception("%s did not answer %d observations", _short(checkpoint), len(asked))
+                _log.exception("%s did not answer %d times: %s", _short(checkpoint), len(asked), what)
                 for one in asked:
                     one.answer.set_exception(error)
             else:
                 spent = time.perf_counter() - began
-                done = ServerUsage(1, len(asked), spent) if what == "act" else ServerUsage(imagined_s=spent)
+                done = {
+                    "act": ServerUsage(1, len(asked), spent),
+                    "imagine": ServerUsage(imagined_s=spent),
+                    "loss": ServerUsage(busy_s=spent),
+                    "clip": ServerUsage(),
+                }[what]
                 for of in (None, checkpoint):
                     self._answered[of] = self._answered.get(of, ServerUsage()) + done
                 for one, told in zip(asked, answers, strict=True):
@@ -183,10 +201,16 @@ def _short(checkpoint: CheckpointRef) -> str:
 
 
 def _answers(
-    policy: Any, what: str, observations: list[Observation]
-) -> Sequence[ActionChunk | Imagination | None]:
+    policy: Any, what: str, questions: list[Any]
+) -> Sequence[ActionChunk | Imagination | ClipShape | float | None]:
     if what == "act":
-        chunks: list[ActionChunk] = policy.act(observations)
+        chunks: list[ActionChunk] = policy.act(questions)
         return chunks
-    imaginations: list[Imagination] = policy.imagine(observations) if policy.imagines else []
-    return imaginations or [None] * len(observations)
+    if what == "clip":
+        return [getattr(policy, "clip", None)] * len(questions)
+    if what == "loss":
+        if not hasattr(policy, "loss"):
+            return [None] * len(questions)
+        return [policy.loss(clips.to(policy.device, policy.normalizer), seed) for clips, seed in questions]
+    imaginations: list[Imagination] = policy.imagine(questions) if policy.imagines else []
+    return imaginations or [None] * len(questions)

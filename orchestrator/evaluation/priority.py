@@ -1,8 +1,31 @@
 """The order in which checkpoints are scored. Pure."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
-from orchestrator.evaluation.scores import EvalJob
+
+class RankedJob(Protocol):
+    """Part of a job (`evaluation/scores.py`) that determines its urgency."""
+
+    @property
+    def arm_id(self) -> str:
+        """Id of the arm."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser step of the checkpoint."""
+
+    @property
+    def shift(self) -> str:
+        """Shift of the suite; `nominal` without."""
+
+    @property
+    def reference(self) -> bool:
+        """Whether rules of other jobs compare with its outcomes."""
+        ...
+
+
+_Job = TypeVar("_Job", bound=RankedJob)
 
 
 class EvalPriority:
@@ -21,21 +44,21 @@ class EvalPriority:
         self._newest: dict[str, int] = {}  # step, by arm
         self._begun: set[str] = set()
 
-    def opened(self, job: EvalJob) -> None:
+    def opened(self, job: RankedJob) -> None:
         """Record a checkpoint that is to be scored."""
         self._newest[job.arm_id] = max(job.step, self._newest.get(job.arm_id, 0))
 
-    def begun(self, job: EvalJob) -> None:
+    def begun(self, job: RankedJob) -> None:
         """Record that the scoring of the arm has begun."""
         self._begun.add(job.arm_id)
 
-    def first(self, jobs: Sequence[EvalJob]) -> EvalJob:
+    def first(self, jobs: Sequence[_Job]) -> _Job:
         """Return the most urgent job."""
         return min(jobs, key=self._rank)
 
-    def _rank(self, job: EvalJob) -> tuple[int, int]:
+    def _rank(self, job: RankedJob) -> tuple[int, int]:
         decides = self._decides(job.step)
-        if job.suite.shift != "nominal":
+        if job.shift != "nominal":
             return 5, 0
         if job.reference:
             return -1, job.step

@@ -1,14 +1,14 @@
-"""The Ray actors that scoring needs in addition to the simulators: policy servers, and the actor that
-measures generated video.
+"""The Ray actors that scoring needs in addition to the simulators: policy servers, and those that read
+held-out episodes.
 """
 
 from typing import Any
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
+from orchestrator.evaluation.held_out_actor import HeldOutActor
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
-from orchestrator.evaluation.video_score import VideoEvalActor
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
@@ -72,8 +72,8 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
     return RayServedPolicy(servers, checkpoint)
 
 
-def video_judge() -> Any:
-    """Start the actor that measures generated video on the connected Ray; return its handle."""
+def held_out_actor() -> Any:
+    """Start an actor that reads held-out episodes on the connected Ray; return its handle."""
     import ray
 
     options = {
@@ -82,4 +82,4 @@ def video_judge() -> Any:
         "max_task_retries": -1,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
     }
-    return ray.remote(VideoEvalActor).options(**options).remote(file_hashes())
+    return ray.remote(HeldOutActor).options(**options).remote(file_hashes())

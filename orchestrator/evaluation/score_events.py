@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from orchestrator.cost import Cost
-from orchestrator.evaluation.scores import EvalJob, Score
+from orchestrator.data.action_error import ActionError
+from orchestrator.evaluation.action_error_score import ActionErrorScore
+from orchestrator.evaluation.scores import EvalJob, HeldOutJob, Score
 from orchestrator.evaluation.video_score import VideoScore
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
@@ -44,12 +46,38 @@ class RolloutVideoStored:
 class GeneratedVideoScored:
     """The generated video of a checkpoint has a score, which is in the storage."""
 
-    job: EvalJob
+    job: EvalJob | HeldOutJob
     score: VideoScore
     cost: Cost
     """Cost of the measurement; zero for a score of an earlier run."""
 
 
+@dataclass(frozen=True)
+class ActionErrorsRecorded:
+    """Action errors of held-out episodes are in the ledger: newly measured ones, or none when a job is
+    begun.
+    """
+
+    job: HeldOutJob
+    errors: tuple[ActionError, ...]
+    done: int
+    """Number of held-out episodes that are measured, those of earlier runs included."""
+    listed: int
+    """Number of held-out episodes."""
+    cpu_s: float
+    """CPU seconds of reading and comparing, without the policy's."""
+
+
+@dataclass(frozen=True)
+class ActionErrorScored:
+    """A job has its score: every held-out episode is measured, or could not be."""
+
+    job: HeldOutJob
+    score: ActionErrorScore
+
+
 ScorerEvent = OutcomesRecorded | ScoreConcluded | RolloutVideoStored
 """Event of a scorer, sent in its thread."""
-ScoreEvent = ScorerEvent | GeneratedVideoScored
+HeldOutEvent = ActionErrorsRecorded | ActionErrorScored
+"""Event of a held-out scorer, sent in its thread."""
+ScoreEvent = ScorerEvent | HeldOutEvent | GeneratedVideoScored

@@ -91,6 +91,11 @@ class Score:
         return self.verdict is not None if self.rule else self.episodes == self.listed
 
     @property
+    def merit(self) -> float:
+        """Number by which a search ranks checkpoints, higher is better: the interval's lower bound."""
+        return self.interval.low
+
+    @property
     def decided(self) -> str:
         """Verdict in words, such as `above 0.8 after 40 of 200 listed`; empty if nothing was decided."""
         return (
@@ -211,6 +216,37 @@ class EvalJob:
         """Return checkpoint and shift, for messages."""
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
         return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
+
+    @property
+    def shift(self) -> str:
+        """Difference between the suite's scenes and the demonstrated ones."""
+        return self.suite.shift
+
+    @property
+    def key(self) -> str:
+        """Identity of the job: checkpoint and protocol."""
+        return f"{self.checkpoint.uri} under {self.protocol}"
+
+
+@dataclass(frozen=True)
+class HeldOutJob:
+    """One checkpoint whose action error is measured on held-out episodes."""
+
+    arm_id: str
+    step: int
+    checkpoint: CheckpointRef
+    protocol: str
+    source: PolicySource
+    arm: str
+    """Name of the arm in messages."""
+    shift: str = "nominal"
+    """As for `EvalJob`: recordings have no shift."""
+    reference: bool = False
+    """As for `EvalJob`: no rule compares action errors."""
+
+    def __str__(self) -> str:
+        """Return the checkpoint, for messages."""
+        return f"{self.arm} after {self.step} steps"
 
     @property
     def key(self) -> str:

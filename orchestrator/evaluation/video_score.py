@@ -7,7 +7,6 @@ Scores with different digests are not comparable and are never mixed.
 """
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,8 +21,6 @@ from orchestrator.provenance import digest
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
 from policy.interface import Imagination, Observation
-from sim_workers.checkout import Files, check_imported
-from sim_workers.rollout.policy_clients import PolicySource
 
 ASKED_AT_ONCE = 8
 """Clips queried in parallel: a batch few enough that simulators do not wait long behind it."""
@@ -133,27 +130,3 @@ def first_look(clip: Clip, cameras: tuple[str, ...]) -> Observation:
     """Return the observation at the clip's first frame, with the clip's noise seed."""
     images = dict(zip(cameras, clip.frames[:, 0], strict=True))
     return Observation(images, clip.proprio, clip.episode.instruction, clip.seed)
-
-
-class VideoEvalActor:
-    """A Ray actor that decodes, queries and measures in a process of its own, so that it blocks neither
-    policy servers nor the driver.
-
-    Deterministic: a call retried after a restart gets the same answer.
-    """
-
-    def __init__(self, code: Files | None = None) -> None:
-        """code: the driver's files; `measure` raises CodeChangedError if this process imported others. None:
-        not compared.
-        """
-        self._code = code
-
-    def measure(self, test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
-        """Return the score of the source's policy, queried as simulators query it, and the CPU seconds that
-        this process spent.
-        """
-        began = time.process_time()
-        asker: Any = source.connect()
-        score = test.measure(asker.imagine)
-        check_imported(self._code)
-        return score, time.process_time() - began

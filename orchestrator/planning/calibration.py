@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.data.episode_store import load_manifest
 from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
 from sim_workers.envs.render_check import processor_name
@@ -110,13 +110,13 @@ class Calibration:
     answers: dict[str, Timing]
     """Time per batch of answers, by kind of policy and rows, such as `video_action 1`."""
     build: Quantiles
-    """Seconds to build a simulator."""
+    """Seconds to build a simulator; this, `reset` and `step` are 0 for a sweep of held-out episodes."""
     reset: Quantiles
     """Seconds to reset a simulator."""
     step: Quantiles
     """Seconds of a simulator per control step."""
     look: Quantiles
-    """Seconds per observation, all cameras rendered."""
+    """Seconds per observation, all cameras rendered, or read from a held-out episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, JSON-safe."""
@@ -158,8 +158,13 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         sweep.policy.preset,
         sorted(sweep.policy.baselines),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
-        load_manifest(open_storage(sweep.data.episodes)).contract.to_json(),
-        [sweep.suite.tasks[0], sweep.suite.gl, sweep.suite.rung, sweep.rollout_actors],
+        PinnedData.read(sweep).manifest(sweep).contract.to_json(),
+        [
+            sweep.suite.tasks[0] if sweep.suite.tasks else "held out",
+            sweep.suite.gl,
+            sweep.suite.rung,
+            sweep.rollout_actors,
+        ],
         asdict(machine),
     ]
     return f"calibrations/{digest(facts)}.json"

@@ -15,12 +15,10 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
-from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
 from orchestrator.planning.plan import planned_arms, planned_videos
-from orchestrator.storage.base import open_storage
 from policy.config import SamplerConfig
 
 Bound = Literal["low", "high"]
@@ -56,7 +54,7 @@ class Work:
     rollouts: dict[Bound, int]
     control_steps: dict[Bound, int]
     """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high
-    if none does.
+    if none does; or of a held-out episode.
     """
 
 
@@ -76,20 +74,28 @@ class CostEstimate:
     budget: Budget
     stops_early: bool
     """Whether a search may stop arms before their last step."""
+    held_out: bool = False
+    """Whether the action error is measured on recordings, and nothing is simulated."""
 
     def __str__(self) -> str:
         low, high = self.low, self.high
         lines = [
             ("to train", _devices((low.train_gpu_s, high.train_gpu_s), (low.train_cpu_s, high.train_cpu_s))),
             ("to answer", _devices((low.infer_gpu_s, high.infer_gpu_s), (low.infer_cpu_s, high.infer_cpu_s))),
-            (
-                "to simulate",
-                (
-                    f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))};"
-                    f" {_counts(low.control_steps, high.control_steps)} control steps"
-                ),
+            *(
+                []
+                if self.held_out
+                else [
+                    (
+                        "to simulate",
+                        (
+                            f"{_devices((0, 0), (low.sim_cpu_s, high.sim_cpu_s))};"
+                            f" {_counts(low.control_steps, high.control_steps)} control steps"
+                        ),
+                    ),
+                    ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
+                ]
             ),
-            ("to render", f"{_counts(low.frames, high.frames)} frames, in the time to simulate"),
             ("to read", _to(size(low.bytes_read), size(high.bytes_read))),
             (
                 "wall clock",
@@ -132,8 +138,11 @@ class CostEstimate:
             f" and {longest} (none does)"
         )
         measured = self.calibration.measured_at
+        scored = "simulation"
+        if self.held_out:
+            early, scored = "every held-out episode measured to its end", "reading"
         return (
-            f"10th to 90th percentile of steps, answers and simulation measured on {measured} UTC on"
+            f"10th to 90th percentile of steps, answers and {scored} measured on {measured} UTC on"
             f" {self.calibration.machine}; {early}, with a core per process or all processes on the cores"
             " of this machine; scoring entirely during training or entirely after it; "
             + ("all arms stopped as early as the search can, or none; " if self.stops_early else "")
@@ -144,20 +153,20 @@ class CostEstimate:
 def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
     """Estimate the cost of the whole sweep, from the first step to the curve, with no results reused."""
     pinned = PinnedData.read(sweep)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
-    work = work_of(sweep, manifest, pinned.quarantined.keys())
+    manifest = pinned.manifest(sweep)
+    work = work_of(sweep, manifest, pinned.quarantined.keys(), pinned.evaluation(sweep, manifest))
     machine, at_once = calibration.machine, 0
     processes = 0
     try:
         placement = ResourcePlan.fit(
             machine.cluster,
             sweep.train.workers,
-            sweep.rollout_actors,
+            sweep.scoring_processes,
             len(work.arms),
             decode=sweep.data.decode,
         )
         at_once = placement.concurrent_arms
-        processes = at_once * sweep.train.workers + sweep.rollout_actors + placement.servers
+        processes = at_once * sweep.train.workers + sweep.scoring_processes + placement.servers
         where = f"{at_once} {'arm' if at_once == 1 else 'arms'} at once"
     except SweepError as error:
         where = f"not on this machine: {'; '.join(error.problems)}"
@@ -184,7 +193,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
                 for training in stage
             ]
             train_s += max([sum(each) / max(1, at_once), *each])
-        play_s = play_s / min(sweep.rollout_actors, machine.cores) + calibration.build.median
+        play_s = play_s / min(sweep.scoring_processes, machine.cores) + calibration.build.median
         # At best all cores are busy until the end; at worst scoring begins after training ends.
         walls[bound] = (
             max(train_s, play_s, costs[bound].cpu_s / machine.cores) if bound == "low" else train_s + play_s
@@ -199,6 +208,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
         sweep.prices,
         sweep.budget,
         bool(sweep.search.asha or sweep.search.median),
+        sweep.suite.held_out is not None,
     )
 
 
@@ -208,8 +218,15 @@ BOUNDS: tuple[Bound, Bound] = "low", "high"
 # -- what is to be done --------------------------------------------------------------------------------------
 
 
-def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = frozenset()) -> Work:
-    """Return every training and rollout of the sweep; no arm reads the `quarantined` episodes."""
+def work_of(
+    sweep: SweepConfig,
+    manifest: Manifest,
+    quarantined: Set[str] = frozenset(),
+    evaluation: Set[str] = frozenset(),
+) -> Work:
+    """Return every training and rollout of the sweep, or measurement of an episode of `evaluation`; no arm
+    reads these and the `quarantined` episodes.
+    """
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
@@ -224,7 +241,7 @@ def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = froz
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks)
+        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
         ours = arm.kind == "video_action"
         episodes = subset.episodes if ours and sweep.train.objective != "action" else subset.demos
         # a search always trains one arm to the end
@@ -235,16 +252,19 @@ def work_of(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str] = froz
     video_steps = sweep.train.video_steps or sweep.train.steps
     videos = [
         training("video", video_steps, video_steps, episodes)
-        for episodes in planned_videos(sweep, manifest, quarantined)
+        for episodes in planned_videos(sweep, manifest, quarantined, evaluation)
     ]
     shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
     for bound in BOUNDS:
         ends = [each.steps_at(bound) for each in trainings]
         scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
-        of_each = sweep.suite.fewest if bound == "low" else sweep.suite.listed
+        of_each = len(evaluation) or (sweep.suite.fewest if bound == "low" else sweep.suite.listed)
         rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(
             end == sweep.train.steps for end in ends
         )
+    if evaluation:
+        mean = round(float(lengths[[places[episode] for episode in sorted(evaluation)]].mean()))
+        return Work(tuple(videos), tuple(trainings), rollouts, {"low": mean, "high": mean})
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}
@@ -321,6 +341,9 @@ def _playing(
     }
     pick = min if bound == "low" else max
     wall, cpu = (rollouts * looks * pick(per_look[clock]) for clock in ("wall", "cpu"))
+    if sweep.suite.held_out is not None:  # what reads the recordings counts as answering, as in a run
+        infer_gpu_s = wall if calibration.machine.gpus else 0.0
+        return Cost(infer_gpu_s=infer_gpu_s, infer_cpu_s=cpu + rollouts * sim_s), rollouts * sim_s + wall
     cost = Cost(
         infer_gpu_s=wall if calibration.machine.gpus else 0.0,
         infer_cpu_s=cpu,

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
@@ -21,8 +21,10 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
-from orchestrator.data.episode_store import latest_version, load_manifest
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.clip_stream import decode_entry
+from orchestrator.data.episode_store import fetch, latest_version
+from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.merged_store import publish_merged
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import (
     KEPT,
@@ -44,6 +46,8 @@ FIRST_STEPS = 4
 STEPS = 20  # measured after those
 PART_S = 8.0  # seconds of wall-clock time
 MOST_ANSWERS, LEAST_ANSWERS = 20, 3
+HELD_OUT_AT_ONCE = 8
+"""Observations of held-out episodes that a policy answers at once, as `action_error_score.ASKED_AT_ONCE`."""
 LOOKS, EPISODES, LEAST_EPISODES = 6, 12, 3
 Say = Callable[[str], None]
 
@@ -58,16 +62,22 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
     if they cannot run here.
     """
     make_plan(sweep)
-    storage = open_storage(sweep.data.episodes)
-    pinned = PinnedData.read(sweep)
-    version = latest_version(storage) if pinned.version is None else pinned.version
-    manifest = load_manifest(storage, version)
+    pinned, version = PinnedData.read(sweep), 1
+    if isinstance(sweep.data.episodes, str):
+        version = pinned.version or latest_version(open_storage(sweep.data.episodes))
+        pinned = replace(pinned, version=version)
+    manifest = pinned.manifest(sweep)
+    episodes = pinned.place(sweep, manifest)
+    if manifest.parts:  # from where a training process reads it
+        publish_merged(open_storage(sweep.storage), manifest)
+    evaluation = pinned.evaluation(sweep, manifest)
+    asked_at_once = sweep.rollout_actors if sweep.suite.held_out is None else HELD_OUT_AT_ONCE
     steps: dict[str, Timing] = {}
     answers: dict[str, Timing] = {}
     kept_clips = 0
     with tempfile.TemporaryDirectory() as folder:
         with _a_process() as process:
-            jobs = _jobs(sweep, manifest, version, pinned.quarantined.keys())
+            jobs = _jobs(sweep, manifest, version, pinned.quarantined.keys(), evaluation, episodes)
             start, began_s = None, time.monotonic()
             process.submit(_load).result()
             process_s = time.monotonic() - began_s
@@ -84,7 +94,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
             }.items():
                 if name not in jobs:
                     continue
-                for rows in sorted({1, sweep.rollout_actors}):
+                for rows in sorted({1, asked_at_once}):
                     say(f"answers: {kind}, {rows} at once")
                     answers[f"{kind} {rows}"] = process.submit(
                         _answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2
@@ -94,15 +104,22 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                     _kept_clips, Path(folder) / KEPT, sweep.train.feature_cache_mb
                 ).result()
         with _a_process() as process:
-            say(f"simulation: {sweep.suite.tasks[0]}")
-            simulated = process.submit(
-                _simulating,
-                sweep.suite.tasks[0],
-                manifest.contract,
-                sweep.suite.gl,
-                sweep.sampler.execute,
-                part_s,
-            ).result()
+            if sweep.suite.held_out is not None:
+                say("reading of held-out episodes")
+                entries = manifest.select(sorted(evaluation), with_stats=False)[:EPISODES]
+                simulated = process.submit(
+                    _reading, episodes, entries, manifest.contract, sweep.sampler.execute
+                ).result()
+            else:
+                say(f"simulation: {sweep.suite.tasks[0]}")
+                simulated = process.submit(
+                    _simulating,
+                    sweep.suite.tasks[0],
+                    manifest.contract,
+                    sweep.suite.gl,
+                    sweep.sampler.execute,
+                    part_s,
+                ).result()
     assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     calibration = Calibration(
@@ -120,7 +137,14 @@ def _a_process() -> ProcessPoolExecutor:
 # -- training and acting -------------------------------------------------------------------------------------
 
 
-def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set[str]) -> dict[str, TrainJob]:
+def _jobs(
+    sweep: SweepConfig,
+    manifest: Manifest,
+    version: int,
+    quarantined: Set[str],
+    evaluation: Set[str],
+    episodes: str,
+) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
     recipe = sweep.train
     short = recipe.model_copy(
@@ -136,9 +160,9 @@ def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set
     job = TrainJob(
         arm=arm,
         arm_id="calibration",
-        episodes=open_storage(data.episodes).uri,
+        episodes=episodes,
         version=version,
-        subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks),
+        subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks, evaluation),
         config=config,
         train=short,
         objective=recipe.objective,
@@ -147,10 +171,12 @@ def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set
     jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
     jobs[recipe.objective] = job
     if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
-        task = (data.labelled_tasks or sweep.suite.tasks)[0]
+        task = (data.labelled_tasks or sweep.suite.tasks or [*manifest.tasks])[0]
         one_demo = Arm(1, 0.0, arm.seed)
         one = replace(
-            job, arm=one_demo, subset=select_episodes(manifest, one_demo, quarantined, labelled_tasks=(task,))
+            job,
+            arm=one_demo,
+            subset=select_episodes(manifest, one_demo, quarantined, (task,), evaluation),
         )
         # the clips of an epoch are shuffled
         clips = manifest[one.subset.demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT
@@ -255,6 +281,24 @@ def _observation(contract: Contract, instruction: str, seed: int) -> Observation
     return Observation(
         images, rng.uniform(-1, 1, len(contract.proprio)).astype(np.float32), instruction, seed
     )
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def _reading(
+    uri: str, entries: Sequence[EpisodeEntry], contract: Contract, execute: int
+) -> dict[str, Quantiles]:
+    """Time the reading and decoding of held-out episodes, per observation of a policy that executes `execute`
+    actions.
+    """
+    storage, spans = open_storage(uri), []
+    for entry in entries:
+        began = time.perf_counter()
+        decode_entry(fetch(storage, entry), entry, contract, with_actions=True)
+        spans.append((time.perf_counter() - began) / -(-entry.length // execute))
+    nothing = Quantiles.of([0.0])
+    return {"build": nothing, "reset": nothing, "step": nothing, "look": Quantiles.of(spans)}
 
 
 # -- simulating ----------------------------------------------------------------------------------------------

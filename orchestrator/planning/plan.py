@@ -8,10 +8,9 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
-from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, MergedPart
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
-from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS
 
 
@@ -37,6 +36,14 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    parts: tuple[MergedPart, ...] = ()
+    """Parts of several stores, with what their filters leave; empty for a whole store."""
+    held_out: int = 0
+    """Number of recorded episodes on which every checkpoint's action error is measured; 0 if it plays
+    episodes.
+    """
+    held_out_steps: int = 0
+    """Number of their recorded actions."""
 
     def __str__(self) -> str:
         lines = (
@@ -51,8 +58,24 @@ class Plan:
                 + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
             (
-                "rollouts",
-                f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control steps",
+                ("rollouts", "none; the action error is measured on recordings")
+                if self.held_out
+                else (
+                    "rollouts",
+                    f"{'at most ' * self.decided}{self.rollouts}, at most {self.control_steps:,} control"
+                    " steps",
+                )
+            ),
+            *(
+                [
+                    (
+                        "held out",
+                        f"{self.held_out} episodes of {self.held_out_steps:,} control steps, on which no arm"
+                        " trains and every checkpoint is measured",
+                    )
+                ]
+                if self.held_out
+                else []
             ),
             (
                 "training",
@@ -69,6 +92,13 @@ class Plan:
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+            *(
+                (
+                    f"  {part.name}",
+                    f"{part.episodes} of {part.of} episodes of {part.store}, version {part.version}",
+                )
+                for part in self.parts
+            ),
         )
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
@@ -79,8 +109,12 @@ def planned_arms(sweep: SweepConfig) -> list[Arm]:
     return sweep.grid() or [sweep.largest()] * trials
 
 
-def planned_videos(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str]) -> list[tuple[str, ...]]:
-    """Return the episodes of every stage-1 training; one shared by several arms is listed once."""
+def planned_videos(
+    sweep: SweepConfig, manifest: Manifest, quarantined: Set[str], evaluation: Set[str] = frozenset()
+) -> list[tuple[str, ...]]:
+    """Return the episodes of every stage-1 training; one shared by several arms is listed once. evaluation:
+    episodes held out from every arm.
+    """
     if sweep.train.mode != "two_stage":
         return []
     largest = [sweep.largest(seed) for seed in sweep.seeds]
@@ -91,7 +125,7 @@ def planned_videos(sweep: SweepConfig, manifest: Manifest, quarantined: Set[str]
     )
     trained: dict[tuple[int, tuple[str, ...]], None] = {}  # in the order of the arms
     for arm in dict.fromkeys(arms):
-        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks)
+        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
         trained[arm.seed, subset.episodes] = None
     return [episodes for _, episodes in trained]
 
@@ -103,9 +137,11 @@ def make_plan(sweep: SweepConfig) -> Plan:
     """
     pinned = PinnedData.read(sweep)
     quarantined = pinned.quarantined.keys()
-    if problems := store_problems(sweep.data, sweep.suite.tasks, pinned.version, quarantined):
+    if problems := store_problems(
+        sweep.data, sweep.suite, pinned.version, quarantined, pinned.held_out, pinned.merged
+    ):
         raise SweepError(sweep.name, problems)
-    manifest = load_manifest(open_storage(sweep.data.episodes), pinned.version)
+    manifest = pinned.manifest(sweep)
     preset = PRESETS[sweep.policy.preset]
     assert preset.video
     unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
@@ -119,10 +155,11 @@ def make_plan(sweep: SweepConfig) -> Plan:
             ],
         )
     arms = planned_arms(sweep)
-    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks)
+    evaluation = pinned.evaluation(sweep, manifest)
+    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks, evaluation)
     entries = manifest.select((*largest.demos, *largest.action_free))
     shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
-    video_models = len(planned_videos(sweep, manifest, quarantined))
+    video_models = len(planned_videos(sweep, manifest, quarantined, evaluation))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
     rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
@@ -136,7 +173,17 @@ def make_plan(sweep: SweepConfig) -> Plan:
         video_models=video_models,
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
-        stream_bytes=memory_bound(manifest.contract, shape, entries, batch_size, bool(largest.action_free)),
+        stream_bytes=memory_bound(
+            manifest.contract,
+            shape,
+            entries,
+            batch_size,
+            bool(largest.action_free),
+            max(1, len(weights_of(manifest))),
+        ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        parts=manifest.parts,
+        held_out=len(evaluation),
+        held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
     )

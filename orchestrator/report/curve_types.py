@@ -1,12 +1,12 @@
 """Parts of a curve: lines, their points, and comparisons of points."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, verdict
+from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, PairedMeans, verdict
 from policy.config import PolicyKind
 
 WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
@@ -46,6 +46,35 @@ class Series:
         return f"{demo_count} demos{with_video}" + (
             f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
         )
+
+
+Cell = tuple[Series, int]
+"""Line and demo count of a point."""
+
+
+def lines_of(arms: Iterable[Arm]) -> list[Series]:
+    """Return the lines of a curve: those with video by ratio, then the baselines."""
+    return sorted(
+        {Series.of(arm) for arm in arms},
+        key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
+    )
+
+
+def compared_cells(lines: Sequence[Series], counts: Sequence[int]) -> list[list[tuple[Cell, Cell]]]:
+    """Return the pairs of points that are compared, one list per question: most demos with fewest on every
+    line; and at every demo count, every ratio with the lowest and every line with every baseline.
+
+    counts: demo counts, sorted. P-values are corrected within each question, so that one does not depend on
+    the others.
+    """
+    ours = [line for line in lines if not line.baseline]
+    baselines = [line for line in lines if line.baseline]
+    return [
+        [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
+        [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
+        [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
+        [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines],
+    ]
 
 
 @dataclass(frozen=True)
@@ -145,4 +174,87 @@ class Comparison:
             f"{self.first} against {self.second}: {r.difference:+.2f} [{low:+.2f}, {high:+.2f}] on"
             f" {r.episodes} common episodes ({r.only_first} won only by the first, {r.only_second} only by"
             f" the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class TaskError:
+    """Action error of a point on one task."""
+
+    error: float
+    episodes: int
+    interval: Interval
+    """95 %, Student's t over episodes."""
+
+
+@dataclass(frozen=True)
+class ErrorPoint:
+    """One point of the curve of action errors on held-out episodes, averaged over replicates. Lower is
+    better.
+    """
+
+    policy: PolicyKind
+    demo_count: int
+    action_free_ratio: float
+    error: float
+    """Mean over episodes and replicates, in standard deviations of the recorded actions."""
+    interval: Interval
+    """95 %, Student's t over episodes, without the spread between training seeds."""
+    band: Interval
+    """95 %, with the spread between training seeds, if there are several (`hierarchical_draws`)."""
+    constant: float
+    """Error of the mean action of the held-out episodes."""
+    episodes: int
+    """Number of held-out episodes."""
+    seeds: int
+    missing_seeds: tuple[int, ...]
+    """As for `Point`."""
+    dimensions: tuple[float | None, ...]
+    """Mean error per action dimension; None for one without unit."""
+    loss: float | None
+    """Mean loss of the policy's actions; None for a policy without one."""
+    by_task: Mapping[str, TaskError]
+    cost: Cost | None
+    """Cost of all its arms; None if the cost of one is unknown."""
+
+    @property
+    def series(self) -> Series:
+        """Line of the curve that the point belongs to."""
+        return Series(self.policy, self.action_free_ratio)
+
+
+@dataclass(frozen=True)
+class ErrorComparison:
+    """Action errors of two points of a curve on the held-out episodes, which are common to all arms."""
+
+    first: str
+    second: str
+    first_policy: PolicyKind
+    second_policy: PolicyKind
+    result: PairedMeans
+    interval: Interval
+    """95 %, of the difference, with the spread between training seeds if there are several."""
+    seeds: int
+    """Number of seeds that both points have."""
+    compared: int
+    """Number of comparisons of the same question."""
+    p_corrected: float
+    """P-value corrected for the number of comparisons (Holm)."""
+
+    @property
+    def verdict(self) -> str:
+        """As for `Comparison`; a lower error is better."""
+        told = verdict(-self.result.difference, self.p_corrected)
+        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
+
+    def __str__(self) -> str:
+        r, (low, high) = self.result, self.interval
+        corrected = (
+            f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
+        )
+        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
+        return (
+            f"{self.first} against {self.second}: action error {r.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+            f" on {r.episodes} held-out episodes (lower on {r.lower} of them), paired t-test p ="
+            f" {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )

@@ -18,7 +18,6 @@ from PIL import Image
 
 from orchestrator.redaction import redact
 from orchestrator.report.curve_report import CurveReport
-from orchestrator.report.curve_types import Comparison
 from orchestrator.report.svg_plots import Plot, cost_plot, curve_plot, distance_plot, outcomes_plot, styles
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Estimate
@@ -46,7 +45,7 @@ def page(
     cost = cost_plot(report, "cost-wide", 430, 392)
     tasks = sorted({task for point in points for task in point.by_task})
     return (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
@@ -71,7 +70,7 @@ def page(
                 outcomes_plot(report, "outcomes-wide", 540, 340),
                 outcomes_plot(report, "outcomes-narrow", 344, 260),
             ),
-            forest=_forest(report.comparisons),
+            forest=forest([(c.result.difference, c.interval) for c in report.comparisons]),
             looks=LOOKS,
             costs=[
                 (name, words)
@@ -87,7 +86,8 @@ def page(
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the environment of the page's templates, with the filters of numbers."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -137,18 +137,18 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _forest(comparisons: Sequence[Comparison]) -> list[Estimate]:
+def forest(differences: Sequence[tuple[float, Interval]]) -> list[Estimate]:
     """Return every comparison's difference and interval on one common scale, 0 (left) to 1 (right); no
     difference is 0.5.
     """
-    reach = max([0.1, *(abs(end) for c in comparisons for end in (c.result.difference, *c.interval))])
+    reach = max([0.1, *(abs(end) for difference, interval in differences for end in (difference, *interval))])
 
     def place(value: float) -> float:
         return 0.5 + value / reach / 2
 
     return [
-        Estimate(place(c.result.difference), Interval(place(c.interval.low), place(c.interval.high)))
-        for c in comparisons
+        Estimate(place(difference), Interval(place(interval.low), place(interval.high)))
+        for difference, interval in differences
     ]
 
 

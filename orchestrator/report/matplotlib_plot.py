@@ -5,6 +5,7 @@ video.
 import io
 import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import Series
@@ -60,9 +61,9 @@ def draw(curve: "Curve", kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _style(curve: "Curve", line: Series) -> dict[str, Any]:
-    """Return colour, dashes and marker of a line, the same in every panel."""
-    index = curve.lines.index(line)
+def line_style(lines: Sequence[Series], line: Series) -> dict[str, Any]:
+    """Return colour, dashes and marker of one of the lines, the same in every panel."""
+    index = lines.index(line)
     if line.baseline:
         return {"color": GREY, "linestyle": "--", "marker": "s", "markerfacecolor": "white"}
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": "-", "marker": "o^Dv"[index % 4]}
@@ -76,7 +77,7 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
     beside: dict[tuple[int, bool], list[tuple[float, str, str]]] = defaultdict(list)
     edge = 1.025 ** (len(curve.lines) - 1)
     for index, line in enumerate(curve.lines):
-        points, style, nudge = curve.of_line(line), _style(curve, line), 1.025 ** (2 * index) / edge
+        points, style, nudge = curve.of_line(line), line_style(curve.lines, line), 1.025 ** (2 * index) / edge
         x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
         # An interval that was stopped early may lie to one side of the rate.
         spread = [
@@ -150,7 +151,7 @@ def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None
         points = sorted(
             (cost, point.success_rate) for point in curve.of_line(line) if (cost := spent[id(point)])
         )
-        axes.plot([cost for cost, _ in points], [rate for _, rate in points], **_style(curve, line))
+        axes.plot([cost for cost, _ in points], [rate for _, rate in points], **line_style(curve.lines, line))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")

@@ -15,7 +15,17 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.cost import added
-from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
+from orchestrator.data.action_error import MEASURE
+from orchestrator.report.curve_types import (
+    Cell,
+    Comparison,
+    DemosToReach,
+    Point,
+    Series,
+    TaskScore,
+    compared_cells,
+    lines_of,
+)
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Correlation,
@@ -32,7 +42,7 @@ from orchestrator.stats.fixed_sample import (
 )
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
-from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, read_sweep
+from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
@@ -96,15 +106,12 @@ class Curve:
     @cached_property
     def lines(self) -> list[Series]:
         """Lines with video by ratio, then the baselines."""
-        return sorted(
-            {Series.of(scored.arm) for scored in self.arms},
-            key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
-        )
+        return lines_of(scored.arm for scored in self.arms)
 
     @cached_property
-    def _cells(self) -> dict[tuple[Series, int], list[ScoredArm]]:
+    def _cells(self) -> dict[Cell, list[ScoredArm]]:
         """Arms of every point, line by line, each by demo count."""
-        cells: dict[tuple[Series, int], list[ScoredArm]] = {}
+        cells: dict[Cell, list[ScoredArm]] = {}
         for scored in sorted(
             self.arms, key=lambda scored: (self.lines.index(Series.of(scored.arm)), scored.arm)
         ):
@@ -230,27 +237,10 @@ class Curve:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Comparisons of most demos with fewest on every line; and at every demo count, of every ratio with
-        the lowest and every baseline.
-
-        P-values are corrected within each of these questions, so that one does not depend on the others.
-        """
+        """Comparisons of the points that `compared_cells` names."""
         counts = sorted({scored.arm.demo_count for scored in self.arms})
-        ours = [line for line in self.lines if not line.baseline]
-        baselines = [line for line in self.lines if line.baseline]
-        families = [
-            [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
-            [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
-            [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
-            [
-                ((line, count), (baseline, count))
-                for count in counts
-                for line in ours
-                for baseline in baselines
-            ],
-        ]
         told = []
-        for pairs in families:
+        for pairs in compared_cells(self.lines, counts):
             both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
             corrected = holm([result.p_value for _, result in both])
             told += [
@@ -259,7 +249,7 @@ class Curve:
             ]
         return told
 
-    def _compared(self, first: tuple[Series, int], second: tuple[Series, int]) -> PairedComparison | None:
+    def _compared(self, first: Cell, second: Cell) -> PairedComparison | None:
         outcomes, others = self._outcomes(first), self._outcomes(second)
         if not outcomes.keys() & others.keys():
             return None
@@ -270,8 +260,8 @@ class Curve:
 
     def _comparison(
         self,
-        first: tuple[Series, int],
-        second: tuple[Series, int],
+        first: Cell,
+        second: Cell,
         result: PairedComparison,
         p: float,
         compared: int,
@@ -299,7 +289,7 @@ class Curve:
             p_corrected=p,
         )
 
-    def _outcomes(self, cell: tuple[Series, int]) -> dict[str, bool]:
+    def _outcomes(self, cell: Cell) -> dict[str, bool]:
         """Return outcomes by seed and episode, so that replicates are paired by seed."""
         found = self._cells.get(cell, [])
         return {
@@ -367,7 +357,18 @@ def curve_from_mlflow(tracking_uri: str, name: str, store: str = "", storage: st
 
     Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
     """
-    tracked = read_sweep(tracking_uri, name, store, storage)
+    return curve_of_tracked(name, read_sweep(tracking_uri, name, store, storage))
+
+
+def curve_of_tracked(name: str, tracked: TrackedSweep) -> Curve:
+    """Return the curve of a sweep that was read from MLflow. Raises TrackingError if no arm of it is scored
+    yet, or if it measures no success.
+    """
+    if holds_out(tracked.sweep):
+        raise TrackingError(
+            f"{name}: it measures the {MEASURE} and no success; read it with `demoscale curve {name}`, or in"
+            " Python with orchestrator.report.held_out_curve.read_curve"
+        )
     if not tracked.arms:
         raise TrackingError(
             f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"

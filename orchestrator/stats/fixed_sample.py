@@ -66,6 +66,55 @@ def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
     return float((1 - at_most).sum() / episodes - success_rate)
 
 
+# -- a mean of measured values -------------------------------------------------------------------------------
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the interval of a mean by Student's t: exact for normal values, else approximate.
+
+    Assumes independent values, one per episode, their number fixed beforehand. (-inf, inf) for fewer than two
+    values.
+    """
+    if len(values) < 2:
+        return Interval(-np.inf, np.inf)
+    sample = np.asarray(values, float)
+    half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1))
+    half /= float(np.sqrt(len(sample)))
+    return Interval(float(sample.mean()) - half, float(sample.mean()) + half)
+
+
+@dataclass(frozen=True)
+class PairedMeans:
+    """Two policies on the episodes that both were measured on, lower values better."""
+
+    episodes: int
+    difference: float
+    """Mean over common episodes of the first minus the second; negative if the first is better."""
+    lower: int
+    """Number of common episodes on which the first has the lower value."""
+    p_value: float
+    """Two-sided; small if the policies differ."""
+
+
+def paired_means(first: Mapping[str, float], second: Mapping[str, float]) -> PairedMeans:
+    """Test two policies on their common episodes by the paired t-test.
+
+    first, second: episode id -> value. Assumes that differences are independent between episodes and nearly
+    normal, their number fixed beforehand. Raises ValueError for fewer than two common episodes.
+    """
+    common = sorted(first.keys() & second.keys())
+    if len(common) < 2:
+        raise ValueError("the two policies have fewer than two episodes in common, so that nothing is tested")
+    apart = np.array([first[episode] - second[episode] for episode in common])
+    spread = float(apart.std(ddof=1))
+    if spread == 0:
+        p_value = 1.0 if apart[0] == 0 else 0.0
+    else:
+        t = float(apart.mean()) / (spread / float(np.sqrt(len(apart))))
+        p_value = float(2 * scipy_stats.t.sf(abs(t), len(apart) - 1))
+    return PairedMeans(len(common), float(apart.mean()), int((apart < 0).sum()), p_value)
+
+
 # -- two rates -----------------------------------------------------------------------------------------------
 
 
@@ -173,8 +222,9 @@ def hierarchical_draws(
     """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over
     all cells.
 
-    outcomes: (C, R, E), 1 success, 0 failure, nan not played; cells share replicates (seeds) and episodes, so
-    that differences between cells keep their pairing. tasks: (E,), the index of each episode's task.
+    outcomes: (C, R, E), 1 success, 0 failure, or any measured value, nan not played; cells share replicates
+    (seeds) and episodes, so that differences between cells keep their pairing. tasks: (E,), the index of each
+    episode's task.
 
     Replicate, then task, then episode, after the hierarchical bootstrap (Davison and Hinkley 1997, 3.8;
     rliable, Agarwal et al. 2021), with two changes, since the plain one has too little coverage with the

@@ -1,7 +1,7 @@
 """Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, and simulators."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,11 +9,17 @@ from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.cost import Cost
+from orchestrator.evaluation.action_error_score import (
+    ASKED_AT_ONCE,
+    ActionErrorBenchmark,
+    Measured,
+)
+from orchestrator.evaluation.held_out_scorer import ActionErrors, HeldOutScorer
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.ray_actors import policy_servers, video_judge
+from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
-from orchestrator.evaluation.scores import EvalJob
+from orchestrator.evaluation.scores import EvalJob, HeldOutJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
@@ -29,10 +35,12 @@ MEASURE_S = 7200.0
 
 @dataclass(frozen=True)
 class EvalBackend:
-    """Simulators and policy servers that play a sweep's episodes."""
+    """Simulators and policy servers that play a sweep's episodes, or policy servers and readers of held-out
+    episodes.
+    """
 
     pool: Any
-    """A RolloutPool, or an object with its interface."""
+    """A RolloutPool, or an object with its interface; None for a sweep of held-out episodes."""
     source: Callable[[CheckpointRef, bool], PolicySource]
     """(checkpoint, whether its policy imagines a video) -> the policy."""
     answered: Callable[[CheckpointRef], ServerUsage]
@@ -43,6 +51,8 @@ class EvalBackend:
     """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not
     scored.
     """
+    action_errors: ActionErrors | None = None
+    """Measures a policy on held-out episodes; None for a sweep that plays episodes."""
 
 
 def eval_backend(
@@ -51,12 +61,11 @@ def eval_backend(
     """Start simulators and policy servers on a connected Ray. on_retry: called when the pool retries an
     episode.
     """
-    from sim_workers.rollout.pool import RolloutPool
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     suite = state.sweep.suite
     servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
-    judge = lru_cache(video_judge)  # started on first use
+    judge = lru_cache(held_out_actor)  # started on first use
 
     def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
         import ray
@@ -64,31 +73,60 @@ def eval_backend(
         told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source), timeout=MEASURE_S)
         return told
 
-    simulators = state.sweep.rollout_actors
-    # On other nodes they would take the cores that the next training run waits for, and another CPU model may
-    # render other images.
-    where = node_selector("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
-    return EvalBackend(
-        pool=RolloutPool(
-            simulators,
-            placement.rollout_cpus,
-            suite.gl,
-            portraits,
-            nodes=where,
-            label=state.sweep.name,
-            code=file_hashes(),
-            on_retry=on_retry,
-        ),
+    without_pool = EvalBackend(
+        pool=None,
         source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
         answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,
     )
+    if suite.held_out is not None:
+        return replace(without_pool, action_errors=_readers(placement.servers))
+    from sim_workers.rollout.pool import RolloutPool
+
+    simulators = state.sweep.rollout_actors
+    # On other nodes they would take the cores that the next training run waits for, and another CPU model may
+    # render other images.
+    where = node_selector("rollouts", CPU=placement.rollout_cpus * (1 if placement.apart else simulators))
+    pool = RolloutPool(
+        simulators,
+        placement.rollout_cpus,
+        suite.gl,
+        portraits,
+        nodes=where,
+        label=state.sweep.name,
+        code=file_hashes(),
+        on_retry=on_retry,
+    )
+    return replace(without_pool, pool=pool)
+
+
+def _readers(number: int) -> ActionErrors:
+    """Start `number` processes that read held-out episodes; return the function that divides a test's
+    episodes among them.
+    """
+    readers = [held_out_actor() for _ in range(number)]
+
+    def measure(test: ActionErrorBenchmark, source: PolicySource) -> Iterator[tuple[list[Measured], float]]:
+        import ray
+
+        parts = [
+            replace(test, entries=test.entries[first : first + ASKED_AT_ONCE])
+            for first in range(0, len(test.entries), ASKED_AT_ONCE)
+        ]
+        waiting = [
+            readers[place % number].action_errors.remote(part, source) for place, part in enumerate(parts)
+        ]
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=MEASURE_S)
+            yield ray.get(done[0]) if done else ray.get(waiting[0], timeout=0)
+
+    return measure
 
 
 class EvalScheduler:
     """Evaluation of every submitted checkpoint on the sweep's suite, and of every arm's last one also on the
-    shifted suites.
+    shifted suites; or of every checkpoint on the held-out episodes.
 
     `submit` may be called by any thread; `inference_cost` by the one that receives the scorer's events.
     """
@@ -108,7 +146,12 @@ class EvalScheduler:
         self._state, self._board, self._backend = state, board, backend
         self._charged: dict[CheckpointRef, float] = {}
         """Seconds of inference charged so far, by checkpoint."""
-        self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
+        self.scorer: Scorer | HeldOutScorer
+        if test := state.action_error_test:
+            assert backend.action_errors
+            self.scorer = HeldOutScorer(state.storage, test, backend.action_errors, on_event, decides)
+        else:
+            self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
@@ -117,6 +160,8 @@ class EvalScheduler:
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
         source = self._backend.source(checkpoint, arm.kind == "video_action")
+        if isinstance(self.scorer, HeldOutScorer):
+            return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, state.protocol, source, arm.name))
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -136,7 +181,7 @@ class EvalScheduler:
             )
             self.scorer.submit(job)
 
-    def submit_video(self, job: EvalJob) -> None:
+    def submit_video(self, job: EvalJob | HeldOutJob) -> None:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be
         scored.
         """
@@ -146,10 +191,10 @@ class EvalScheduler:
     @property
     def workers(self) -> int:
         """Number of simulators placed in the cluster."""
-        number: int = self._backend.pool.placed
+        number: int = self._backend.pool.placed if self._backend.pool else 0
         return number
 
-    def inference_cost(self, job: EvalJob) -> Cost:
+    def inference_cost(self, job: EvalJob | HeldOutJob) -> Cost:
         """Return the cost of a checkpoint's policy queries since the last call for it: one that is scored on
         several suites has several scores.
         """
@@ -163,7 +208,7 @@ class EvalScheduler:
         gpus = self._backend.server_gpus
         return Cost(infer_gpu_s=seconds * gpus, infer_cpu_s=0.0 if gpus else seconds)
 
-    def _judge(self, job: EvalJob, test: VideoBenchmark) -> tuple[VideoScore, Cost]:
+    def _judge(self, job: EvalJob | HeldOutJob, test: VideoBenchmark) -> tuple[VideoScore, Cost]:
         """Return the score of a checkpoint's video, and its cost; runs in the thread of `VideoEvalQueue`."""
         assert self._backend.judge
         policy = job.checkpoint

@@ -67,7 +67,8 @@ class Explanation:
     @property
     def consequence(self) -> str:
         """Work of the next run, as part of a sentence."""
-        play = f"{self.episodes} episodes are played" if self.episodes else "no episode is played"
+        played = "played" if self.score.kind == "score" else "measured"
+        play = f"{self.episodes} episodes are {played}" if self.episodes else f"no episode is {played}"
         again = " again" if self.episodes and self.score.stored and not self.score.same else ""
         if self.first_step == self.steps:
             return (
@@ -133,19 +134,19 @@ def _score(state: SweepState, arm_id: str) -> Compared:
     key = state.protocol_key("nominal")
     now = key.fingerprint
     for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
-        folder = f"outcomes/{checkpoint.fingerprint}/"
+        folder = f"{'action_errors' if state.held_out else 'outcomes'}/{checkpoint.fingerprint}/"
         stored = {
             name.removeprefix(folder).partition("/")[0].removesuffix(".parquet")
             for name in state.storage.list(folder)
         }
         if now in stored:
-            return Compared("score", now, now, tuple(compare(key, key)))
-        for fingerprint, kept in Key.all_kept(state.storage, "score").items():
-            if fingerprint in stored and kept.parts["suite"]["shift"] == "nominal":
-                return Compared("score", fingerprint, now, tuple(compare(kept, key)))
+            return Compared(key.kind, now, now, tuple(compare(key, key)))
+        for fingerprint, kept in Key.all_kept(state.storage, key.kind).items():
+            if fingerprint in stored and kept.parts.get("suite", {}).get("shift", "nominal") == "nominal":
+                return Compared(key.kind, fingerprint, now, tuple(compare(kept, key)))
         if stored:
-            return Compared("score", max(stored), now, None)
-    return Compared("score", "", now, None)
+            return Compared(key.kind, max(stored), now, None)
+    return Compared(key.kind, "", now, None)
 
 
 def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) -> int:
@@ -154,6 +155,10 @@ def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) ->
     """
     left = 0
     for step in state.sweep.checkpoint_steps():
+        if state.held_out:
+            measured = state.action_error(done[step].fingerprint).episodes if step in done else 0
+            left += len(state.held_out) - measured
+            continue
         for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):
             left += state.sweep.to_suite(shift).episodes * len(state.sweep.suite.tasks)
             if step in done:

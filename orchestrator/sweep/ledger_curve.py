@@ -10,18 +10,19 @@ from orchestrator.cost import Cost, CostLedger, added
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.redaction import redact
+from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
-from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm
+from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, MeasuredArm, ScoredArm
 from orchestrator.tracking.mlflow_writer import STEPS, STORE, TRAINING
 from orchestrator.tracking.rollout_videos import RolloutVideo, films_of_arm
 
 
-def curve_from_ledger(state: SweepState) -> Curve | None:
+def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
     """Return the curve of the arms of the sweep file whose last checkpoint has a complete score; None if
-    there is none.
+    there is none. Of a sweep of held-out episodes it is that of their action errors.
 
     It equals `curve_from_mlflow` once everything is published, except for what only MLflow has: the ids of
     runs, arms that an earlier form of the sweep file listed, tags of earlier versions, and video scores that
@@ -31,10 +32,6 @@ def curve_from_ledger(state: SweepState) -> Curve | None:
     status = SweepStatus({arm_id: state.arm_state(arm) for arm_id, arm in arms.items()})
     status.charge(CostLedger.read(state.storage, state.sweep.name).by_arm())
     costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
-    test = state.possible_video_test()
-    scored = [*_scored_arms(state, arms, costs, test)]
-    if not scored:
-        return None
     tags = {
         TRAINING: state.training,
         STEPS: str(state.sweep.train.steps),
@@ -44,6 +41,13 @@ def curve_from_ledger(state: SweepState) -> Curve | None:
         **sweep_tags(state),
     }
     sweep = read_yaml(redact(state.sweep.to_yaml()))
+    if state.held_out:
+        measured = sorted(_measured_arms(state, arms, costs), key=lambda one: one.arm)
+        names = state.manifest.contract.action
+        return HeldOutCurve(state.sweep.name, tuple(measured), sweep, tags, names) if measured else None
+    scored = [*_scored_arms(state, arms, costs, state.possible_video_test())]
+    if not scored:
+        return None
     return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
 
 
@@ -73,6 +77,15 @@ def _scored_arms(
             imagined=_imagined(state, arm, checkpoints, test) if test and arm.kind == "video_action" else {},
             films=_film_notes(state, checkpoint),
         )
+
+
+def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[MeasuredArm]:
+    last = state.sweep.train.steps
+    for arm_id, arm in arms.items():
+        if checkpoint := state.checkpoints(arm_id).get(last):
+            score = state.action_error(checkpoint.fingerprint)
+            if score.complete:
+                yield MeasuredArm(arm, state.comparable, last, score.errors, costs[arm_id])
 
 
 def _film_notes(state: SweepState, checkpoint: str) -> tuple[dict[str, Any], ...]:

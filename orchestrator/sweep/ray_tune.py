@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.redaction import redact
+from orchestrator.training.claimed_resources import release_claims
 from orchestrator.training.control_channel import ANSWER_S, send
 from orchestrator.training.train_events import Failed, Finished, Reported, TrainEvent
 
@@ -119,7 +120,10 @@ def _searcher(runs: Runs, on_trial_end: Callable[[str, bool], None]) -> Any:
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
-            self._on_trial_end(self._begun.pop(trial_id), error)
+            run = self._begun.pop(trial_id)
+            if error:  # the trial's process died in every attempt
+                release_claims(run)
+            self._on_trial_end(run, error)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).touch()

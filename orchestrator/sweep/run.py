@@ -19,9 +19,12 @@ from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_resources, resources
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.cost import CostLedger, of_outcome
+from orchestrator.cost import Cost, CostLedger, of_outcome
+from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.score_events import (
+    ActionErrorScored,
+    ActionErrorsRecorded,
     GeneratedVideoScored,
     OutcomesRecorded,
     RolloutVideoStored,
@@ -40,6 +43,7 @@ from orchestrator.prometheus import (
     RETRIES,
 )
 from orchestrator.redaction import redact, redacting
+from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, OptunaSearch
@@ -160,7 +164,7 @@ class SweepRun:
             say(f"quarantined {'' if episode in before else 'now '}{episode}: {problem}")
         return state
 
-    def run(self) -> Curve | None:
+    def run(self) -> Curve | HeldOutCurve | None:
         """Train and score what the storage lacks; return the curve of the complete arms, None if there is
         none.
 
@@ -170,14 +174,14 @@ class SweepRun:
         with self._held:
             return self._run()
 
-    def _run(self) -> Curve | None:
+    def _run(self) -> Curve | HeldOutCurve | None:
         sweep = self.state.sweep
         connect()
         cpus_apart = dedicated_resources("rollouts").get("CPU", 0.0)
         placement = ResourcePlan.fit(
             resources(),
             sweep.train.workers,
-            sweep.rollout_actors,
+            sweep.scoring_processes,
             len(planned_arms(sweep)),
             cpus_apart,
             sweep.data.decode,
@@ -187,7 +191,8 @@ class SweepRun:
         if reused := sorted(arm.name for arm in self.board.arms.values() if arm.step == arm.steps):
             self.say(f"already trained, not trained again: {', '.join(reused)}")
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
-            self.say(f"already scored, not played again: {scored} checkpoints")
+            again = "measured" if self.state.held_out else "played"
+            self.say(f"already scored, not {again} again: {scored} checkpoints")
         portraits = render_references_of(self.state.storage, sweep.suite.gl)
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
@@ -204,7 +209,8 @@ class SweepRun:
                 self.evaluation.scorer.close()
                 self.evaluation.videos.wind_down()
                 self.spending.close()
-            self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+            if not self.state.held_out:
+                self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
             self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
             curve = self._publish_curve()
@@ -260,10 +266,10 @@ class SweepRun:
         if before and before != device and checkpoints:
             self.say(
                 f"checkpoints act on {device}, earlier on {before}: scores of the two are not mixed, so they"
-                f" are played again on {device}"
+                f" are {'measured' if self.state.held_out else 'played'} again on {device}"
             )
 
-    def _publish_curve(self) -> Curve | None:
+    def _publish_curve(self) -> Curve | HeldOutCurve | None:
         """Return the curve, made from the ledger, and put it into the outbox; None if no arm has a place on
         it.
         """
@@ -272,11 +278,15 @@ class SweepRun:
             for kind in ("png", "svg"):
                 self._publisher.artifact(f"curve.{kind}", curve.draw(kind))
             self._publisher.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-            page = curve.page(films_from_ledger(self.state, curve.arms))
+            page = (
+                curve.page()
+                if isinstance(curve, HeldOutCurve)
+                else curve.page(films_from_ledger(self.state, curve.arms))
+            )
             self._publisher.artifact("curve.html", page.encode())
         return curve
 
-    def _concluded(self, curve: Curve | None) -> Curve | None:
+    def _concluded(self, curve: Curve | HeldOutCurve | None) -> Curve | HeldOutCurve | None:
         """Publish what is left and return the curve, or raise why the sweep is not complete."""
         unfinished = [*self._unfinished()]
         if left := self._publisher.finish(done=not unfinished and not self.ending):
@@ -350,6 +360,10 @@ class SweepRun:
                 self._on_score(event)
             case RolloutVideoStored():
                 self._publisher.film(event.job.arm_id, event.job.step, event.episode, event.video)
+            case ActionErrorsRecorded():
+                self._on_action_errors(event)
+            case ActionErrorScored():
+                self._on_action_error_score(event)
             case GeneratedVideoScored():
                 self.spending.add(event.job.arm_id, event.cost)
                 self._publisher.video(event.job.arm_id, event.job.step, event.score)
@@ -479,10 +493,27 @@ class SweepRun:
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
 
-    def _search_on(self, arm_id: str, step: int, score: Score) -> None:
+    def _on_action_errors(self, event: ActionErrorsRecorded) -> None:
+        job = event.job
+        self.spending.add(job.arm_id, Cost(infer_cpu_s=event.cpu_s) + self.evaluation.inference_cost(job))
+        self.board.record_outcomes(job.arm_id, job.step, event.done, event.listed)
+
+    def _on_action_error_score(self, event: ActionErrorScored) -> None:
+        job, score = event.job, event.score
+        self.board.record_action_error(job.arm_id, job.step, score)
+        self.say(f"{job}: {score}")
+        for episode, cause in score.causes:
+            self.say(f"not measured: {episode} of {job}: {cause}")
+        if not score.complete:
+            return
+        self._publisher.action_error(job.arm_id, job.step, job.checkpoint.fingerprint, score)
+        self.evaluation.submit_video(job)
+        self._search_on(job.arm_id, job.step, score)
+
+    def _search_on(self, arm_id: str, step: int, score: Score | ActionErrorScore) -> None:
         """Let the search decide on a complete score: stop the arm, or learn its result."""
         arm = self.board.arms[arm_id]
-        if arm.stopped is None and self._pruner.stops(arm_id, step, score.interval[0]):
+        if arm.stopped is None and self._pruner.stops(arm_id, step, score.merit):
             arm.stopped = step
             self.state.record_stop(arm_id, step)
             self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
@@ -490,7 +521,7 @@ class SweepRun:
             self.evaluation.scorer.drop(arm_id)
         if arm.stopped is not None or step == arm.steps:
             cost = self.spending.of(arm_id)
-            self._search.tell(arm.arm, score.interval[0], cost.cpu_s + cost.gpu_s, arm.stopped)
+            self._search.tell(arm.arm, score.merit, cost.cpu_s + cost.gpu_s, arm.stopped)
 
     # -- start and end
 
@@ -500,7 +531,7 @@ class SweepRun:
         """
         scores = sorted((step, arm_id) for arm_id, arm in self.board.arms.items() for step in arm.scores)
         for step, arm_id in scores:
-            self._pruner.stops(arm_id, step, self.board.arms[arm_id].scores[step].interval[0])
+            self._pruner.stops(arm_id, step, self.board.arms[arm_id].scores[step].merit)
         for arm_id, arm in sorted(
             self.board.arms.items(), key=lambda told: not self.state.sweep.is_reference(told[1].arm)
         ):
@@ -523,6 +554,12 @@ class SweepRun:
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:
                     causes = "; ".join(sorted({cause for _, cause in score.causes}))
+                    if isinstance(score, ActionErrorScore):
+                        yield (
+                            f"{arm.name}: {len(score.causes)} held-out episodes could not be measured"
+                            f" ({causes}); run again to measure them again"
+                        )
+                        continue
                     where = f" under the {shift} shift" if shift else ""
                     yield (
                         f"{arm.name}: {score.errors} episodes{where} ended in an error ({causes}); run again"

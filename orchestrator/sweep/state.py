@@ -2,11 +2,12 @@
 
 identity.json                             the storage's random id, orchestrator/storage/identity.py
 sweeps/<name>.json                        the resolved sweep, its pinned data version, its quarantined
-                                          episodes, and the device class, package versions and weights of the
-                                          run that wrote it last
+                                          and held-out episodes, and the device class, package versions and
+                                          weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
 checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
+action_errors/<checkpoint>/<protocol>     action errors, orchestrator/evaluation/action_error_ledger.py
 video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
                                           orchestrator/evaluation/video_score.py
 decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped
@@ -19,17 +20,21 @@ live/<name>.json                          progress of the current run
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from orchestrator.checkpoints.reader import is_complete
 from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records, write_record
 from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
-from orchestrator.config.sweep_config import SweepConfig, SweepError
+from orchestrator.config.sweep_config import NOTHING_TO_PLAY, SweepConfig, SweepError
 from orchestrator.cost import CostLedger
-from orchestrator.data.episode_store import check_all, latest_version, load_manifest
+from orchestrator.data.episode_store import check_all, latest_version
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import Subset, SubsetError, select_episodes
+from orchestrator.data.merged_store import publish_merged
+from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes, select_episodes
+from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
+from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, ActionErrorScore
 from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
@@ -89,6 +94,12 @@ class SweepState:
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
     """
+    episodes: str = ""
+    """URI of the store that workers read: the sweep's, or a merged one in its storage."""
+    held_out: tuple[str, ...] = ()
+    """Episodes on which the action error of every checkpoint is measured and that no arm trains on; empty if
+    the sweep plays episodes.
+    """
     _subsets: dict[Arm, Subset] = field(default_factory=dict, init=False, compare=False, repr=False)
     """Episodes selected so far, by arm."""
 
@@ -102,24 +113,34 @@ class SweepState:
         """
         storage = open_storage(sweep.storage)
         before = pinned_facts(storage, sweep.name)
-        data, episodes = PinnedData.of(sweep, before), open_storage(sweep.data.episodes)
-        version = latest_version(episodes) if data.version is None else data.version
+        data, version = PinnedData.of(sweep, before), 1
+        if isinstance(sweep.data.episodes, str):
+            version = data.version or latest_version(open_storage(sweep.data.episodes))
+            data = replace(data, version=version)
         packages = versions_here() if pin or here else {**versions_here(), **before.get("packages", {})}
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
             weights = same_weights(known["label"], weights)
-        device = before.get("device", "")
+        device, manifest = before.get("device", ""), data.manifest(sweep)
+        if pin and manifest.parts:
+            publish_merged(storage, manifest)
         store = claim_identity(storage) if pin else identity_of(storage)
+        try:
+            held_out = data.evaluation(sweep, manifest)
+        except SubsetError as error:
+            raise SweepError(sweep.name, [f"data: {error}"]) from None
         state = cls(
             sweep,
             storage,
-            load_manifest(episodes, version),
+            manifest,
             version,
             data.quarantined,
             store,
             device,
             packages,
             weights,
+            held_out=tuple(sorted(held_out)),
+            episodes=data.place(sweep, manifest),
         )
         if pin:
             state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
@@ -150,6 +171,8 @@ class SweepState:
             "sweep": self.sweep.model_dump(mode="json"),
             "version": self.version,
             "quarantined": self.quarantined,
+            "held_out": self.held_out,
+            **({"merged": self.episodes.removeprefix(f"{self.storage.uri}/")} if self.manifest.parts else {}),
             "device": self.device,
             "packages": dict(self.packages),
             "weights": {
@@ -169,20 +192,31 @@ class SweepState:
         state, whole = self, set[str]()
         while True:
             subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
-            chosen = {episode for subset in subsets for episode in subset.episodes}
+            chosen = {episode for subset in subsets for episode in subset.episodes}.union(state.held_out)
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
-            for done, (entry, problem) in enumerate(
-                check_all(open_storage(state.sweep.data.episodes), todo), 1
-            ):
+            for done, (entry, problem) in enumerate(check_all(open_storage(state.episodes), todo), 1):
                 on_progress(done, len(todo))
                 if problem:
                     damaged[entry.episode_id] = redact(problem)
             whole |= chosen - set(damaged)
             if not damaged:
                 return state
-            state = replace(state, quarantined=state.quarantined | damaged)
+            state = state._quarantine(damaged)
             state.pin()
+
+    def _quarantine(self, damaged: dict[str, str]) -> "SweepState":
+        """Return the sweep without these episodes. If a held-out one is among them, the next in order takes
+        its place.
+        """
+        quarantined = self.quarantined | damaged
+        held_out = self.held_out
+        if damaged.keys() & set(held_out):
+            try:
+                held_out = evaluation_episodes(self.manifest, self.sweep.suite.held_out, quarantined.keys())
+            except SubsetError as error:
+                raise SweepError(self.sweep.name, [f"data: {error}"]) from None
+        return replace(self, quarantined=quarantined, held_out=held_out)
 
     @classmethod
     def named(cls, name: str, storage_uri: str, here: bool = False) -> "SweepState":
@@ -222,7 +256,12 @@ class SweepState:
     def training_key(self) -> Key:
         """Key of every input to a trained policy other than the arm."""
         return self.sweep.training_key(
-            self.manifest.fingerprint, self.quarantined, self.weights, self.packages
+            self.manifest.fingerprint,
+            self.quarantined,
+            self.weights,
+            self.packages,
+            self.held_out,
+            self.manifest.parts,
         )
 
     @property
@@ -235,7 +274,11 @@ class SweepState:
         return self._stored_as(self.protocol_key(shift))
 
     def protocol_key(self, shift: str) -> Key:
-        """Return the key of every input to the outcomes under a shift other than the weights."""
+        """Return the key of every input to the outcomes under a shift, or to the action errors, other than
+        the weights.
+        """
+        if test := self.action_error_test:
+            return test.key(self.sweep.sampler, self.device or "cpu", self.packages)
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
         return protocol_key(
             suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages
@@ -337,13 +380,18 @@ class SweepState:
             return self._subsets[arm]
         try:
             subset = select_episodes(
-                self.manifest, arm, self.quarantined.keys(), self.sweep.data.labelled_tasks
+                self.manifest,
+                arm,
+                self.quarantined.keys(),
+                self.sweep.data.labelled_tasks,
+                frozenset(self.held_out),
             )
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
+            where = self.episodes if self.manifest.parts else self.sweep.data.episodes
             raise SweepError(
                 self.sweep.name,
-                [f"it keeps to version {self.version} of {self.sweep.data.episodes}; {error}; {mend}"],
+                [f"it keeps to version {self.version} of {where}; {error}; {mend}"],
             ) from None
         self._subsets[arm] = subset
         return subset
@@ -363,9 +411,13 @@ class SweepState:
         sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
-        episodes = open_storage(sweep.data.episodes).uri
         clips = HeldOut.choose(
-            episodes, self.manifest, sweep.suite.tasks, sweep.suite.video_clips, self.used(), shape
+            self.episodes,
+            self.manifest,
+            sweep.suite.tasks or self.manifest.tasks,
+            sweep.suite.video_clips,
+            self.used(),
+            shape,
         )
         return VideoBenchmark(clips, sweep.sampler)
 
@@ -376,13 +428,28 @@ class SweepState:
         except SubsetError:
             return None
 
+    @cached_property
+    def action_error_test(self) -> ActionErrorBenchmark | None:
+        """Return the test of the checkpoints' actions on held-out episodes; None if the sweep plays
+        episodes.
+        """
+        if not self.held_out:
+            return None
+        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out)
+
+    def action_error(self, checkpoint: str) -> ActionErrorScore:
+        """Return the action error of a checkpoint, given its fingerprint, from the ledger so far."""
+        errors = ActionErrorLedger(self.storage, checkpoint, self.protocol).read()
+        found = [errors[episode] for episode in self.held_out if episode in errors]
+        return ActionErrorScore.of(found, len(self.held_out))
+
     def job(self, arm: Arm) -> TrainJob:
         """Return the arm's training job."""
         sweep, with_video = self.sweep, arm.kind == "video_action"
         return TrainJob(
             arm=arm,
             arm_id=arm.arm_id(self.training),
-            episodes=open_storage(sweep.data.episodes).uri,
+            episodes=self.episodes,
             version=self.version,
             subset=self.subset(arm),
             config=policy_config(sweep.policy.preset, arm.kind),
@@ -469,6 +536,12 @@ class SweepState:
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint.loss
+                if self.held_out:
+                    measured = self.action_error(checkpoint.fingerprint)
+                    state.scoring[step] = measured.episodes, measured.listed
+                    if measured.complete:
+                        state.scores[step] = measured
+                    continue
                 score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
@@ -527,4 +600,6 @@ def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfi
             )
         )
         raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
+    if state.held_out:
+        raise SweepError(f"sweep {sweep}", [f"suite.held_out: {NOTHING_TO_PLAY}"])
     return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite

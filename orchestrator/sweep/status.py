@@ -8,6 +8,8 @@ from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
+from orchestrator.data.action_error import MEASURE
+from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
 
 
@@ -25,8 +27,8 @@ class ArmStatus:
     """Last reported optimiser step of that video model; 0 until it reports."""
     loss: float | None = None
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Checkpoint step -> (episodes with an outcome, episodes listed)."""
-    scores: dict[int, Score] = field(default_factory=dict)
+    """Checkpoint step -> (episodes with an outcome, or measured; episodes listed)."""
+    scores: dict[int, Score | ActionErrorScore] = field(default_factory=dict)
     shifted: dict[str, Score] = field(default_factory=dict)
     """Complete scores of the last checkpoint, by shift."""
     stopped: int | None = None
@@ -82,6 +84,11 @@ class SweepStatus:
         """Record how many of the listed episodes of an arm's checkpoint have an outcome."""
         with self.lock:
             self.arms[arm_id].scoring[step] = done, listed
+
+    def record_action_error(self, arm_id: str, step: int, score: ActionErrorScore) -> None:
+        """Record the action error of an arm's checkpoint."""
+        with self.lock:
+            self.arms[arm_id].scores[step] = score
 
     def record_score(self, arm_id: str, step: int, shift: str, score: Score) -> None:
         """Record the score of an arm's checkpoint under a shift."""
@@ -148,6 +155,49 @@ class ScoreLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActionErrorLine:
+    """An action error on held-out episodes, as `demoscale status` shows it."""
+
+    action_error: float
+    episodes: int
+    interval: tuple[float, float]
+    """Bounds of the 95 % interval, rounded to four digits."""
+    loss: float | None = None
+    complete: bool = True
+    measure: str = MEASURE
+
+    @classmethod
+    def of(cls, score: ActionErrorScore) -> "ActionErrorLine":
+        """Return the line of a score."""
+        low, high = score.interval
+        return cls(
+            action_error=score.mean,
+            episodes=score.episodes,
+            interval=(round(low, 4), round(high, 4)),
+            loss=score.loss,
+            complete=score.complete,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of `status --json`."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ActionErrorLine":
+        """Return the line that `to_json` wrote."""
+        low, high = data["interval"]
+        return cls(**known_fields(cls, data) | {"interval": (low, high)})
+
+
+def _score_line(score: Score | ActionErrorScore) -> ScoreLine | ActionErrorLine:
+    return ScoreLine.of(score) if isinstance(score, Score) else ActionErrorLine.of(score)
+
+
+def _score_line_from(data: Mapping[str, Any]) -> ScoreLine | ActionErrorLine:
+    return (ActionErrorLine if "action_error" in data else ScoreLine).from_json(data)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShiftedLine:
     """A complete score of the last checkpoint under a shift."""
 
@@ -170,10 +220,10 @@ class ArmLine:
     """`ArmStatus.video_step`."""
     loss: float | None = None
     episodes_played: int = 0
-    """Episodes with an outcome, over all checkpoints."""
+    """Episodes with an outcome, or measured, over all checkpoints."""
     episodes_listed: int = 0
-    scores: Mapping[int, ScoreLine] = field(default_factory=dict)
-    """Scores of the nominal suite by checkpoint step."""
+    scores: Mapping[int, ScoreLine | ActionErrorLine] = field(default_factory=dict)
+    """Scores of the nominal suite, or action errors, by checkpoint step."""
     last_score: str = ""
     """Score of the newest scored checkpoint in words; empty if there is none."""
     shifted: Mapping[str, ShiftedLine] = field(default_factory=dict)
@@ -196,7 +246,7 @@ class ArmLine:
             loss=arm.loss,
             episodes_played=sum(played for played, _ in arm.scoring.values()),
             episodes_listed=sum(listed for _, listed in arm.scoring.values()),
-            scores={step: ScoreLine.of(score) for step, score in sorted(arm.scores.items())},
+            scores={step: _score_line(score) for step, score in sorted(arm.scores.items())},
             last_score=str(arm.scores[max(arm.scores)]) if arm.scores else "",
             shifted={
                 shift: ShiftedLine(successes=score.successes, episodes=score.episodes)
@@ -221,7 +271,7 @@ class ArmLine:
         """Return a line that `to_json` wrote, in this version or an earlier one."""
         scores, shifted = data.get("scores", {}), data.get("shifted", {})
         typed = {
-            "scores": {int(step): ScoreLine.from_json(score) for step, score in scores.items()},
+            "scores": {int(step): _score_line_from(score) for step, score in scores.items()},
             "shifted": {
                 shift: ShiftedLine(**known_fields(ShiftedLine, score)) for shift, score in shifted.items()
             },
@@ -242,9 +292,12 @@ def table(lines: Iterable[ArmLine]) -> Any:
     from rich.table import Table
 
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("arm", "state", "steps", "loss", "played", "last score"):
+    lines = list(lines)
+    held_out = any(isinstance(score, ActionErrorLine) for line in lines for score in line.scores.values())
+    played, last = ("measured", MEASURE) if held_out else ("played", "last score")
+    for title in ("arm", "state", "steps", "loss", played, last):
         drawn.add_column(
-            title, no_wrap=True, justify="right" if title in ("steps", "loss", "played") else "left"
+            title, no_wrap=True, justify="right" if title in ("steps", "loss", played) else "left"
         )
     for line in lines:
         drawn.add_row(

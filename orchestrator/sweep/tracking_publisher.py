@@ -8,6 +8,7 @@ import getpass
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,20 +16,22 @@ from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, added
+from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
 from orchestrator.provenance import PACKAGES, digest, git_commit
 from orchestrator.redaction import redact, redacted_in, strip_credentials
-from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
 from orchestrator.tracking.mlflow_writer import (
+    DIMENSIONS,
     SCORE_METRICS,
     SCORED_STEP,
     STORAGE,
     USER,
     MlflowWriter,
     TrackingError,
+    action_errors_artifact,
     local_folder,
     outcomes_artifact,
 )
@@ -99,7 +102,7 @@ class TrackingPublisher:
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
-        uri = strip_credentials(open_storage(state.sweep.data.episodes).uri)
+        uri = strip_credentials(state.episodes)
         facts = {"demoscale.subset": subset.digest, **self._arm_tags}
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
@@ -153,6 +156,30 @@ class TrackingPublisher:
         self.checkpoint(arm_id, step, fingerprint)
         self._relay.enqueue(
             LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
+        )
+
+    def action_error(self, arm_id: str, step: int, fingerprint: str, score: ActionErrorScore) -> None:
+        """Publish a checkpoint's action error at its training step, and that of every held-out episode as a
+        file.
+        """
+        rows = [error.to_json() for error in score.errors]
+        self.arm_artifact(arm_id, action_errors_artifact(step), json.dumps(rows).encode())
+        values = {
+            "action_error": score.mean,
+            "action_error_low": score.interval.low,
+            "action_error_high": score.interval.high,
+            "action_error_episodes": float(score.episodes),
+            "action_error_constant_action": score.constant,
+            SCORED_STEP: float(step),
+        }
+        if score.loss is not None:
+            values["held_out_loss"] = score.loss
+        for name, error in zip(self._state.manifest.contract.action, score.dimensions, strict=True):
+            if error is not None:
+                values[f"action_error_of/{metric_name(name)}"] = error
+        self.checkpoint(arm_id, step, fingerprint)
+        self._relay.enqueue(
+            LogMetrics(arm_id=arm_id, step=step, values=values, at=_now_ms(), checkpoint=fingerprint)
         )
 
     def film(self, arm_id: str, step: int, episode: str, film: RecordedVideo) -> None:
@@ -239,6 +266,11 @@ class TrackingPublisher:
         return "; ".join(said)
 
 
+def metric_name(text: str) -> str:
+    """Return a text with a `_` for every run of characters that MLflow refuses in names."""
+    return re.sub(r"[^\w./ -]+", "_", text).strip("_") or "_"
+
+
 def environment() -> dict[str, Any]:
     """Return the environment of a sweep: Python, platform, versions of the relevant packages."""
     packages = (*PACKAGES, "transformers", "mlflow", "optuna", "pyarrow")
@@ -278,7 +310,7 @@ def arm_tags(state: SweepState) -> dict[str, str]:
         "demoscale.code": git_commit(),
         "demoscale.environment": digest(redacted_in(environment())),
         "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if decide else "",
-    }
+    } | ({DIMENSIONS: json.dumps(state.manifest.contract.action)} if state.held_out else {})
 
 
 def _now_ms() -> int:
@@ -299,6 +331,12 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
             views.checkpoint(arm_id, step, checkpoint.fingerprint)
             if test and (video := test.known(state.storage, checkpoint.fingerprint)):
                 views.video(arm_id, step, video)
+            if state.held_out:
+                measured = state.action_error(checkpoint.fingerprint)
+                if measured.complete:
+                    views.action_error(arm_id, step, checkpoint.fingerprint, measured)
+                    scores += 1
+                continue
             for shift in ("nominal", *state.sweep.suite.shifts):
                 score, outcomes = state.score(arm, checkpoint.fingerprint, shift)
                 if score.complete:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from orchestrator.cost import Cost
 from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.score_events import GeneratedVideoScored
-from orchestrator.evaluation.scores import EvalJob
+from orchestrator.evaluation.scores import EvalJob, HeldOutJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
 from sim_workers.rollout.worker import one_line
@@ -26,7 +26,7 @@ class VideoEvalQueue:
     def __init__(
         self,
         state: SweepState,
-        judge: Callable[[EvalJob, VideoBenchmark], tuple[VideoScore, Cost]],
+        judge: Callable[[EvalJob | HeldOutJob, VideoBenchmark], tuple[VideoScore, Cost]],
         on_event: Callable[[GeneratedVideoScored], None],
         say: Callable[[str], None],
     ) -> None:
@@ -35,7 +35,7 @@ class VideoEvalQueue:
         judge: scores a checkpoint's video, which may take long; returns the score and its cost.
         """
         self._state, self._judge, self._on_event, self._say = state, judge, on_event, say
-        self._todo: queue.Queue[EvalJob | None] = queue.Queue()  # None: no more follow
+        self._todo: queue.Queue[EvalJob | HeldOutJob | None] = queue.Queue()  # None: no more follow
         self._ending = False
         self.failure: BaseException | None = None
         """Error that ended the thread; None if there is none."""
@@ -47,7 +47,7 @@ class VideoEvalQueue:
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def submit(self, job: EvalJob) -> None:
+    def submit(self, job: EvalJob | HeldOutJob) -> None:
         """Enqueue a scored checkpoint whose policy generates video."""
         self._todo.put(job)
 
@@ -72,7 +72,7 @@ class VideoEvalQueue:
         except BaseException as error:
             self.failure = error
 
-    def _measure(self, test: VideoBenchmark, job: EvalJob) -> None:
+    def _measure(self, test: VideoBenchmark, job: EvalJob | HeldOutJob) -> None:
         storage, cost = self._state.storage, Cost()
         score = test.known(storage, job.checkpoint.fingerprint)
         if not score:

@@ -4,8 +4,10 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from orchestrator.data.clips import ClipBatch
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
+from policy.config import ClipShape
 from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.rollout.autoscaler import ServerUsage
 
@@ -34,6 +36,14 @@ class FakePolicyServer:
 
     def imagine(self, checkpoint: Hashable, observation: Observation) -> Imagination | None:
         """Return None: fake policies predict no video."""
+        return None
+
+    def loss(self, checkpoint: Hashable, clips: ClipBatch, seed: int) -> float | None:
+        """Return None: fake policies are not trained."""
+        return None
+
+    def clip(self, checkpoint: Hashable) -> ClipShape | None:
+        """Return None: fake policies have no loss."""
         return None
 
     def load(self, checkpoint: Hashable) -> None:

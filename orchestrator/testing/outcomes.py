@@ -1,16 +1,18 @@
 """Outcomes of episodes, and policies whose success rate is a known function of their training data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.config.arms import Arm
+from orchestrator.data.action_error import ActionError
+from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, Measured
 from policy.interface import ActionChunk, Observation, derived_seed
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.policy_clients import PolicyClient
+from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
@@ -81,6 +83,31 @@ def make_outcome(spec: EpisodeSpec, won: bool = True, steps: int = 40) -> Outcom
 def make_error(spec: EpisodeSpec, cause: str = "the driver is gone") -> Outcome:
     """Return the outcome of an episode that ended with an infrastructure error."""
     return Outcome(spec, "error", 0, 0, 0.0, 0.0, message=cause)
+
+
+def simulated_action_errors(
+    test: ActionErrorBenchmark, source: PolicySource
+) -> Iterator[tuple[list[Measured], float]]:
+    """Yield action errors of a `FakePolicy` on held-out episodes, four at a time, without reading them: 1.2
+    minus its success rate, more or less by a fifth that depends on the episode alone.
+    """
+    assert isinstance(source, FakePolicy)
+    off, width = 1.2 - source.rate(), len(test.contract.action)
+    for first in range(0, len(test.entries), 4):
+        part = list[Measured]()
+        for entry in test.entries[first : first + 4]:
+            luck = np.random.default_rng(derived_seed(int(entry.sha256[:12], 16))).uniform(0.8, 1.2)
+            error = ActionError(
+                entry.episode_id,
+                entry.task,
+                steps=entry.length,
+                looks=entry.length // 4,
+                error=float(off * luck),
+                dimensions=(float(off * luck),) * width,
+                constant=1.2,
+            )
+            part.append(Measured(entry.episode_id, error))
+        yield part, 0.01
 
 
 def simulated_outcome(job: RolloutJob) -> Outcome:

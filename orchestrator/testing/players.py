@@ -7,7 +7,13 @@ from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.sweep.eval_scheduler import EvalBackend
 from orchestrator.sweep.state import SweepState
-from orchestrator.testing.outcomes import FakePolicy, SuccessRate, simulated_outcome, success_rate
+from orchestrator.testing.outcomes import (
+    FakePolicy,
+    SuccessRate,
+    simulated_action_errors,
+    simulated_outcome,
+    success_rate,
+)
 from orchestrator.testing.rollout_pool import FakeRolloutPool
 from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
@@ -35,5 +41,8 @@ class FakeEvalBackend:
             return FakePolicy(checkpoint, arms, state.sweep.train.steps, self.model)
 
         return EvalBackend(
-            FakeRolloutPool(simulated_outcome, on_retry=on_retry), source, lambda checkpoint: ServerUsage()
+            FakeRolloutPool(simulated_outcome, on_retry=on_retry),
+            source,
+            lambda checkpoint: ServerUsage(),
+            action_errors=simulated_action_errors,
         )

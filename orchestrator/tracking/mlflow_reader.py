@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.cost import Cost
+from orchestrator.data.action_error import ActionError
 from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
     ARM,
@@ -28,6 +29,7 @@ from orchestrator.tracking.mlflow_writer import (
     TRAINING,
     USER,
     TrackingError,
+    action_errors_artifact,
     client,
     outcomes_artifact,
     rank,
@@ -68,17 +70,49 @@ class ScoredArm:
     between imagined and executed video.
     """
 
+    @property
+    def results(self) -> tuple[object, str]:
+        """What two runs of one arm must agree on, and a summary for messages."""
+        return (self.outcomes, self.errors), f"{self.successes}/{self.episodes}"
+
+
+@dataclass(frozen=True)
+class MeasuredArm:
+    """An arm with the action error of its last checkpoint on every held-out episode, as MLflow or the ledger
+    has it.
+    """
+
+    arm: Arm
+    protocol: str
+    step: int
+    errors: tuple[ActionError, ...]
+    """Sorted by episode id."""
+    cost: Cost | None = None
+    run_id: str = ""
+    """As for `ScoredArm`."""
+
+    @property
+    def results(self) -> tuple[object, str]:
+        """As for `ScoredArm`."""
+        found = [(error.episode, error.error) for error in self.errors]
+        return found, f"{len(found)} held-out episodes"
+
 
 @dataclass(frozen=True)
 class TrackedSweep:
     """The scored arms, the sweep file and the tags of a sweep."""
 
     arms: tuple[ScoredArm, ...]
-    """Scored arms, sorted by arm."""
+    """Scored arms, sorted by arm; none if the sweep measures action errors."""
+    measured: tuple[MeasuredArm, ...]
+    """Measured arms, sorted by arm; none if the sweep plays episodes."""
     sweep: Mapping[str, Any]
     """The resolved sweep file."""
     tags: Mapping[str, str]
     """Tags of the sweep's run and of an arm's: origin of data and code."""
+
+
+_Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
 
 
 def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> TrackedSweep:
@@ -150,8 +184,6 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         runs += [run for run in found if run.data.tags.get(STORE, "") in ("", now.get(STORE, ""))]
     # The latest value of a metric is that of the largest step.
     scored = sorted((run for run in runs if run.data.metrics.get(SCORED_STEP) == int(now[STEPS])), key=rank)
-    with ThreadPoolExecutor(AT_ONCE) as requests:
-        arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
     tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
     file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
     try:
@@ -161,7 +193,18 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
             f"{strip_credentials(uri)}: the sweep.yaml kept with {name} cannot be read"
             f" ({' '.join(str(error).split())[:200]})"
         ) from None
-    return TrackedSweep(_one_each(arms, name), sweep, tags)
+    arms, measured = list[ScoredArm](), list[MeasuredArm]()
+    with ThreadPoolExecutor(AT_ONCE) as requests:
+        if holds_out(sweep):
+            measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
+        else:
+            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
+    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags)
+
+
+def holds_out(sweep: Mapping[str, Any]) -> bool:
+    """Return whether a resolved sweep file asks for action errors on held-out episodes."""
+    return sweep.get("suite", {}).get("held_out") is not None
 
 
 def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str) -> list[Any]:
@@ -213,18 +256,16 @@ def _described(parent: Any) -> str:
     return f"{tags.get(STORAGE, 'storage unknown')}, {identity}, begun {began:%Y-%m-%d %H:%M} UTC{user}"
 
 
-def _one_each(scored: Sequence[ScoredArm], name: str) -> tuple[ScoredArm, ...]:
+def _one_each(scored: Sequence[_Arm], name: str) -> tuple[_Arm, ...]:
     """Return one score per arm, in the order of the arms; of several runs the first. Raises TrackingError if
     they hold different outcomes.
     """
-    chosen: dict[Arm, ScoredArm] = {}
+    chosen: dict[Arm, _Arm] = {}
     for one in scored:
         first = chosen.setdefault(one.arm, one)
-        if (first.outcomes, first.errors) != (one.outcomes, one.errors):
-            runs = (
-                f"runs {first.run_id} ({first.successes}/{first.episodes}) and {one.run_id}"
-                f" ({one.successes}/{one.episodes})"
-            )
+        (found, said), (others, said_too) = first.results, one.results
+        if found != others:
+            runs = f"runs {first.run_id} ({said}) and {one.run_id} ({said_too})"
             raise TrackingError(
                 f"{name}: {runs} hold different outcomes of the arm {one.arm.name};"
                 f" {_deleting(name, first.run_id, one.run_id)}"
@@ -277,6 +318,24 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
         films=tuple(json.loads(_text(mlflow, run, name)) for name in sorted(notes, key=_stem)),
+    )
+
+
+def _measured_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> MeasuredArm:
+    run_id, step, files = run.info.run_id, int(now[STEPS]), _files(mlflow, run)
+    if "action_errors" not in files or "demo_count" not in run.data.params:
+        raise TrackingError(
+            f"run {run_id} has a score and no action errors; `demoscale status {now[SWEEP]} --rebuild`"
+            " publishes them again"
+        )
+    rows = json.loads(_text(mlflow, run, action_errors_artifact(step)))
+    return MeasuredArm(
+        arm=_arm(run.data.params),
+        protocol=now[PROTOCOL],
+        step=step,
+        errors=tuple(ActionError.from_json(row) for row in rows),
+        cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
+        run_id=run_id,
     )
 
 

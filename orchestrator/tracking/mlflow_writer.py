@@ -35,6 +35,8 @@ REPLICATES = "demoscale.replicates"
 """Tag: equal for arms that differ only in their seed."""
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
 """Tags of a logged model: the checkpoint's fingerprint, training step and URI."""
+DIMENSIONS = "demoscale.action"
+"""Tag of an arm whose action error is measured: names of the action dimensions, JSON."""
 SCORED_STEP = "scored_step"
 """Metric: training step of every complete score on the sweep's own suite; its latest value is the last step
 scored.
@@ -425,7 +427,7 @@ class MlflowWriter:
         if digest and (arm_id, name, digest) in self._stored:
             return
         run = self._child(arm_id) if arm_id else self.parent
-        if arm_id and name.startswith("outcomes/"):
+        if arm_id and name.startswith(("outcomes/", "action_errors/")):
             run = self._scored_child(arm_id)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
@@ -459,3 +461,8 @@ SCORE_METRICS = ("success_rate", "successes", "episodes", "errors", "success_low
 def outcomes_artifact(step: int, shift: str = "nominal") -> str:
     """Return the name of the file with every episode's outcome at a training step."""
     return f"outcomes/step_{step:06d}{'' if shift == 'nominal' else f'_{shift}'}.json"
+
+
+def action_errors_artifact(step: int) -> str:
+    """Return the name of the file with the action error of every held-out episode at a training step."""
+    return f"action_errors/step_{step:06d}.json"

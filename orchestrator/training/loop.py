@@ -17,6 +17,7 @@ from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
@@ -31,7 +32,8 @@ from sim_workers.checkout import check_imported
 if TYPE_CHECKING:
     import torch
 
-    from policy.checkpoint import Card, Model
+    from policy.checkpoint import Card
+    from policy.learner import Learner
     from policy.model import VideoActionModel
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
@@ -109,6 +111,7 @@ class TrainJob:
             rank,
             world,
             self.train.batch_size // world,
+            weights_of(manifest),
         )
 
     @property
@@ -207,7 +210,7 @@ def train(
     world: int,
     resume: Path | None,
     report: Report,
-    wrap: Callable[["Model"], Any] | None = None,
+    wrap: Callable[["Learner"], Any] | None = None,
     device: str = "cpu",
     stop_request: Callable[[], StopRequest | None] = lambda: None,
     fetcher: stream.EpisodeFetcher | None = None,
@@ -360,7 +363,7 @@ def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "Vide
 
 def _first_model(
     job: TrainJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path
-) -> "Model":
+) -> "Learner":
     """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the
     weights that the sweep names.
     """

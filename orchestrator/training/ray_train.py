@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.checkpoints.record import read_records
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.storage.base import StorageError, open_storage
+from orchestrator.training.claimed_resources import release_claims, tagged
 from orchestrator.training.control_channel import StopRequest, send, stop_requests
 from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.train_events import Reported, Retried
@@ -132,7 +133,7 @@ def fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=resources.get("GPU", 0) > 0,
-            resources_per_worker=resources,
+            resources_per_worker=tagged(resources, run),
             placement_strategy="PACK",
         ),
         # The name does not depend on the time, so that a second run finds the first one's checkpoints.
@@ -140,6 +141,7 @@ def fit(
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
+        release_claims(run)
         for problem in repair(storage, run, read_records(open_storage(folder.removesuffix("/arms")), run)):
             send(channel, Retried(run, f"{problem}; it resumes from the newest whole one"))
         try:
@@ -152,6 +154,8 @@ def fit(
             ray.exceptions.RayError,
             OSError,
         ) as error:
+            with suppress(ray.exceptions.RayError):
+                release_claims(run)
             _raise_permanent(str(error))
             if attempt == attempts:
                 raise

@@ -77,6 +77,17 @@ class RayPolicyClient:
         chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
         return chunk
 
+    def loss(self, clips: Any, seed: int) -> float | None:
+        """Return the loss of the policy's actions on clips; None for a policy without one. clips: as the
+        server's `loss` takes them.
+        """
+        loss: float | None = ray.get(self._server.loss.remote(self._key, clips, seed))
+        return loss
+
+    def clip(self) -> Any:
+        """Return the shape of the clips of `loss`; None for a policy without one."""
+        return ray.get(self._server.clip.remote(self._key))
+
     def _imagine(self, observation: Observation) -> Imagination:
         imagination: Imagination = ray.get(self._server.imagine.remote(self._key, observation))
         return imagination

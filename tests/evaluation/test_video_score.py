@@ -213,13 +213,13 @@ def test_video_score_through_the_server_equals_direct_imagination(store: str, tm
 def test_video_score_of_a_cluster_equals_direct_imagination(store: str, tmp_path: Path) -> None:
     import ray
 
-    from orchestrator.evaluation.ray_actors import policy_servers, video_judge
+    from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     folder, test = make_checkpoint(tmp_path / "tiny"), video_test(store)
     source, judge = (
         RayServedPolicy(policy_servers(2, 0, "one_pass"), CheckpointRef(str(folder)), imagines=True),
-        video_judge(),
+        held_out_actor(),
     )
     score, cpu_s = ray.get(judge.measure.remote(test, source), timeout=300)
     policy, turn = TrainedPolicy(folder, rung="one_pass"), threading.Lock()

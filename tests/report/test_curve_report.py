@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import synthetic_reports
 from orchestrator.cli.main import main
-from orchestrator.report import sample_efficiency_curve
+from orchestrator.report import held_out_curve
 from synthetic_curves import whole
 
 STORED = Path(__file__).with_name("whole_curve.json")
@@ -29,7 +29,7 @@ def test_report_json_equals_the_stored_file(tmp_path: Path) -> None:
 
 
 def test_curve_command_prints_the_saved_json(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(sample_efficiency_curve, "curve_from_mlflow", lambda *_: whole())
+    monkeypatch.setattr(held_out_curve, "read_curve", lambda *_: whole())
     done = CliRunner().invoke(
         main, ["curve", "whole", "--storage", str(tmp_path), "--json"], catch_exceptions=False
     )

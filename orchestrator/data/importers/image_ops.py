@@ -17,7 +17,9 @@ import numpy.typing as npt
 from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
-Pictures = npt.NDArray[np.uint8]
+from orchestrator.data.image_scaling import Pictures as Pictures
+from orchestrator.data.image_scaling import resized
+
 Numbers = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
 
@@ -51,24 +53,6 @@ def turned(pictures_LHW3: Pictures, stored: str) -> Pictures:
     if stored == "rotated":
         return np.ascontiguousarray(pictures_LHW3[:, ::-1, ::-1])
     return pictures_LHW3
-
-
-def resized(pictures_LHW3: Pictures, size: tuple[int, int]) -> Pictures:
-    """Return pictures scaled to (H, W) by area averaging; the aspect ratio is not kept."""
-    if pictures_LHW3.shape[1:3] == size:
-        return pictures_LHW3
-    reformatter = VideoReformatter()
-    height, width = size
-    scaled = [
-        reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(p), format="rgb24"),
-            width=width,
-            height=height,
-            interpolation="AREA",
-        )
-        for p in pictures_LHW3
-    ]
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in scaled])
 
 
 def kept_frames(length: int, native_hz: float, hz: float) -> npt.NDArray[np.int64]:

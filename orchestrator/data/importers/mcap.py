@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from orchestrator.data.image_scaling import resized
 from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
     chosen_cameras,
@@ -36,7 +37,7 @@ from orchestrator.data.importers.conventions import (
     source_info,
     store_rate,
 )
-from orchestrator.data.importers.image_ops import Numbers, Pictures, kept_frames, resized, turned
+from orchestrator.data.importers.image_ops import Numbers, Pictures, kept_frames, turned
 from orchestrator.data.importers.items import build_items, examined, label_of, unusable
 from orchestrator.data.importers.mcap_messages import (
     CAMERA_KINDS,

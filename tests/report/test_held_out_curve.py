@@ -1,0 +1,148 @@
+"""The curve of action errors: points, comparisons episode by episode, page and figure."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from orchestrator.config.arms import Arm
+from orchestrator.cost import Cost
+from orchestrator.data.action_error import ActionError
+from orchestrator.report.held_out_curve import HeldOutCurve
+from orchestrator.stats.fixed_sample import mean_interval, paired_means
+from orchestrator.tracking.mlflow_reader import MeasuredArm
+
+EPISODES = 16
+
+
+def arm_of(demos: int, ratio: float, seed: int, kind: str = "video_action", off: float = 0.0) -> MeasuredArm:
+    """Return an arm whose error falls with demos, on episodes of two tasks that differ in difficulty."""
+    errors = []
+    for number in range(EPISODES):
+        rng = np.random.default_rng([number, demos, seed])
+        error = 0.3 + 2 / demos + 0.02 * number + 0.05 * seed + off + 0.02 * rng.normal()
+        errors.append(
+            ActionError(
+                f"e{number:02d}",
+                ("pick", "place")[number % 2],
+                40,
+                10,
+                error,
+                (error, None, error),
+                0.8,
+                loss=error / 2,
+            )
+        )
+    return MeasuredArm(
+        Arm(demos, ratio, seed, kind),  # type: ignore[arg-type]
+        "protocol",
+        100,
+        tuple(errors),
+        Cost(train_cpu_s=3600),
+    )
+
+
+def curve() -> HeldOutCurve:
+    arms = [arm_of(demos, ratio, seed) for demos in (5, 20) for ratio in (0.0, 1.0) for seed in (0, 1, 2)]
+    arms += [arm_of(demos, 0.0, seed, "diffusion_policy", 0.1) for demos in (5, 20) for seed in (0, 1, 2)]
+    sweep = {"train": {"steps": 100}, "policy": {"preset": "tiny"}, "prices": {"cpu_hour": 2.0}}
+    return HeldOutCurve("drawer", tuple(arms), sweep, {"demoscale.data": "0f"}, ("x", "y", "grip"))
+
+
+def test_points_average_episodes_and_seeds_with_two_kinds_of_intervals() -> None:
+    made = curve()
+    assert [(point.policy, point.demo_count, point.action_free_ratio) for point in made.points] == [
+        (policy, demos, ratio)
+        for policy, ratio in (("video_action", 0.0), ("video_action", 1.0), ("diffusion_policy", 0.0))
+        for demos in (5, 20)
+    ]
+    first, second = made.points[:2]
+    assert first.error > second.error
+    assert (first.episodes, first.seeds, first.constant) == (EPISODES, 3, pytest.approx(0.8))
+    assert first.band.low <= first.interval.low < first.error < first.interval.high <= first.band.high
+    assert first.dimensions[1] is None
+    assert first.loss == pytest.approx(first.error / 2)
+    assert {task: own.episodes for task, own in first.by_task.items()} == {"pick": 8, "place": 8}
+    single = HeldOutCurve("one", tuple(one for one in made.arms if one.arm.seed == 0))
+    values = [error.error for error in single.arms[0].errors]
+    assert single.points[0].interval == mean_interval(values)
+
+
+def test_comparisons_are_paired_by_episode_and_corrected() -> None:
+    made = curve()
+    more, *_ = made.comparisons
+    assert (more.first, more.second) == ("20 demos", "5 demos")
+    assert more.result.difference == pytest.approx(-0.3, abs=0.02)
+    assert (more.result.lower, more.result.episodes) == (EPISODES, EPISODES)
+    assert more.verdict == "better"
+    same = [one for one in made.comparisons if one.first == "5 demos + 1 action-free per demo"]
+    assert same[0].verdict == "no evidence of a difference"
+    assert all(one.p_corrected >= one.result.p_value for one in made.comparisons)
+    assert "lower on 16 of them" in str(more)
+
+
+def test_paired_test_uses_the_differences_of_common_episodes() -> None:
+    rng = np.random.default_rng(0)
+    hard = {f"e{i}": float(value) for i, value in enumerate(rng.normal(5, 3, 20))}
+    second = {episode: value - 0.1 + 0.02 * rng.normal() for episode, value in hard.items()}
+    found = paired_means(hard, second | {"elsewhere": 100.0})
+    assert (found.episodes, found.lower) == (20, 0)
+    assert found.difference == pytest.approx(0.1, abs=0.02)
+    assert found.p_value < 1e-6
+    assert paired_means(hard, hard).p_value == 1
+    with pytest.raises(ValueError, match="fewer than two episodes in common"):
+        paired_means({"a": 1.0}, {"a": 2.0})
+
+
+@pytest.mark.full
+def test_intervals_of_a_mean_cover_it_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for sample in rng.gamma(9, 1 / 9, (2000, 20)):
+        low, high = mean_interval(list(sample))
+        hits += low <= 1 <= high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+class _Balanced(HTMLParser):
+    void = ("meta", "link", "br", "img", "path", "circle")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.scripts += tag == "script"
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def test_page_and_figures_say_what_was_measured() -> None:
+    made = curve()
+    page, parser = made.page(), _Balanced()
+    parser.feed(page)
+    assert (parser.open, parser.scripts) == ([], 0)
+    assert "drawer: action error on held-out episodes against demonstrations" in page
+    assert page.count("</svg>") >= 2
+    assert "grip" in page
+    assert "2.00" not in page.split("Cost")[0]
+    said = json.loads(json.dumps(made.to_json()))
+    assert said["points"][0]["by_dimension"]["y"] is None
+    assert said["points"][0]["cost"]["money"] == 6
+    assert "success" not in json.dumps(said["points"] + said["comparisons"] + said["arms"])
+    for kind, head in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        assert made.draw(kind).startswith(head)
+
+
+def test_arms_of_two_protocols_are_not_on_one_curve() -> None:
+    from dataclasses import replace
+
+    first, second = arm_of(5, 0, 0), replace(arm_of(20, 0, 0), protocol="another")
+    with pytest.raises(ValueError, match="different protocols"):
+        HeldOutCurve("mixed", (first, second))
