@@ -56,6 +56,8 @@ class ScoreRequest:
     fingerprint: str
     mlflow: str
     save: Path | None
+    run_programs: bool = False
+    """Whether the programs in a checkpoint of an external policy may run."""
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "StoppingRule | None" = None
 
@@ -133,7 +135,14 @@ class ScoreRequest:
         from orchestrator.tracking.mlflow_writer import tracking_uri
 
         tracking = tracking_uri(self.mlflow, open_storage(self.storage).uri)
-        return resolve_policy(self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking)
+        return resolve_policy(
+            self.checkpoint,
+            self.rung,
+            not self.rung_given,
+            self.fingerprint,
+            tracking,
+            self.run_programs,
+        )
 
     def suites(self) -> list["Suite"]:
         """One per shift, the sweep's own lists, so that its scores are found again."""
@@ -247,6 +256,11 @@ class ScoreRequest:
         " URL or function cannot be detected: give it a new name whenever it changes, or the outcomes of two"
         " policies are mixed in one score."
     ),
+)
+@click.option(
+    "--run-programs",
+    is_flag=True,
+    help="Run the programs with which a checkpoint of an external policy is served; look at them first.",
 )
 @click.option(
     "--sweep",

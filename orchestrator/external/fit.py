@@ -50,6 +50,7 @@ from orchestrator.training.ray_train import stop_request_poller
 from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.worker_usage import WorkerUsage
 from policy.checkpoint_files import CheckpointError, fingerprint
+from policy.interface import PolicyNeeds
 from sim_workers.checkout import CodeChangedError, check_imported
 
 TRAIN_VARIABLE = "DEMOSCALE_TRAIN"
@@ -367,6 +368,7 @@ class _Saver:
             contract=self._manifest.contract,
             options=dict(job.options),
             lock=job.lock or job.policy.lock,
+            needs=PolicyNeeds(job.policy.manifest.memory, job.policy.manifest.observation_steps),
             step=step,
             provenance={
                 "arm": vars(job.arm),

@@ -226,7 +226,9 @@ def test_replay_buffer_comes_back_through_the_importer(place: Place, tmp_path: P
 def test_videos_of_another_store_are_exported_with_the_views_of_the_contract(
     layout: DataFormat, tmp_path: Path
 ) -> None:
-    ours, others = (make_episode_store(tmp_path / name, 4, size=size) for name, size in (("a", 64), ("b", 32)))
+    ours, others = (
+        make_episode_store(tmp_path / name, 4, size=size) for name, size in (("a", 64), ("b", 32))
+    )
     parts = [StorePart(store=ours), StorePart(store=others, action_free_only=True)]
     storage = open_storage(publish_merged(open_storage(str(tmp_path / "merged")), merge(parts)))
     manifest = load_manifest(storage)
