@@ -378,7 +378,8 @@ def _parsed(text: bytes, last: Line, run: TrainingRun) -> Line:
         raise _InvalidError(f"wrote a line into its report that is no JSON ({error}): {shown}") from None
     step, loss = (fields.get("step"), fields.get("loss")) if isinstance(fields, dict) else (None, None)
     checkpoint = fields.get("checkpoint", "") if isinstance(fields, dict) else ""
-    loss = last.loss if loss is None and checkpoint else loss
+    if loss is None and checkpoint and math.isfinite(last.loss):
+        loss = last.loss
     if isinstance(step, bool) or not isinstance(step, int) or not isinstance(checkpoint, str):
         raise _InvalidError(f"wrote a line into its report without step and loss: {shown}")
     if isinstance(loss, bool) or not isinstance(loss, int | float):
