@@ -1,6 +1,6 @@
 """What does a sweep add to an external policy's own training command?
 
-    python -m bench.external                  ten minutes
+    python -m bench.external                  a quarter of an hour
     python -m bench.external --quick          half a minute: start-up dominates, its ratio means little
 
 One training command, run by itself on episodes that lie ready, and as a sweep runs it: as a task of a running
@@ -28,8 +28,8 @@ from orchestrator.external.subset_export import exported
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
 
-ROUNDS, QUICK_ROUNDS = 3, 1
-STEPS, QUICK_STEPS = 500, 20
+ROUNDS, QUICK_ROUNDS = 2, 1
+STEPS, QUICK_STEPS = 900, 20
 CHECKPOINTS = 5
 MEGABYTES = 50
 """Size of a checkpoint."""
