@@ -214,7 +214,7 @@ class PolicyManifest(Section):
     serve: Command
     """The command that serves a checkpoint over HTTP, as `train`."""
     include: tuple[str, ...] = ()
-    """Folders beside the policy's whose programs it uses, `../NAME`; they become folders NAME inside it."""
+    """Folders next to the policy's whose programs it uses, `../NAME`; they become folders NAME inside it."""
     data: DataFormat
     """Format in which it reads the arm's episodes."""
     action_free: bool = False
@@ -243,7 +243,7 @@ class PolicyManifest(Section):
     def _beside(cls, include: tuple[str, ...]) -> tuple[str, ...]:
         for path in distinct(include):
             if not re.fullmatch(r"\.\./\w+", path):
-                raise ValueError(f"{printable(path, 80)!r} must be a folder beside the policy's: ../NAME")
+                raise ValueError(f"{printable(path, 80)!r} must be a folder next to the policy's: ../NAME")
         return include
 
     @field_validator("understands")

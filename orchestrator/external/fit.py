@@ -1,6 +1,6 @@
 """Training of an external policy on Ray, as `orchestrator.training.ray_train.fit` trains ours.
 
-In the folder of a training run, beside its checkpoints:
+In the folder of a training run, in addition to its checkpoints:
 
     reports/step_000500.json    what was reported with a whole checkpoint, and its fingerprint
     logs/000001.log             output of each attempt's command, bounded and without credentials

@@ -45,7 +45,7 @@ class Export:
 
     digest: str
     folder: Path
-    """Copy on this node; touched by whoever uses it for long."""
+    """Copy on this node; to be touched by a process that uses it for long."""
     data: Path
     """The data set: a folder, or the file of robomimic."""
     episodes: int

@@ -242,7 +242,7 @@ def test_command_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("request_", [StopRequest.PAUSE, StopRequest.STOP])
-def test_stop_request_asks_with_sigterm_and_passes_on_the_last_checkpoint_at_pause(
+def test_stop_request_sends_sigterm_and_passes_on_a_checkpoint_at_pause(
     request_: StopRequest, tmp_path: Path
 ) -> None:
     script = """

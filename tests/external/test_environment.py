@@ -91,7 +91,7 @@ def test_failure_of_uv_is_one_sentence_and_nothing_half_is_used(
         prepare(policy, "numpy==1.26.4", root)
 
 
-def test_torch_is_the_build_for_the_node_and_comes_from_the_default_index_without_pytorchs(
+def test_torch_is_the_build_for_the_node_or_that_of_the_default_index(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)

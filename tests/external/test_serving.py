@@ -139,7 +139,7 @@ def test_program_that_dies_is_named_and_started_again(make: Make) -> None:
         ),
     ],
 )
-def test_program_that_does_not_serve_is_named_with_its_log_and_not_started_again_at_once(
+def test_program_that_does_not_serve_is_named_and_not_started_at_once_again(
     serve: str, manifest: str, said: str, make: Make
 ) -> None:
     (first, *_) = make(serve, manifest)
