@@ -13,6 +13,7 @@ DemoscaleError
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
+├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite

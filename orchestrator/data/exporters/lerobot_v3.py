@@ -217,7 +217,7 @@ def _columns(episode: Episode, index: int, first: int, task: int, hz: float) -> 
     assert episode.action is not None
     counted = np.arange(episode.length)
     return {
-        "observation.state": episode.proprio,
+        **({"observation.state": episode.proprio} if episode.proprio.shape[1] else {}),
         "action": episode.action,
         "timestamp": (counted / hz).astype(np.float32),
         "frame_index": counted,
@@ -274,6 +274,8 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int, roles: boo
     settings = {f"video.{name}": int(CODEC_OPTIONS[name]) for name in ("crf", "g")}
     video = {"dtype": "video", **shape, "info": {**facts, **settings, "video.is_depth_map": False}}
     vectors = {"observation.state": contract.proprio, "action": contract.action}
+    if not contract.proprio:
+        del vectors["observation.state"]
     features: dict[str, Any] = {_video_key(camera): video for camera in contract.cameras}
     features |= {
         key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
