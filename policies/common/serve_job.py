@@ -1,17 +1,16 @@
 """A serve command's side: the checkpoint that it serves, and where.
 
-The job is the JSON file that the environment variable DEMOSCALE_SERVE names; docs/external-policies.md
+The job is the JSON file that the environment variable DEMOSCALE_SERVE names; policies/README.md
 describes its fields. Needs numpy beside the standard library.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from common.train_job import read_stated
 from policy.http_server import serve
-from policy.interface import ActionChunk, Contract, Observation, Policy
+from policy.interface import Observation, Policy
 
 SERVE = "DEMOSCALE_SERVE"
 """Environment variable with the path of the job."""
@@ -41,7 +40,7 @@ class ServeJob:
         return cls(**{**stated, "policy": Path(stated["policy"]), "checkpoint": Path(stated["checkpoint"])})
 
 
-def serve_one_by_one(job: ServeJob, policy: Policy) -> None:
+def serve_policy(job: ServeJob, policy: Policy) -> None:
     """Serve the policy until this process is ended."""
     serve(policy, job.host, job.port)
 
@@ -50,14 +49,3 @@ def with_history(observation: Observation, steps: int) -> list[Observation]:
     """Return the last `steps` observations, oldest first; the first one repeated where there are fewer."""
     last = [*observation.history, observation][-steps:]
     return [last[0]] * (steps - len(last)) + last
-
-
-__all__ = [
-    "ActionChunk",
-    "Contract",
-    "Observation",
-    "Sequence",
-    "ServeJob",
-    "serve_one_by_one",
-    "with_history",
-]

@@ -1,6 +1,6 @@
-"""A training command's side: the job that the sweep hands over, the loop of steps, its report and its checkpoints.
+"""A training command's side: the job that the sweep hands over, the loop of steps, the report, checkpoints.
 
-The job is the JSON file that the environment variable DEMOSCALE_TRAIN names; docs/external-policies.md
+The job is the JSON file that the environment variable DEMOSCALE_TRAIN names; policies/README.md
 describes its fields and the lines of the report. Standard library only: the command runs in its policy's own
 environment.
 """
@@ -87,12 +87,13 @@ def take_steps(job: TrainJob, step: Callable[[], float], save: Callable[[Path, i
     for number in range(job.first_step + 1, job.steps + 1):
         losses.append(step())
         if not math.isfinite(losses[-1]):
+            report_line(job.report, {"step": number, "loss": losses[-1]})
             raise SystemExit(f"step {number}: the loss is {losses[-1]}; lower the learning rate")
         if number % job.checkpoint_every == 0 or number == job.steps or stop.asked:
-            name = _write_checkpoint(job.checkpoints, number, save)
-            _report(job.report, {"step": number, "loss": _mean(losses), "checkpoint": name})
+            name = write_checkpoint(job.checkpoints, number, save)
+            report_line(job.report, {"step": number, "loss": _mean(losses), "checkpoint": name})
         elif number % REPORT_EVERY == 0:
-            _report(job.report, {"step": number, "loss": _mean(losses)})
+            report_line(job.report, {"step": number, "loss": _mean(losses)})
         else:
             continue
         losses = []
@@ -115,7 +116,7 @@ def _mean(losses: list[float]) -> float:
     return sum(losses) / len(losses)
 
 
-def _write_checkpoint(folder: Path, step: int, save: Callable[[Path, int], None]) -> str:
+def write_checkpoint(folder: Path, step: int, save: Callable[[Path, int], None]) -> str:
     """Write a checkpoint that has its name only when it is complete and on the disk; return the name."""
     name = f"step_{step:06d}"
     partial, whole = folder / f".{name}.partial", folder / name
@@ -130,7 +131,7 @@ def _write_checkpoint(folder: Path, step: int, save: Callable[[Path, int], None]
     return name
 
 
-def _report(path: Path, line: dict[str, Any]) -> None:
+def report_line(path: Path, line: dict[str, Any]) -> None:
     """Append one line, in one write, so that a reader meets no half line of a process that lives."""
     data = (json.dumps(line) + "\n").encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

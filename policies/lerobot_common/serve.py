@@ -4,16 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_HOME", str(Path.cwd() / "huggingface"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from common.serve_job import ServeJob, serve_policy, with_history
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
-from common.serve_job import ServeJob, serve_one_by_one, with_history
 from policy.interface import ActionChunk, Contract, Observation
 
 
@@ -53,8 +52,8 @@ class LerobotPolicy:
         return ActionChunk(actions.cpu().numpy().astype(np.float32), min(self._execute, len(actions)))
 
     def _batch(self, observation: Observation) -> dict[str, torch.Tensor | list[str]]:
-        """Return LeRobot's batch of one: pictures (1, C, H, W) in 0 to 1 and the state (1, P), with the control
-        steps as second dimension if the policy is trained with one.
+        """Return LeRobot's batch of one: pictures (1, C, H, W) in 0 to 1 and the state (1, P), with the
+        control steps as second dimension if the policy is trained with one.
         """
         seen = with_history(observation, self.observation_steps)
         batch: dict[str, torch.Tensor | list[str]] = {
@@ -76,4 +75,4 @@ def serve_checkpoint(kind: str) -> None:
     job = ServeJob.read()
     torch.set_num_threads(job.threads)
     contract = Contract.from_json(job.contract)
-    serve_one_by_one(job, LerobotPolicy(kind, job.checkpoint, contract, job.device))
+    serve_policy(job, LerobotPolicy(kind, job.checkpoint, contract, job.device))

@@ -12,13 +12,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "HF_HOME", str(Path.cwd() / "huggingface")
 )  # its cache of the data, which no other run needs
 
 import numpy as np
 import torch
+from common.train_job import TrainJob, take_steps
 from lerobot.common.train_utils import load_training_state, save_training_state
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
@@ -28,20 +29,21 @@ from lerobot.policies import get_policy_class, make_policy, make_pre_post_proces
 from lerobot.utils.constants import IMAGENET_STATS, PRETRAINED_MODEL_DIR
 from torch.utils.data import DataLoader, Dataset
 
-from common.train_job import TrainJob, take_steps
-
 REPO = "demoscale/arm"
 """A name that LeRobot wants for every data set; nothing is looked up under it."""
-OWN_OPTIONS = {"use_imagenet_stats": True, "cache_mb": 2000, "workers": 0}
+OWN_OPTIONS = {"start": None, "use_imagenet_stats": True, "cache_mb": 2000, "workers": 0}
 """Options that are no fields of LeRobot's configuration of the policy, with their defaults.
 
-use_imagenet_stats: normalise pictures with ImageNet's statistics, as `lerobot-train` does. cache_mb: decoded
-samples kept in memory, in MB. workers: processes that read samples, without that memory; 0: this one.
+start: pretrained policy in LeRobot's format, a folder or a name on the hub; None: random weights, or those
+that the configuration names. use_imagenet_stats: normalise pictures with ImageNet's statistics, as
+`lerobot-train` does. cache_mb: decoded samples kept in memory, in MB. workers: processes that read samples,
+without that memory; 0: this one.
 """
 
 
 def config_of(kind: str, options: dict[str, Any], device: str) -> PreTrainedConfig:
-    """Return LeRobot's configuration of a policy with the options for its fields.
+    """Return LeRobot's configuration of a policy with the options for its fields: a new one, or that of the
+    pretrained policy `start`.
 
     Raises SystemExit with a sentence if an option is no field.
     """
@@ -54,7 +56,14 @@ def config_of(kind: str, options: dict[str, Any], device: str) -> PreTrainedConf
             f" {', '.join(sorted(known))}, and {', '.join(OWN_OPTIONS)}"
         )
     pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return config_class(**pairs, device=device, push_to_hub=False)
+    pairs |= {"device": device, "push_to_hub": False}
+    if not (start := options.get("start")):
+        return config_class(**pairs)
+    config = PreTrainedConfig.from_pretrained(start)
+    for name, value in pairs.items():
+        setattr(config, name, value)
+    config.pretrained_path = Path(start)
+    return config
 
 
 def train(kind: str) -> None:
@@ -81,8 +90,7 @@ def train(kind: str) -> None:
                 dataset.meta.stats[camera][name] = np.asarray(values, np.float32)
 
     if job.resume is None:
-        policy = make_policy(config, ds_meta=dataset.meta)
-        before, after = make_pre_post_processors(config, dataset_stats=dataset.meta.stats)
+        policy, before, after = _new(config, dataset.meta)
     else:
         weights = job.resume / PRETRAINED_MODEL_DIR
         config = PreTrainedConfig.from_pretrained(weights)
@@ -126,6 +134,38 @@ def train(kind: str) -> None:
         save_training_state(folder, number, optimizer, scheduler, num_processes=1, batch_size=job.batch_size)
 
     take_steps(job, step, save)
+
+
+def _new(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> tuple[Any, Any, Any]:
+    """Return a policy at the start of its training, and its two pipelines with the data's statistics.
+
+    A pretrained policy has names of its own for its cameras: the data's take them over in order.
+    """
+    if config.pretrained_path is None:
+        return (
+            make_policy(config, ds_meta=meta),
+            *make_pre_post_processors(config, dataset_stats=meta.stats, dataset_meta=meta),
+        )
+    cameras = list(config.image_features)
+    if len(meta.camera_keys) > len(cameras):
+        raise SystemExit(
+            f"start: {config.pretrained_path} takes {len(cameras)} cameras, too few for the data"
+        )
+    names = dict(zip(meta.camera_keys, cameras, strict=False))
+    policy = make_policy(config, ds_meta=meta, rename_map=names)
+    shared = {"stats": meta.stats, "norm_map": config.normalization_mapping}
+    inputs = {**config.input_features, **config.output_features}
+    before, after = make_pre_post_processors(
+        config,
+        pretrained_path=str(config.pretrained_path),
+        preprocessor_overrides={
+            "device_processor": {"device": config.device},
+            "normalizer_processor": {**shared, "features": inputs},
+            "rename_observations_processor": {"rename_map": names},
+        },
+        postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
+    )
+    return policy, before, after
 
 
 class _Kept(Dataset[dict[str, Any]]):
