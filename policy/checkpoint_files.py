@@ -3,9 +3,13 @@ one. Without torch, for processes that only move checkpoints.
 """
 
 import hashlib
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from policy.errors import DemoscaleError
+
+TRAINER = "trainer.safetensors"
+"""File with the state that resumes training of our policies; it does not change how they act."""
 
 
 class CheckpointError(DemoscaleError):
@@ -14,11 +18,19 @@ class CheckpointError(DemoscaleError):
 
 def fingerprint(folder: Path) -> str:
     """Return a hash of all files except trainer.safetensors; policies with equal fingerprints act equally."""
+    digests = {}
+    for file in folder.rglob("*"):
+        if file.is_file() and file.name != TRAINER:
+            with file.open("rb") as content:
+                digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(content, "sha256").digest()
+    return fingerprint_of(digests)
+
+
+def fingerprint_of(digests: Mapping[str, bytes]) -> str:
+    """Return the fingerprint of a checkpoint. digests: SHA-256 of every file by its path in the folder."""
     digest = hashlib.sha256()
-    for file in sorted(
-        file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"
-    ):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+    for name in sorted(digests, key=PurePosixPath):
+        if PurePosixPath(name).name != TRAINER:
+            digest.update(name.encode())
+            digest.update(digests[name])
     return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.storage.base import LocalStorage, NoObject, Storage
 from policy.checkpoint_files import CheckpointError
-from policy.interface import Contract
+from policy.interface import Contract, PolicyNeeds
 from policy.untrusted import printable, read_json
 
 CARD = "external.json"
@@ -60,6 +60,8 @@ class ExternalCard:
     """The policy's own settings."""
     lock: str
     """Versions of the packages of its environment; empty if uv did not make it."""
+    needs: PolicyNeeds
+    """What the policy needs besides the present observation."""
     step: int
     provenance: Mapping[str, Any]
     """Arm, data fingerprint, exact episode ids, knobs, packages. Nothing that differs between identical
@@ -71,6 +73,7 @@ class ExternalCard:
     def write(self, folder: Path) -> None:
         """Write the card into a checkpoint's folder."""
         fields = {**vars(self), "format": FORMAT, "contract": self.contract.to_json()}
+        fields["needs"] = vars(self.needs)
         fields["files"] = {name: vars(stored) for name, stored in sorted(self.files.items())}
         (folder / CARD).write_text(json.dumps(fields, indent=1, sort_keys=True))
 
@@ -99,6 +102,7 @@ class ExternalCard:
                 contract=Contract.from_json(fields["contract"]),
                 options=dict(fields["options"]),
                 lock=str(fields["lock"]),
+                needs=PolicyNeeds(**fields.get("needs", {})),
                 step=int(fields["step"]),
                 provenance=dict(fields["provenance"]),
                 files=files,

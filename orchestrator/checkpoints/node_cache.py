@@ -75,7 +75,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], root: Path, most_byte
     not exist yet, others wait for that.
 
     root: the cache, `user_folder`. Its least recently used folders are evicted first, none for SPARE_S since
-    its last request; whoever uses one for longer touches it (`os.utime`).
+    its last request; a process that uses one for longer touches it (`os.utime`).
     """
     _make_room(root, most_bytes)
     folder = root / name

@@ -214,7 +214,7 @@ class PolicyManifest(Section):
     serve: Command
     """The command that serves a checkpoint over HTTP, as `train`."""
     include: tuple[str, ...] = ()
-    """Folders beside the policy's whose programs it uses, `../NAME`; they become folders NAME inside it."""
+    """Folders next to the policy's whose programs it uses, `../NAME`; they become folders NAME inside it."""
     data: DataFormat
     """Format in which it reads the arm's episodes."""
     action_free: bool = False
@@ -243,7 +243,7 @@ class PolicyManifest(Section):
     def _beside(cls, include: tuple[str, ...]) -> tuple[str, ...]:
         for path in distinct(include):
             if not re.fullmatch(r"\.\./\w+", path):
-                raise ValueError(f"{printable(path, 80)!r} must be a folder beside the policy's: ../NAME")
+                raise ValueError(f"{printable(path, 80)!r} must be a folder next to the policy's: ../NAME")
         return include
 
     @field_validator("understands")
@@ -435,6 +435,8 @@ def _sentences(error: Any) -> Iterator[str]:
         )
     elif error["type"] == "missing":
         yield f"{location}: missing"
+    elif location == "environment.python" and error["type"] == "string_type":
+        yield 'environment.python: write the version in quotes: "3.12"'
     elif location == "environment" and error["type"] == "literal_error":
         yield 'environment: write this, {python: "3.12", requirements: [...]}, or {image: ...}'
     else:

@@ -195,7 +195,7 @@ class CommandLog:
         self._last: deque[bytes] = deque()
         self._last_bytes = self._dropped = 0
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.heard = time.monotonic()
+        self.active = time.monotonic()
         """When the command last wrote something, on the clock of `time.monotonic`."""
         self._thread = threading.Thread(target=self._read, name="command-log", daemon=True)
         self._thread.start()
@@ -203,7 +203,7 @@ class CommandLog:
     def _read(self) -> None:
         rest = b""
         while some := os.read(self._output.fileno(), 1 << 16):
-            self.heard = time.monotonic()
+            self.active = time.monotonic()
             *lines, rest = re.split(rb"[\r\n]+", rest + some)
             if len(rest) > LINE_BYTES:
                 lines, rest = [*lines, rest[:LINE_BYTES]], b""
@@ -289,13 +289,13 @@ def follow(
     silent for `limits.silent_s`; CommandRefusedError where a retry would end likewise.
     """
     report, last = _Report(run.report), Line(run.first_step, math.nan)
-    saved, heard, asked = run.first_step, time.monotonic(), None
+    saved, active, asked = run.first_step, time.monotonic(), None
     deadline = math.inf
     while True:
         code = command.poll(POLL_S)  # before the report is read: what it wrote last counts
         try:
             for text in report.lines(whole=code == 0):
-                heard, line = time.monotonic(), _parsed(text, last, run)
+                active, line = time.monotonic(), _parsed(text, last, run)
                 last = line
                 folder = checkpoint_folder(run.checkpoints, line.checkpoint) if line.checkpoint else None
                 if asked is not StopRequest.STOP:
@@ -315,7 +315,7 @@ def follow(
             deadline = now + run.limits.stop_s
         if now > deadline:
             command.kill()
-        elif asked is None and now - max(heard, command.log.heard) > run.limits.silent_s:
+        elif asked is None and now - max(active, command.log.active) > run.limits.silent_s:
             command.kill()
             raise command.failure(
                 f"wrote nothing for {run.limits.silent_s:g} s after step {last.step} of {run.steps}"
@@ -378,7 +378,8 @@ def _parsed(text: bytes, last: Line, run: TrainingRun) -> Line:
         raise _InvalidError(f"wrote a line into its report that is no JSON ({error}): {shown}") from None
     step, loss = (fields.get("step"), fields.get("loss")) if isinstance(fields, dict) else (None, None)
     checkpoint = fields.get("checkpoint", "") if isinstance(fields, dict) else ""
-    loss = last.loss if loss is None and checkpoint else loss
+    if loss is None and checkpoint and math.isfinite(last.loss):
+        loss = last.loss
     if isinstance(step, bool) or not isinstance(step, int) or not isinstance(checkpoint, str):
         raise _InvalidError(f"wrote a line into its report without step and loss: {shown}")
     if isinstance(loss, bool) or not isinstance(loss, int | float):

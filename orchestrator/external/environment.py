@@ -267,5 +267,5 @@ def _uv(policy: ExternalPolicy, words: Sequence[str], folder: Path) -> str:
 
 def uv() -> str:
     """Return the path of uv: that of the package of this environment, or the first on PATH."""
-    beside = Path(sys.executable).parent / "uv"
-    return str(beside) if beside.exists() else shutil.which("uv") or "uv"
+    own = Path(sys.executable).parent / "uv"
+    return str(own) if own.exists() else shutil.which("uv") or "uv"

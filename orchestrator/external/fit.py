@@ -1,6 +1,6 @@
 """Training of an external policy on Ray, as `orchestrator.training.ray_train.fit` trains ours.
 
-In the folder of a training run, beside its checkpoints:
+In the folder of a training run, in addition to its checkpoints:
 
     reports/step_000500.json    what was reported with a whole checkpoint, and its fingerprint
     logs/000001.log             output of each attempt's command, bounded and without credentials
@@ -24,6 +24,7 @@ from orchestrator.checkpoints.external_card import (
     PROGRAMS,
     WEIGHTS,
     ExternalCard,
+    StoredFile,
     files_of,
     store,
 )
@@ -49,7 +50,8 @@ from orchestrator.training.control_channel import send
 from orchestrator.training.ray_train import stop_request_poller
 from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.worker_usage import WorkerUsage
-from policy.checkpoint_files import CheckpointError, fingerprint
+from policy.checkpoint_files import CheckpointError, fingerprint_of
+from policy.interface import PolicyNeeds
 from sim_workers.checkout import CodeChangedError, check_imported
 
 TRAIN_VARIABLE = "DEMOSCALE_TRAIN"
@@ -344,8 +346,11 @@ class _Saver:
         job.policy.write(stage / PROGRAMS)
         shutil.copytree(folder, stage / WEIGHTS, copy_function=_link)
         before = {path: path.stat().st_mtime_ns for path in stage.rglob("*")}
-        self._card(step, stage).write(stage)
-        expected, prefix = fingerprint(stage), f"{job.arm_id}/step_{step:06d}/"
+        card = self._card(step, stage)
+        card.write(stage)
+        digests = {name: bytes.fromhex(stored.sha256) for name, stored in card.files.items()}
+        digests[CARD] = bytes.fromhex(StoredFile.of(stage / CARD).sha256)
+        expected, prefix = fingerprint_of(digests), f"{job.arm_id}/step_{step:06d}/"
         store(stage, self._storage, prefix, CARD)
         self._storage.sync(prefix)
         if any(not path.exists() or path.stat().st_mtime_ns != time for path, time in before.items()):
@@ -367,6 +372,7 @@ class _Saver:
             contract=self._manifest.contract,
             options=dict(job.options),
             lock=job.lock or job.policy.lock,
+            needs=PolicyNeeds(job.policy.manifest.memory, job.policy.manifest.observation_steps),
             step=step,
             provenance={
                 "arm": vars(job.arm),

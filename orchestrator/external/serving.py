@@ -19,7 +19,7 @@ from orchestrator.storage.base import open_storage
 from policy.checkpoint_files import CheckpointError
 from policy.http_policy import RemotePolicy
 from policy.http_protocol import RemoteError
-from policy.interface import ActionChunk, Contract, Observation, PolicyNeeds, needs_of
+from policy.interface import ActionChunk, Contract, Observation, needs_of
 
 SERVE_VARIABLE = "DEMOSCALE_SERVE"
 """Environment variable of a serve command: path of the JSON file that describes what it is to serve."""
@@ -88,7 +88,7 @@ class ServedCheckpoint:
             self._remote = RemotePolicy(
                 f"http://{HOST}:{port}", timeout_s=self._limits.start_s, patience_s=2.0, token=""
             )
-            self._check(policy.manifest.memory, policy.manifest.observation_steps)
+            self._check()
             # the first answer may have waited for weights; the others must be as quick as the manifest says
             self._remote = RemotePolicy(self._remote.url, self._limits.answer_s, patience_s=2.0, token="")
             self._opened = opened.pop_all()
@@ -109,7 +109,7 @@ class ServedCheckpoint:
                 raise command.failure(f"did not listen on its port within {self._limits.start_s:g} s")
         return False
 
-    def _check(self, memory: bool, observation_steps: int) -> None:
+    def _check(self) -> None:
         try:
             stated, needs = self._remote.contract, needs_of(self._remote)
         except RemoteError as error:
@@ -119,7 +119,7 @@ class ServedCheckpoint:
                 f"{self._command.what} states another contract than its checkpoint has"
                 f" ({'; '.join(different)[:200]}); it must answer /contract with the one that it was given"
             )
-        if (wanted := PolicyNeeds(memory, observation_steps)) != needs:
+        if (wanted := self._card.needs) != needs:
             raise CommandRefusedError(
                 f"{self._command.what} states memory {needs.memory} and observation_steps"
                 f" {needs.observation_steps}, its policy.yaml {wanted.memory} and {wanted.observation_steps};"

@@ -45,7 +45,7 @@ class Export:
 
     digest: str
     folder: Path
-    """Copy on this node; touched by whoever uses it for long."""
+    """Copy on this node; to be touched by a process that uses it for long."""
     data: Path
     """The data set: a folder, or the file of robomimic."""
     episodes: int
@@ -98,6 +98,8 @@ def exported(
             _write(episodes, manifest, entries, without, layout, folder)
             _keep(keeps, name, folder)
             found = sum(entry.nbytes for entry in entries)
+        for path in filter(Path.is_file, folder.rglob("*")):
+            path.chmod(0o444)  # arms share it
         read = found
 
     folder = cached_folder(name, fill, root or user_folder("exports"))

@@ -16,7 +16,7 @@ from orchestrator.evaluation.action_error_score import (
 )
 from orchestrator.evaluation.held_out_scorer import ActionErrors, HeldOutScorer
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
+from orchestrator.evaluation.ray_actors import held_out_actor, needs_of_checkpoint, policy_servers
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, HeldOutJob
@@ -75,7 +75,9 @@ def eval_backend(
 
     without_pool = EvalBackend(
         pool=None,
-        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
+        source=lambda checkpoint, imagines: RayServedPolicy(
+            servers, checkpoint, imagines, needs_of_checkpoint(checkpoint)
+        ),
         answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,

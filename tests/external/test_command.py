@@ -169,6 +169,13 @@ def test_line_of_a_report_that_is_not_valid_is_refused(text: bytes, said: str, t
     assert raised.value.permanent
 
 
+def test_checkpoint_may_leave_out_the_loss_only_after_a_line_with_one(tmp_path: Path) -> None:
+    run, text = TrainingRun(tmp_path, tmp_path, 0, STEPS, LIMITS), b'{"step": 3, "checkpoint": "a"}'
+    assert module._parsed(text, Line(2, 0.5), run) == Line(3, 0.5, "a")
+    with pytest.raises(module._InvalidError, match="without step and loss"):
+        module._parsed(text, Line(0, float("nan")), run)
+
+
 @pytest.mark.parametrize("name", ["../a", "/etc", "a/b", "..", ".", "outside", "within"])
 def test_checkpoint_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"
@@ -235,7 +242,7 @@ def test_command_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("request_", [StopRequest.PAUSE, StopRequest.STOP])
-def test_stop_request_asks_with_sigterm_and_passes_on_the_last_checkpoint_at_pause(
+def test_stop_request_sends_sigterm_and_passes_on_a_checkpoint_at_pause(
     request_: StopRequest, tmp_path: Path
 ) -> None:
     script = """

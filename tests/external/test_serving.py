@@ -14,14 +14,16 @@ import pytest
 from external_policies import SERVES, make_job, make_policy
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation import policy_server as module
+from orchestrator.evaluation.policy_ref import PolicyRefError, resolve_policy
 from orchestrator.evaluation.policy_server import PolicyServer
+from orchestrator.evaluation.ray_actors import needs_of_checkpoint
 from orchestrator.external.command import CommandError
 from orchestrator.external.fit import run_training
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT
 from policy.checkpoint_files import CheckpointError, fingerprint
-from policy.interface import ActionChunk
+from policy.interface import PRESENT_ONLY, ActionChunk, PolicyNeeds
 
 Make = Callable[..., list[CheckpointRef]]
 
@@ -84,7 +86,7 @@ def test_policy_server_asks_one_program_per_checkpoint_and_ends_those_it_evicts(
         assert len(programs()) == 2
         assert act(serving, third)[0].actions[0, 0] == pytest.approx(0.06)
         assert len(programs()) == 2, "two are kept"
-        assert [*serving._policies] == [first, third]
+        assert [*serving._policies] == [second, third]
     finally:
         close(serving)
     assert not programs()
@@ -124,7 +126,11 @@ def test_program_that_dies_is_named_and_started_again(make: Make) -> None:
             "",
             r"its server states another contract than its checkpoint has \(cameras, in order: .*other",
         ),
-        (SERVES, "memory: true", r"states memory False and observation_steps 1, its policy.yaml True and 1"),
+        (
+            SERVES,
+            "memory: true",
+            r"its server states memory False and observation_steps 1, its policy.yaml True and 1",
+        ),
         (
             "import http.server; http.server.HTTPServer((job['host'], job['port']),"
             " http.server.SimpleHTTPRequestHandler).serve_forever()",
@@ -133,7 +139,7 @@ def test_program_that_dies_is_named_and_started_again(make: Make) -> None:
         ),
     ],
 )
-def test_program_that_does_not_serve_is_named_with_its_log_and_not_started_again_at_once(
+def test_program_that_does_not_serve_is_named_and_not_started_at_once_again(
     serve: str, manifest: str, said: str, make: Make
 ) -> None:
     (first, *_) = make(serve, manifest)
@@ -186,7 +192,26 @@ def test_checkpoint_without_a_known_fingerprint_runs_no_program(make: Make) -> N
         act(server(), first)
 
 
-def test_own_checkpoint_beside_an_external_one(make: Make, tmp_path: Path) -> None:
+def test_score_of_a_checkpoint_runs_its_programs_only_if_they_may(make: Make) -> None:
+    (first, *_) = make()
+    with pytest.raises(
+        PolicyRefError, match=r"a checkpoint of the policy counter, .* add --run-programs if they may"
+    ):
+        resolve_policy(first.uri)
+    found = resolve_policy(first.uri, run_programs=True)
+    assert (found.contract, found.fingerprint, found.sampler) == (CONTRACT, first.fingerprint, None)
+    Path(first.uri, "weights", "weights.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not those that it was stored with"):
+        resolve_policy(first.uri, run_programs=True)
+
+
+def test_needs_of_a_checkpoint_are_those_of_its_manifest(make: Make, tmp_path: Path) -> None:
+    (first, *_) = make(manifest="memory: true\nobservation_steps: 2\n")
+    assert needs_of_checkpoint(first) == PolicyNeeds(True, 2)
+    assert needs_of_checkpoint(CheckpointRef(str(make_checkpoint(tmp_path / "ours")))) == PRESENT_ONLY
+
+
+def test_own_checkpoint_and_an_external_one_on_one_server(make: Make, tmp_path: Path) -> None:
     (first, *_) = make()
     folder = make_checkpoint(tmp_path / "ours")
     ours = CheckpointRef(str(folder), fingerprint(folder))

@@ -20,6 +20,7 @@ from orchestrator.data.episode_format import Episode, EpisodeError, _decode_vide
 from orchestrator.data.episode_store import fetch, load_manifest
 from orchestrator.data.exporters.diffusion_policy_zarr import export_zarr
 from orchestrator.data.importers.base import ImportOptions, open_source
+from orchestrator.data.merged_store import StorePart, merge, publish_merged
 from orchestrator.data.subset import Subset, select_episodes
 from orchestrator.external.subset_export import DATA, Export, export_digest, exported
 from orchestrator.storage.base import Storage, open_storage
@@ -219,3 +220,24 @@ def test_replay_buffer_comes_back_through_the_importer(place: Place, tmp_path: P
         assert np.array_equal(raw.action, episode.action)
     with pytest.raises(EpisodeError, match="not empty"):
         list(export_zarr(place.storage, manifest.contract, entries, tmp_path / "b.zarr"))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_videos_of_another_store_are_exported_with_the_views_of_the_contract(
+    layout: DataFormat, tmp_path: Path
+) -> None:
+    ours, others = (
+        make_episode_store(tmp_path / name, 4, size=size) for name, size in (("a", 64), ("b", 32))
+    )
+    parts = [StorePart(store=ours), StorePart(store=others, action_free_only=True)]
+    storage = open_storage(publish_merged(open_storage(str(tmp_path / "merged")), merge(parts)))
+    manifest = load_manifest(storage)
+    ids = manifest.episode_ids
+    subset = Subset(tuple(ids[:2]), tuple(ids[-2:]))
+    (tmp_path / "node").mkdir()
+    keeps = open_storage(str(tmp_path / "runs"))
+    export = exported(storage, manifest, subset, layout, True, keeps, tmp_path / "node")
+    content = READ[layout](export.data)
+    assert content.keys() == {*subset.demos, *subset.action_free}
+    assert {one.frames.shape for one in content.values()} == {(12, 64, 64, 3)}
+    assert [content[name].action is None for name in ids[:2] + ids[-2:]] == [False, False, True, True]

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episode_format import CODEC_OPTIONS, Episode, EpisodeError, decode, read_parquet
+from orchestrator.data.clip_stream import decode_entry
+from orchestrator.data.episode_format import CODEC_OPTIONS, Episode, EpisodeError, encode_video, read_parquet
 from orchestrator.data.episode_store import fetch
 from orchestrator.data.exporters.roles import HAS_ACTION, filled
 from orchestrator.data.manifest import EpisodeEntry, Manifest
@@ -151,7 +152,7 @@ def export(
         length = entry.length
         sampled = range(0, length, max(1, length // SAMPLED_FRAMES))
         has_action = entry.episode_id not in action_free
-        episode = decode(data, contract.cameras, with_actions=has_action, wanted=sampled)
+        episode = decode_entry(data, entry, contract, has_action, sampled)
         episode = episode if has_action else filled(episode, contract)
         columns = _columns(episode, index, first, instructions.index(entry.instruction), contract.control_hz)
         statistics.append({name: _statistics(values) for name, values in columns.items()})
@@ -164,7 +165,7 @@ def export(
             place = {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}
             _write_bytes(
                 folder / VIDEO_PATH.format(video_key=_video_key(camera), **place),
-                read_parquet(data, [f"cam.{camera}"])[0][0].as_py(),
+                _video(data, entry, contract, camera),
             )
         rows.append(_table(columns))
         lines.append(
@@ -190,6 +191,14 @@ def export(
             _info(contract, len(entries), first, len(instructions), bool(action_free)), indent=1
         ).encode(),
     )
+
+
+def _video(data: bytes, entry: EpisodeEntry, contract: Contract, camera: str) -> bytes:
+    """Return the stored video of a camera, or one of the contract's view if the episode has other cameras."""
+    if entry.cameras == contract.cameras and entry.image_size == contract.image_size:
+        stored: bytes = read_parquet(data, [f"cam.{camera}"])[0][0].as_py()
+        return stored
+    return encode_video(decode_entry(data, entry, contract, False).frames[camera], contract.control_hz)
 
 
 def _video_key(camera: str) -> str:

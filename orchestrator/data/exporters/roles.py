@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.data.episode_format import Episode, decode
+from orchestrator.data.clip_stream import decode_entry
+from orchestrator.data.episode_format import Episode
 from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
@@ -25,8 +26,9 @@ def read_episode(
     """Return an episode with all its pictures. If it is among `action_free` its actions are not read, and
     they and missing proprioception are zeros.
     """
-    whole = decode(fetch(storage, entry), contract.cameras, with_actions=entry.episode_id not in action_free)
-    return filled(whole, contract) if entry.episode_id in action_free else whole
+    without = entry.episode_id in action_free
+    episode = decode_entry(fetch(storage, entry), entry, contract, not without)
+    return filled(episode, contract) if without else episode
 
 
 def filled(episode: Episode, contract: Contract) -> Episode:
