@@ -17,6 +17,7 @@ from policy.errors import DemoscaleError
 SHIPPED: tuple[str, ...] = (
     "jobs",
     "orchestrator",
+    "policies",
     "policy",
     "sim_workers",
     "examples",

@@ -53,6 +53,13 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
             f"mlflow: {sweep.mlflow} is a place on this machine; name a tracking server, or the absolute path"
             " of a folder all nodes share"
         )
+    problems += [
+        f"policy.lines.{number}.policy: {line.policy} is a folder of this machine and is not sent along; put"
+        " it into policies/ of the checkout, tracked by git, or name the absolute path of a folder that all"
+        " nodes share"
+        for number, line in enumerate(sweep.policy.lines)
+        if not line.own and locality(line.policy) == "relative" and stays_here(line.policy)
+    ]
     weights = sweep.policy.weights
     if weights not in ("", "none") and not Path(weights).is_absolute() and Path(weights).is_dir():
         problems.append(

@@ -376,3 +376,39 @@ def test_curve_of_arms_with_different_protocols_raises() -> None:
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_curve_of_several_seeds_draws(kind: str) -> None:
     assert len(several(1.0, 0.2, missing=(1,)).draw(kind)) > 10_000
+
+
+def test_curve_of_several_policies_is_by_line_in_the_order_of_the_sweep_file() -> None:
+    """Ratios are compared within a policy; policies with each other at equal ratios, or at their only one."""
+    lines = [{"name": name, "policy": name} for name in ("policies/b", "video_action", "a")]
+    lines[0]["name"] = "b"
+    sweep = {"policy": {"lines": lines}, "train": {"steps": 100, "match": "epochs"}}
+    arms = [
+        *(scored(2, ratio, 2 + int(ratio), kind=kind) for kind in ("video_action", "b") for ratio in (0, 1)),
+        scored(2, 0, 9, kind="a"),
+    ]
+    curve = Curve("c", tuple(arms), sweep)
+    assert [curve.label(line) for line in curve.lines] == [
+        "b",
+        "b + 1 action-free per demo",
+        "video_action",
+        "video_action + 1 action-free per demo",
+        "a",
+    ]
+    assert [(c.first, c.second) for c in curve.comparisons][-6:] == [
+        ("2 demos, b", "2 demos, video_action"),
+        ("2 demos, b + 1 action-free per demo", "2 demos, video_action + 1 action-free per demo"),
+        ("2 demos, b", "2 demos, a"),
+        ("2 demos, b + 1 action-free per demo", "2 demos, a"),
+        ("2 demos, video_action", "2 demos, a"),
+        ("2 demos, video_action + 1 action-free per demo", "2 demos, a"),
+    ]
+    assert len(curve.comparisons) == 8
+    written = curve.to_json()
+    assert written["match"] == "epochs"
+    assert "as many passes over its demos" in written["answer"][0]
+    assert "arms with the most demos trained for 100 steps, others for as many epochs" in written["caption"]
+    assert ("line b", "policies/b") in curve.report().protocol_facts
+    text = page(curve.report(), [], "")
+    assert all(str(escape(curve.label(line))) in text for line in curve.lines)
+    assert curve.draw("svg").startswith(b"<?xml")
