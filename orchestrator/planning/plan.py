@@ -1,10 +1,11 @@
 """The plan of a sweep: what it would do and read, counted before it runs."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
+from orchestrator.config.policy_manifest import ManifestError, load
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.data.clip_stream import memory_bound
@@ -37,6 +38,8 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    notes: tuple[str, ...] = ()
+    """What to know of external lines, one sentence each."""
     control: tuple[str, ...] = ()
     """One sentence per reason why simulators take robosuite's own control steps; empty: the lean ones."""
     parts: tuple[MergedPart, ...] = ()
@@ -104,7 +107,8 @@ class Plan:
                 for part in self.parts
             ),
         )
-        return "\n".join(f"{name:<14} {value}" for name, value in lines)
+        noted = (*lines, *(("note", note) for note in self.notes))
+        return "\n".join(f"{name:<14} {value}" for name, value in noted)
 
 
 def planned_arms(sweep: SweepConfig) -> list[Arm]:
@@ -192,6 +196,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        notes=tuple(_notes(sweep)),
         control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
         held_out=len(evaluation),
@@ -210,3 +215,17 @@ def _misfit(preset: str, manifest: Manifest) -> str:
     return (
         f"policy.preset: {preset} needs pictures whose sides are multiples of {unit}; the store's are {size}"
     )
+
+
+def _notes(sweep: SweepConfig) -> Iterator[str]:
+    """Yield what to know of external lines. Raises SweepError for a folder with mistakes."""
+    chosen = sorted(sweep.train.model_fields_set - {"match", "videos", "workers"})
+    for line in (line for line in sweep.lines if not line.own):
+        try:
+            manifest = load(line.policy).manifest
+        except ManifestError as error:
+            raise SweepError(sweep.name, error.problems) from None
+        if not manifest.tested:
+            yield f"{line.name}: the authors of its policy.yaml have not run it"
+        if ignored := manifest.ignored(chosen):
+            yield f"{line.name} does not follow {', '.join(f'train.{name}' for name in ignored)}"

@@ -239,3 +239,15 @@ def test_equal_epochs_exclude_what_compares_arms_at_equal_steps(
 
 def test_job_of_an_own_line_is_a_training_job(folder: Path, store: str) -> None:
     assert isinstance(state(folder, store).job(Arm(2, 1.0, 0)), TrainJob)
+
+
+def test_plan_says_what_an_external_line_does_not_follow_and_that_nobody_ran_it(
+    folder: Path, store: str
+) -> None:
+    policy = make_policy(folder / "counter", manifest="tested: false\n")
+    plan = make_plan(state(folder, store, [str(policy)], train={"learning_rate": 0.01}).sweep)
+    assert plan.notes == (
+        "counter: the authors of its policy.yaml have not run it",
+        "counter does not follow train.learning_rate",
+    )
+    assert "note           counter: the authors" in str(plan)
