@@ -70,18 +70,19 @@ class ActionErrorBenchmark:
         entries = tuple(manifest.select(ids, with_stats=False))
         return cls(episodes, manifest.contract, entries, scale, proprio)
 
-    def key(self, sampler: SamplerConfig, device: str, packages: Mapping[str, str]) -> Key:
+    def key(self, sampler: SamplerConfig | None, device: str, packages: Mapping[str, str]) -> Key:
         """Return everything except the weights that shapes an action error. It shares no fingerprint with the
         key of a success rate.
 
-        device: device class of the policy servers. packages: versions by name, at least those of PACKAGES.
+        sampler: None for an external policy. device: device class of the policy servers. packages: versions
+        by name, at least those of PACKAGES.
         """
-        parts = {
+        parts: dict[str, Any] = {
             "measure": MEASURE,
             "episodes": [[entry.episode_id, entry.sha256] for entry in self.entries],
             "scale": asdict(self.scale),
             "contract": self.contract.to_json(),
-            "sampler": sampler.model_dump(mode="json"),
+            "sampler": sampler and sampler.model_dump(mode="json"),
             "loss clips": LOSS_CLIPS,
             "device": device,
             "packages": {name: packages[name] for name in PACKAGES},

@@ -25,6 +25,7 @@ from orchestrator.report.curve_types import (
     ErrorPoint,
     Series,
     TaskError,
+    are_named,
     compared_cells,
     lines_of,
 )
@@ -78,7 +79,11 @@ class HeldOutCurve:
     @cached_property
     def lines(self) -> list[Series]:
         """Lines in the order of `lines_of`."""
-        return lines_of(measured.arm for measured in self.arms)
+        return lines_of((measured.arm for measured in self.arms), self.sweep)
+
+    def label(self, line: Series) -> str:
+        """Return the name of a line in legends."""
+        return line.named_label if are_named(self.lines) else line.label
 
     @cached_property
     def _cells(self) -> dict[Cell, list[MeasuredArm]]:
@@ -190,10 +195,14 @@ class HeldOutCurve:
         self, pair: tuple[Cell, Cell], result: PairedMeans, p: float, compared: int
     ) -> ErrorComparison:
         ((line, count), (other, other_count)), cells = pair, list(self._cells)
+        words = line.words(count, " with video" if line.policy != other.policy else "")
+        other_words = other.words(other_count)
+        if are_named(self.lines):
+            words, other_words = line.named_words(count), other.named_words(other_count)
         first, second = (cells.index(cell) for cell in pair)
         return ErrorComparison(
-            first=line.words(count, " with video" if line.policy != other.policy else ""),
-            second=other.words(other_count),
+            first=words,
+            second=other_words,
             first_policy=line.policy,
             second_policy=other.policy,
             result=result,
@@ -211,7 +220,8 @@ class HeldOutCurve:
         for line in self.lines:
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
-            label = line.label[0].upper() + line.label[1:]
+            label = self.label(line)
+            label = label if are_named(self.lines) else label[0].upper() + label[1:]
             told.append(
                 f"{label}: action error {first.error:.3f} with {first.demo_count} demos"
                 + (f", lowest {best.error:.3f} with {best.demo_count}." if best is not first else ".")
@@ -274,7 +284,7 @@ class HeldOutCurve:
                 {
                     "policy": line.policy,
                     "action_free_ratio": line.action_free_ratio,
-                    "label": line.label,
+                    "label": self.label(line),
                     "dashed": line.baseline,
                 }
                 for line in self.lines
