@@ -30,10 +30,10 @@ NAME_LENGTH, VERSIONS_LENGTH = 500, 4000
 """Maximum characters of a camera's or value's name, and of the simulator's name with its versions."""
 MOST_STEPS = 4096
 """Maximum control steps of one chunk."""
-MOST_OBSERVATION_STEPS = 64
-"""Maximum observations, the present one included, that a policy takes at once."""
 OMITTED = "omitted"
 """Key in the metadata of a contract's field that `to_json` leaves out where it has its default."""
+MOST_OBSERVATION_STEPS = 64
+"""Maximum observations, the present one included, that a policy takes at once."""
 
 
 def derived_seed(*parts: int) -> int:

@@ -142,7 +142,8 @@ def _advance(env: Any, target: Array) -> None:
 
 def _placed(points: Array, pose: Array) -> Array:
     c, s = np.cos(pose[2]), np.sin(pose[2])
-    return points @ np.array([[c, s], [-s, c]]) + pose[:2]
+    placed: Array = points @ np.array([[c, s], [-s, c]]) + pose[:2]
+    return placed
 
 
 def _outline(env: Any) -> Any:
