@@ -11,6 +11,7 @@ DemoscaleError
 ├── LearnerError          policy.learner                           another package's policy cannot be used
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
+├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite

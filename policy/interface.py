@@ -8,7 +8,7 @@ Shapes: H, W pixels; P proprioceptive values; T steps of a chunk; A action dimen
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +22,16 @@ MOST_NAMES = {"cameras": 64, "proprio": 4096, "action": 1024}
 MOST_SIDE = 8192
 """Maximum rows or columns of a picture, in pixels."""
 MOST_HZ = 100_000.0
+MOST_METRES = 1e4
+"""Largest distance of a camera from its mount, in metres."""
 MOST_PICTURES_BYTES = 1 << 30
 """Size limit of the pictures of one observation, in bytes."""
 NAME_LENGTH, VERSIONS_LENGTH = 500, 4000
 """Maximum characters of a camera's or value's name, and of the simulator's name with its versions."""
 MOST_STEPS = 4096
 """Maximum control steps of one chunk."""
+OMITTED = "omitted"
+"""Key in the metadata of a contract's field that `to_json` leaves out where it has its default."""
 MOST_OBSERVATION_STEPS = 64
 """Maximum observations, the present one included, that a policy takes at once."""
 
@@ -69,7 +73,8 @@ class ActionChunk:
     """The policy's answer: the next T actions, of which the first `execute` are executed before the next
     observation.
 
-    actions: (T, A) float32 in the simulator's units (robosuite OSC_POSE: each dimension in [-1, 1]).
+    actions: (T, A) float32 in the units that the contract's `action` names (robosuite's delta poses: each
+    dimension in [-1, 1]).
 
     Raises ValueError, with one sentence, if `actions` is empty or not two-dimensional, or `execute` is
     outside 1 to T. Values that are not finite are refused on receipt of an answer (`policy.http_protocol`)
@@ -111,6 +116,24 @@ class Imagination:
 
 
 @dataclass(frozen=True)
+class CameraPose:
+    """Pose of a camera that is configured, in place of the scene's own camera of that name if there is one.
+
+    The camera looks along its own -z axis with +y up, as in MuJoCo and OpenGL.
+    """
+
+    name: str
+    position: tuple[float, float, float]
+    """x, y, z in metres, in the frame of the mount."""
+    orientation: tuple[float, float, float, float]
+    """Unit quaternion w, x, y, z, in the frame of the mount."""
+    fov_deg: float
+    """Vertical field of view, in degrees."""
+    mount: str = ""
+    """Empty: the world; else a part of the robot, in robosuite `robot0_hand`."""
+
+
+@dataclass(frozen=True)
 class Contract:
     """The conventions that policy and simulator must share; compared before the first step.
 
@@ -131,10 +154,21 @@ class Contract:
     """Control steps per second."""
     simulator: str
     """Name and versions of the simulator that rendered the pictures and moved the robot."""
+    robot: str = field(default="", metadata={OMITTED: True})
+    """Name of the robot; empty: the simulator's default, in robosuite a Panda."""
+    poses: tuple[CameraPose, ...] = field(default=(), metadata={OMITTED: True})
+    """Poses of the cameras that are not the scene's own."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, JSON-safe."""
-        return asdict(self)
+        """Return the fields, JSON-safe; without `robot` and `poses` where they are the default, so that
+        contracts of before 0.3.0 keep their hashes.
+        """
+        data = asdict(self)
+        return {
+            one.name: data[one.name]
+            for one in fields(self)
+            if not (one.metadata.get(OMITTED) and getattr(self, one.name) == one.default)
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> "Contract":
@@ -145,7 +179,8 @@ class Contract:
         """
         if not isinstance(data, dict):
             raise TypeError(f"a contract is a JSON object, not {printable(repr(data), 40)}")
-        if lacking := [name for name in _MEANING if name not in data]:
+        optional = {one.name for one in fields(cls) if one.metadata.get(OMITTED)}
+        if lacking := [name for name in _MEANING if name not in data and name not in optional]:
             raise ValueError(f"the contract lacks {', '.join(lacking)}")
         layouts = {name: _names(data[name], name) for name in MOST_NAMES}
         if len(set(layouts["cameras"])) != len(layouts["cameras"]):
@@ -164,6 +199,8 @@ class Contract:
             action=layouts["action"],
             control_hz=_hz(data["control_hz"]),
             simulator=clean_text(data["simulator"], "simulator", VERSIONS_LENGTH),
+            robot=clean_text(data["robot"], "robot", NAME_LENGTH) if data.get("robot", "") != "" else "",
+            poses=_poses(data.get("poses", ()), layouts["cameras"]),
         )
 
     def mismatches(self, offered: "Contract") -> list[str]:
@@ -171,11 +208,11 @@ class Contract:
         the policy's training data.
         """
         sentences = []
-        for name, mine in self.to_json().items():
-            theirs = offered.to_json()[name]
-            if tuple(mine) != tuple(theirs) if isinstance(mine, (list, tuple)) else mine != theirs:
+        for name, meaning in _MEANING.items():
+            mine, theirs = getattr(self, name), getattr(offered, name)
+            if mine != theirs:
                 sentences.append(
-                    f"{_MEANING[name]}: the policy was trained with {_show(mine)}, here it is {_show(theirs)}"
+                    f"{meaning}: the policy was trained with {_show(mine)}, here it is {_show(theirs)}"
                 )
         return sentences
 
@@ -188,11 +225,18 @@ _MEANING = {
     "action": "action layout",
     "control_hz": "control rate in Hz",
     "simulator": "simulator",
+    "robot": "robot",
+    "poses": "poses of the cameras",
 }
 
 
 def _show(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if value in ((), ""):
+        return "none" if value == () else "the default"
+    if isinstance(value, CameraPose):
+        numbers = ", ".join(f"{number:g}" for number in (*value.position, *value.orientation, value.fov_deg))
+        return f"{value.name} at ({numbers}) of {value.mount or 'the world'}"
+    return ", ".join(map(_show, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _names(value: Any, field: str) -> tuple[str, ...]:
@@ -201,6 +245,50 @@ def _names(value: Any, field: str) -> tuple[str, ...]:
     if len(value) > MOST_NAMES[field]:
         raise ValueError(f"{field} has {len(value)} names; at most {MOST_NAMES[field]} are allowed")
     return tuple(clean_text(name, f"{field}[{i}]", NAME_LENGTH) for i, name in enumerate(value))
+
+
+def _poses(value: Any, cameras: tuple[str, ...]) -> tuple[CameraPose, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > len(cameras):
+        raise ValueError("poses must be a list of at most one pose per camera")
+    poses = tuple(_pose(one, f"poses[{i}]") for i, one in enumerate(value))
+    names = [pose.name for pose in poses]
+    if unknown := [name for name in names if name not in cameras]:
+        raise ValueError(f"poses holds {printable(unknown[0], 40)}, which is no camera of the contract")
+    if len(set(names)) != len(names):
+        raise ValueError("poses holds a camera twice")
+    return poses
+
+
+def _pose(value: Any, field: str) -> CameraPose:
+    wanted = {one.name for one in fields(CameraPose)}
+    if not isinstance(value, dict) or not wanted - {"mount"} <= set(value) <= wanted:
+        raise ValueError(f"{field} must be an object with {', '.join(sorted(wanted))}")
+    x, y, z = _numbers(value["position"], f"{field}.position", 3, MOST_METRES)
+    quat = _numbers(value["orientation"], f"{field}.orientation", 4, 1.0001)
+    if abs(math.hypot(*quat) - 1) > 1e-3:
+        raise ValueError(f"{field}.orientation must be a unit quaternion w, x, y, z")
+    (fov,) = _numbers([value["fov_deg"]], f"{field}.fov_deg", 1, 179)
+    if fov <= 0:
+        raise ValueError(f"{field}.fov_deg is {fov:g}; it lies above 0 and below 180")
+    mount = value.get("mount", "")
+    return CameraPose(
+        clean_text(value["name"], f"{field}.name", NAME_LENGTH),
+        (x, y, z),
+        (quat[0], quat[1], quat[2], quat[3]),
+        fov,
+        clean_text(mount, f"{field}.mount", NAME_LENGTH) if mount != "" else "",
+    )
+
+
+def _numbers(value: Any, field: str, count: int, most: float) -> list[float]:
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f"{field} must be {count} numbers, not {printable(repr(value), 60)}")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= most:
+            raise ValueError(
+                f"{field} holds {printable(repr(number), 40)}; its numbers lie within +-{most:g}"
+            )
+    return [float(number) for number in value]
 
 
 def _image_size(value: Any) -> tuple[int, int]:

@@ -19,9 +19,23 @@ NAME_IN_SESSION = 100
 
 
 class Env(Protocol):
-    """Task of a simulator. The states after a reset depend on its seed and the actions alone."""
+    """Task of a simulator, in one process: the contract that every environment keeps.
+
+    - The states after a reset depend on its seed and the actions alone: not on earlier episodes, on the
+      process, on the clock or on global generators. Scores of a resumed run rely on it.
+    - Nothing is rendered before `observe` or `picture` is called, because most states are never seen.
+    - Steps after the task is done are ordinary steps: an episode goes on for `EpisodeRules.settle` of them.
+    - An action that is not finite raises `divergence.ActionError` before anything moves
+      (`divergence.refuse_action`), and a simulation that leaves the finite numbers raises `DivergedError`;
+      both end the episode as an error, and the next reset starts an ordinary one.
+    - All methods are called in the thread that made the environment. A process may make another one after
+      `close`; a second close does nothing.
+
+    `demoscale task check NAME` plays an environment and checks this (`sim_workers/envs/check.py`).
+    """
 
     contract: Contract
+    """Conventions of its observations and actions: what the policy was trained with."""
     film_camera: str
     """Name of the camera that shows the whole scene, for films."""
 

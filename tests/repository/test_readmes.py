@@ -107,7 +107,7 @@ def test_orchestrator_readme_plug_in_sweep_has_a_curve(ray_cluster: None) -> Non
 
 def test_version_is_the_same_in_changelog_citation_and_package() -> None:
     version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
-    newest = re.search(r"^## \[([\d.]+)\] - (\S+)$", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[([\d.]+)\] - (\d\S+)$", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] == version
     citation = (CHECKOUT / "CITATION.cff").read_text()
