@@ -10,7 +10,11 @@ from orchestrator.cli.options import HELP
 
 @click.group(context_settings=HELP)
 def new() -> None:
-    """Write a working skeleton of a package, with a test."""
+    """Write a working skeleton, with a test.
+
+    \b
+    demoscale new task my_task       a package with a task of your own
+    """
 
 
 @new.command(context_settings=HELP)
