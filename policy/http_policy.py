@@ -6,9 +6,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from policy.http_limits import HEAD_BYTES, TOKEN, BoundedReader, TooLargeError, bearer_of
@@ -17,17 +17,20 @@ from policy.http_protocol import (
     RemoteError,
     answer_bytes,
     checked_contract,
+    checked_needs,
     one_line,
     pack_observations,
     unpack_chunks,
 )
-from policy.interface import ActionChunk, Contract, Observation
+from policy.interface import ActionChunk, Contract, LostSessionError, Observation, PolicyNeeds
 from policy.untrusted import printable, read_json
 
 CONTRACT_BYTES, REFUSAL_BYTES = 1 << 20, 1 << 16
 """Size limits in bytes: a contract, the text of a refusal."""
 CUT_SHORT = 3
 """Truncated answers after which the client stops retrying."""
+
+T = TypeVar("T")
 
 
 class _Response(http.client.HTTPResponse):
@@ -42,13 +45,19 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(BoundedReader(connection, until, most_bytes + HEAD_BYTES + 1))
 
 
+class UnreachableError(RemoteError):
+    """A policy server does not answer, or not in time."""
+
+
 class RemotePolicy:
     """The `Policy` behind a URL. Usable from several threads; each thread has its own connection.
 
     timeout_s: seconds from a request to the end of its answer. patience_s: seconds for which a request is
     retried while no server listens, a connection is lost or the server answers 503; a retry is harmless,
-    because an answer is a function of the observation. token: sent with every request; None: that of the
-    environment (`TOKEN`). Redirects are not followed. `contract` and `act` raise RemoteError.
+    because an answer is a function of the observation, and a server of a policy with memory answers every
+    observation of a session once. token: sent with every request; None: that of the environment (`TOKEN`).
+    Redirects are not followed. The properties and `act` raise RemoteError; `act` raises LostSessionError if
+    the server does not know the session of an observation after its first.
     """
 
     def __init__(
@@ -73,12 +82,27 @@ class RemotePolicy:
         self._headers = {"Authorization": bearer} if bearer else {}
 
     @cached_property
-    def contract(self) -> Contract:
-        """Conventions that the policy was trained with, as the server reports them; queried once."""
+    def _stated(self) -> tuple[Contract, PolicyNeeds]:
         try:
-            return checked_contract(read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES))
+            stated = read_json(self._ask("GET", "/contract", CONTRACT_BYTES), CONTRACT_BYTES)
+            return checked_contract(stated), checked_needs(stated)
         except (ValueError, TypeError) as error:
             raise RemoteError(f"the contract from {self.url} is not valid: {printable(str(error))}") from None
+
+    @property
+    def contract(self) -> Contract:
+        """Conventions that the policy was trained with, as the server reports them; queried once."""
+        return self._stated[0]
+
+    @property
+    def memory(self) -> bool:
+        """Whether the policy has memory."""
+        return self._stated[1].memory
+
+    @property
+    def observation_steps(self) -> int:
+        """Observations of consecutive control steps that the policy takes at once."""
+        return self._stated[1].observation_steps
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation, in requests of at most MOST_OBSERVATIONS."""
@@ -88,10 +112,11 @@ class RemotePolicy:
         return chunks
 
     def _act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        body = pack_observations(observations, self.contract.cameras)
-        answer = self._ask("POST", "/act", answer_bytes(self.contract, len(observations)), body)
+        contract, needs = self._stated
+        body = pack_observations(observations, contract.cameras, needs)
+        answer = self._ask("POST", "/act", answer_bytes(contract, len(observations)), body)
         try:
-            return unpack_chunks(answer, len(observations), self.contract)
+            return unpack_chunks(answer, len(observations), contract)
         except RemoteError as error:
             raise RemoteError(f"the policy server at {self.url} sent an invalid answer: {error}") from None
 
@@ -111,7 +136,7 @@ class RemotePolicy:
                     break
             except TimeoutError:
                 self.close()
-                raise RemoteError(
+                raise UnreachableError(
                     f"the policy server at {self.url} did not answer within {self._timeout_s:g} s"
                 ) from None
             except TooLargeError:
@@ -131,7 +156,7 @@ class RemotePolicy:
                         f"the answers of the policy server at {self.url} end early ({one_line(error)})"
                     ) from None
                 if time.monotonic() + pause > until:
-                    raise RemoteError(
+                    raise UnreachableError(
                         f"no policy server answers at {self.url}; is it running? ({one_line(error)})"
                     ) from None
             except ValueError as error:  # raised by http.client for a head that it cannot parse
@@ -150,6 +175,8 @@ class RemotePolicy:
             line = printable(
                 (answer.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
             )
+            if status == 410:
+                raise LostSessionError(f"the policy server at {self.url}: {line}")
             raise RemoteError(f"the policy server at {self.url} refused ({status}): {line}")
         return answer
 
@@ -178,6 +205,55 @@ class RemotePolicy:
         except (TooLargeError, OSError, http.client.HTTPException):  # the status suffices
             self.close()
             return response.status, b""
+
+
+class RemotePolicies:
+    """One `Policy` behind several URLs. All requests go to one of them until it is unreachable, and then to
+    the next; the sessions of a policy with memory stay where they began, or are lost.
+
+    first: index of the URL that is asked first. The properties and `act` raise as those of RemotePolicy.
+    """
+
+    def __init__(self, urls: Sequence[str], first: int = 0, patience_s: float = 20.0) -> None:
+        self._servers = [RemotePolicy(url, patience_s=patience_s) for url in urls]
+        self._at = first % len(urls)
+
+    @property
+    def contract(self) -> Contract:
+        """Conventions that the policy was trained with."""
+        return self._first_answer(lambda server: server.contract)
+
+    @property
+    def memory(self) -> bool:
+        """Whether the policy has memory."""
+        return self._first_answer(lambda server: server.memory)
+
+    @property
+    def observation_steps(self) -> int:
+        """Observations of consecutive control steps that the policy takes at once."""
+        return self._first_answer(lambda server: server.observation_steps)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation. Raises LostSessionError if the server of a session is gone."""
+        keeps = self.memory and any(observation.step for observation in observations)
+        try:
+            if keeps:
+                return self._servers[self._at].act(observations)
+        except UnreachableError as error:
+            self._at = (self._at + 1) % len(self._servers)
+            raise LostSessionError(str(error)) from None
+        return self._first_answer(lambda server: server.act(observations))
+
+    def _first_answer(self, ask: Callable[[RemotePolicy], T]) -> T:
+        """Return the answer of the first server that can be reached, from the present one on."""
+        for left in range(len(self._servers), 0, -1):
+            try:
+                return ask(self._servers[self._at])
+            except UnreachableError:
+                if left == 1:
+                    raise
+                self._at = (self._at + 1) % len(self._servers)
+        raise AssertionError
 
 
 def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:

@@ -6,6 +6,12 @@ The body of POST /act (`policy/http_server.py`) holds B observations (`policy.in
     proprio         (B, P) float32, finite
     noise_seeds     (B,) int64, not negative
     instructions    uint8: the UTF-8 bytes of a JSON list of B sentences
+and for a policy that states needs (`policy.interface.PolicyNeeds`; the server's GET /contract says so)
+    episodes        uint8: the UTF-8 bytes of a JSON list of B different session ids
+    steps           (B,) int64, not negative: control steps since the reset
+and for one that takes N > 1 observations at once, with the N - 1 preceding ones, oldest first
+    history/images/CAMERA   (B, N - 1, H, W, 3) uint8, one array per camera of the contract
+    history/proprio         (B, N - 1, P) float32, finite
 The answer holds B chunks (`policy.interface.ActionChunk`):
     actions         (B, T, A) float32, finite
     execute         (B,) int64, each between 1 and T
@@ -19,14 +25,15 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from policy.errors import DemoscaleError
-from policy.interface import MOST_STEPS, ActionChunk, Contract, Observation
-from policy.untrusted import printable, read_json
+from policy.interface import MOST_STEPS, PRESENT_ONLY, ActionChunk, Contract, Observation, PolicyNeeds
+from policy.untrusted import clean_text, printable, read_json
 
 MOST_BYTES = 1 << 30
 """Size limit of a body in bytes, packed or unpacked, under any contract."""
@@ -34,6 +41,12 @@ MOST_OBSERVATIONS = 256
 """Maximum number of observations in one request."""
 SENTENCE_BYTES = 4096
 """Size limit of one instruction in bytes, as JSON; the sentences of a request share it on average."""
+MOST_SESSION_NAME = 256
+"""Maximum characters of a session's id."""
+SESSION_BYTES = 6 * MOST_SESSION_NAME + 8
+"""Size limit of one session's id in bytes, as JSON, and of a step; the ids of a request share it on
+average.
+"""
 SPARE_BYTES = 1 << 16
 """Bytes allowed for the headers of a zip file and its arrays."""
 MOST_MEMBERS = 1024
@@ -65,14 +78,15 @@ def pack(arrays: Arrays) -> bytes:
     return buffer.getvalue()
 
 
-def request_bytes(contract: Contract, most_bytes: int = MOST_BYTES) -> int:
-    """Return the size in bytes of the largest body of POST /act that a contract allows."""
-    pictures = len(contract.cameras) * math.prod(contract.image_size) * 3
+def request_bytes(contract: Contract, most_bytes: int = MOST_BYTES, needs: PolicyNeeds = PRESENT_ONLY) -> int:
+    """Return the size in bytes of the largest body of POST /act that a contract and needs allow."""
+    seen = len(contract.cameras) * math.prod(contract.image_size) * 3 + 8 * len(contract.proprio)
+    session = SESSION_BYTES if needs != PRESENT_ONLY else 0
     return min(
         most_bytes,
-        MOST_OBSERVATIONS * (pictures + 8 * len(contract.proprio) + 8 + SENTENCE_BYTES)
+        MOST_OBSERVATIONS * (needs.observation_steps * seen + 8 + SENTENCE_BYTES + session)
         + SPARE_BYTES
-        + _names_bytes(contract),
+        + 2 * _names_bytes(contract),
     )
 
 
@@ -177,26 +191,62 @@ def _values(
     return values.reshape(announced.shape, order="F" if announced.fortran else "C")
 
 
-def pack_observations(observations: Sequence[Observation], cameras: Sequence[str]) -> bytes:
-    """Return the body of POST /act; raise RemoteError if a camera is missing or shapes differ."""
+def pack_observations(
+    observations: Sequence[Observation], cameras: Sequence[str], needs: PolicyNeeds = PRESENT_ONLY
+) -> bytes:
+    """Return the body of POST /act for a policy with these needs.
+
+    Raises RemoteError if a camera is missing, shapes differ, or a history is not as long as the policy needs.
+    """
+    preceding = needs.observation_steps - 1
+    for seen in observations:
+        if preceding and len(seen.history) != preceding:
+            raise RemoteError(
+                f"these observations cannot be sent: one has a history of {len(seen.history)} observations,"
+                f" and the policy takes {preceding}"
+            )
     try:
-        pictures = {
-            f"images/{camera}": np.stack([o.images[camera] for o in observations]) for camera in cameras
-        }
-        proprio = np.stack([o.proprio for o in observations])
+        arrays: Arrays = {f"images/{camera}": _stacked(observations, camera) for camera in cameras}
+        arrays["proprio"] = np.stack([o.proprio for o in observations])
+        if preceding:
+            for camera in cameras:
+                arrays[f"history/images/{camera}"] = np.stack(
+                    [_stacked(o.history, camera) for o in observations]
+                )
+            arrays["history/proprio"] = np.stack(
+                [np.stack([seen.proprio for seen in o.history]) for o in observations]
+            )
     except (KeyError, ValueError) as error:
         raise RemoteError(f"these observations cannot be sent: {one_line(error)}") from None
-    seeds = np.array([o.noise_seed for o in observations], np.int64)
-    sentences = np.frombuffer(json.dumps([o.instruction for o in observations]).encode(), np.uint8)
-    return pack({**pictures, "proprio": proprio, "noise_seeds": seeds, "instructions": sentences})
+    arrays["noise_seeds"] = np.array([o.noise_seed for o in observations], np.int64)
+    arrays["instructions"] = _json_bytes([o.instruction for o in observations])
+    if needs != PRESENT_ONLY:
+        arrays["episodes"] = _json_bytes([o.episode for o in observations])
+        arrays["steps"] = np.array([o.step for o in observations], np.int64)
+    return pack(arrays)
 
 
-def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_BYTES) -> list[Observation]:
-    """Return the observations in the body of POST /act; raise RemoteError if they violate the contract or
-    unpack to more than `most_bytes`.
+def _stacked(observations: Sequence[Observation], camera: str) -> npt.NDArray[np.uint8]:
+    return np.stack([seen.images[camera] for seen in observations])
+
+
+def _json_bytes(texts: list[str]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(texts).encode(), np.uint8)
+
+
+def unpack_observations(
+    body: bytes, contract: Contract, most_bytes: int = MOST_BYTES, needs: PolicyNeeds = PRESENT_ONLY
+) -> list[Observation]:
+    """Return the observations in the body of POST /act; raise RemoteError if they violate the contract or the
+    needs, or unpack to more than `most_bytes`.
     """
     names = {f"images/{camera}": camera for camera in contract.cameras}
+    preceding = needs.observation_steps - 1
     wanted = {*names, "proprio", "noise_seeds", "instructions"}
+    if needs != PRESENT_ONLY:
+        wanted |= {"episodes", "steps"}
+    if preceding:
+        wanted |= {f"history/{name}" for name in (*names, "proprio")}
 
     def accept(announced: Mapping[str, Announced]) -> None:
         if announced.keys() != wanted:
@@ -212,56 +262,112 @@ def unpack_observations(body: bytes, contract: Contract, most_bytes: int = MOST_
             raise RemoteError(
                 f"the request holds {many} observations; send at most {MOST_OBSERVATIONS} at once"
             )
-        for name in names:
-            _check(name, announced[name], np.uint8, (many, *contract.image_size, 3))
-        _check("proprio", announced["proprio"], np.floating, (many, len(contract.proprio)))
-        _check("noise_seeds", announced["noise_seeds"], np.integer, (many,))
-        if (
-            math.prod(announced["instructions"].shape) * announced["instructions"].dtype.itemsize
-            > many * SENTENCE_BYTES
-        ):
-            raise RemoteError(f"{_wanted_sentences(many)}, at most {many * SENTENCE_BYTES} bytes in all")
+        for prefix, leading in {"": (many,), "history/": (many, preceding)}.items():
+            if not prefix or preceding:
+                for name in names:
+                    shape = (*leading, *contract.image_size, 3)
+                    _check(f"{prefix}{name}", announced[f"{prefix}{name}"], np.uint8, shape)
+                shape = (*leading, len(contract.proprio))
+                _check(f"{prefix}proprio", announced[f"{prefix}proprio"], np.floating, shape)
+        for name in ("noise_seeds", "steps"):
+            if name in wanted:
+                _check(name, announced[name], np.integer, (many,))
+        for name, each in {"instructions": SENTENCE_BYTES, "episodes": SESSION_BYTES}.items():
+            if name in wanted and _bytes(announced[name]) > many * each:
+                raise RemoteError(f"{_wanted_texts(name, many)}, at most {many * each} bytes in all")
 
-    arrays = unpack(body, request_bytes(contract, most_bytes), accept)
+    arrays = unpack(body, request_bytes(contract, most_bytes, needs), accept)
     many = len(arrays["noise_seeds"])
-    sentences = _sentences(arrays["instructions"].tobytes(), many)
-    seeds = arrays["noise_seeds"].tolist()
-    if not all(0 <= seed < 1 << 63 for seed in seeds):
-        raise RemoteError("noise_seeds holds a number outside 0 to 2^63 - 1")
-    with np.errstate(over="ignore"):
-        proprio = arrays["proprio"].astype(np.float32)
-    if not np.isfinite(proprio).all():
-        raise RemoteError("proprio holds a value that is not finite")
+    sentences = _texts("instructions", arrays, many)
+    seeds = _not_negative("noise_seeds", arrays)
+    proprio = _finite("proprio", arrays)
+    episodes, steps = [""] * many, [0] * many
+    if needs != PRESENT_ONLY:
+        episodes, steps = _sessions(arrays, many), _not_negative("steps", arrays)
+    past = _finite("history/proprio", arrays) if preceding else None
+
+    def history(i: int) -> tuple[Observation, ...]:
+        if past is None:
+            return ()
+        return tuple(
+            Observation(
+                {camera: arrays[f"history/{name}"][i, k] for name, camera in names.items()},
+                past[i, k],
+                sentences[i],
+                seeds[i],
+                episodes[i],
+                max(0, steps[i] - preceding + k),
+            )
+            for k in range(preceding)
+        )
+
     return [
         Observation(
-            {camera: arrays[name][i] for name, camera in names.items()}, proprio[i], sentences[i], seeds[i]
+            {camera: arrays[name][i] for name, camera in names.items()},
+            proprio[i],
+            sentences[i],
+            seeds[i],
+            episodes[i],
+            steps[i],
+            history(i),
         )
         for i in range(many)
     ]
 
 
-def _wanted_sentences(many: int) -> str:
-    return f"instructions must be the UTF-8 bytes of a JSON list of {many} sentences"
+def _bytes(announced: Announced) -> int:
+    return math.prod(announced.shape) * announced.dtype.itemsize
 
 
-def _sentences(data: bytes, many: int) -> list[str]:
-    wanted = _wanted_sentences(many)
+def _not_negative(name: str, arrays: Arrays) -> list[int]:
+    numbers: list[int] = arrays[name].tolist()
+    if not all(0 <= number < 1 << 63 for number in numbers):
+        raise RemoteError(f"{name} holds a number outside 0 to 2^63 - 1")
+    return numbers
+
+
+def _finite(name: str, arrays: Arrays) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        values = arrays[name].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise RemoteError(f"{name} holds a value that is not finite")
+    return values
+
+
+def _sessions(arrays: Arrays, many: int) -> list[str]:
+    episodes = _texts("episodes", arrays, many)
+    for i, episode in enumerate(episodes):
+        try:
+            clean_text(episode, f"episodes[{i}]", MOST_SESSION_NAME)
+        except ValueError as error:
+            raise RemoteError(str(error)) from None
+    if len(set(episodes)) < many:
+        twice = next(name for i, name in enumerate(episodes) if name in episodes[:i])
+        raise RemoteError(
+            f"episodes holds {printable(repr(twice), 80)} twice; a request holds one observation per session"
+        )
+    return episodes
+
+
+def _wanted_texts(name: str, many: int) -> str:
+    kind = "sentences" if name == "instructions" else "session ids"
+    return f"{name} must be the UTF-8 bytes of a JSON list of {many} {kind}"
+
+
+def _texts(name: str, arrays: Arrays, many: int) -> list[str]:
+    wanted, data = _wanted_texts(name, many), arrays[name].tobytes()
     try:
-        sentences = read_json(data, len(data))
+        texts = read_json(data, len(data))
     except ValueError as error:
         raise RemoteError(f"{wanted}: {error}") from None
-    if (
-        not isinstance(sentences, list)
-        or len(sentences) != many
-        or not all(isinstance(sentence, str) for sentence in sentences)
-    ):
+    if not isinstance(texts, list) or len(texts) != many or not all(isinstance(text, str) for text in texts):
         raise RemoteError(wanted)
-    for sentence in sentences:
+    for text in texts:
         try:
-            sentence.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise RemoteError(f"{wanted}: one holds half a surrogate pair") from None
-    return sentences
+    return texts
 
 
 def pack_chunks(
@@ -358,3 +464,25 @@ def checked_contract(data: Any) -> Contract:
     if not contract.action:
         raise ValueError("action is empty; the contract of a policy names at least one action dimension")
     return contract
+
+
+def contract_json(contract: Contract, needs: PolicyNeeds) -> dict[str, Any]:
+    """Return the answer to GET /contract: the fields of the contract, and `needs` if the policy has any."""
+    return contract.to_json() | ({"needs": asdict(needs)} if needs != PRESENT_ONLY else {})
+
+
+def checked_needs(data: Any) -> PolicyNeeds:
+    """Return the needs in the answer to GET /contract; none if it does not name any.
+
+    Raises ValueError, with one sentence, if they are not valid or this version does not know one.
+    """
+    needs = data.get("needs", {}) if isinstance(data, dict) else {}
+    if not isinstance(needs, dict):
+        raise ValueError(f"needs must be an object, not {printable(repr(needs), 40)}")
+    known = [field.name for field in fields(PolicyNeeds)]
+    if unknown := [name for name in needs if name not in known]:
+        raise ValueError(
+            f"needs holds {printable(repr(unknown[0]), 60)}, which this version does not know; known are"
+            f" {', '.join(known)}"
+        )
+    return PolicyNeeds(**needs)

@@ -1,13 +1,14 @@
 """Server of policies over HTTP: serves policies of other frameworks to `demoscale score`, and this project's
 policies to other programs. `policy/http_policy.py` is the client.
 
-GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`.
+GET /contract   -> 200, JSON: the fields of `policy.interface.Contract`, and the policy's needs.
 POST /act       observations -> 200, chunks; `policy/http_protocol.py` defines both formats.
 Anything else   -> one line of plain text that gives the reason, and 400 (invalid request), 401 (wrong or
                    missing token), 403 (sent by a web page of another origin), 404, 408 (received too
-                   slowly), 411 (no Content-Length), 413 (body too large), 414 and 431 (first line or head
-                   too large), 415 (a Content-Type that any web page may send), 500 (the policy failed), 501
-                   (another method) or 503 (too many requests at once).
+                   slowly), 410 (the session of a policy with memory is unknown), 411 (no Content-Length),
+                   413 (body too large), 414 and 431 (first line or head too large), 415 (a Content-Type that
+                   any web page may send), 500 (the policy failed), 501 (another method) or 503 (too many
+                   requests at once).
 
 POST /act carries Content-Type: application/octet-stream. Connections are kept alive. There is no encryption.
 A server with a token answers only requests that carry `Authorization: Bearer TOKEN`; one without a token
@@ -35,12 +36,14 @@ from policy.http_limits import HEAD_BYTES, TOKEN, BoundedReader, TooLargeError, 
 from policy.http_protocol import (
     MOST_BYTES,
     RemoteError,
+    contract_json,
     one_line,
     pack_chunks,
     request_bytes,
     unpack_observations,
 )
-from policy.interface import ActionChunk, Observation, Policy
+from policy.interface import ActionChunk, LostSessionError, Observation, Policy, needs_of
+from policy.sessions import AnsweredOnce
 from policy.untrusted import printable
 
 IDLE_S = 600.0
@@ -64,32 +67,38 @@ _SAFELISTED = ("application/x-www-form-urlencoded", "multipart/form-data", "text
 # without a preflight request.
 
 
-@dataclass
+@dataclass(eq=False)
 class _Asked:
     observations: list[Observation]
     answer: list[ActionChunk] | Exception | None = None
 
 
 class _OneAtATime:
-    """Serialises calls of the policy. With `join`, the requests that wait meanwhile form the next batch."""
+    """Serialises calls of the policy. With `join`, the requests that wait meanwhile form the next batch.
+
+    A policy with memory answers every observation once, and may be asked about many sessions in one batch.
+    """
 
     def __init__(self, policy: Policy, join: bool) -> None:
         self._policy, self._join = policy, join
+        self._once = AnsweredOnce(policy) if needs_of(policy).memory else None
         self._waiting: list[_Asked] = []
         self._list, self._turn = threading.Lock(), threading.Lock()
 
     def act(self, observations: list[Observation]) -> list[ActionChunk]:
-        mine = _Asked(observations)
-        if not self._join:
+        if not self._join and self._once is None:
             with self._turn:
                 return self._policy.act(observations)
+        mine = _Asked(observations)
         with self._list:
             self._waiting.append(mine)
-        # the thread that acquires it first answers all waiting requests; the others find their answers set
+        # with `join`, the thread that acquires it first answers all waiting requests; the others find their
+        # answers set
         with self._turn:
             if mine.answer is None:
                 with self._list:
-                    together, self._waiting = self._waiting, []
+                    together = [*self._waiting] if self._join else [mine]
+                    self._waiting = [asked for asked in self._waiting if asked not in together]
                 self._answer(together)
         if isinstance(mine.answer, Exception):
             raise mine.answer
@@ -97,6 +106,13 @@ class _OneAtATime:
         return mine.answer
 
     def _answer(self, together: list[_Asked]) -> None:
+        if self._once is not None:
+            answers = iter(self._once.answers([seen for asked in together for seen in asked.observations]))
+            for asked in together:
+                own = [next(answers) for _ in asked.observations]
+                failed = next((answer for answer in own if isinstance(answer, Exception)), None)
+                asked.answer = failed or [answer for answer in own if not isinstance(answer, Exception)]
+            return
         try:
             chunks = iter(
                 self._policy.act([observation for asked in together for observation in asked.observations])
@@ -198,12 +214,18 @@ def make_server(
     join: answer the requests that wait for the policy as one batch. Faster where a batch costs little more
     than one observation; answers then depend on the composition of the batch, unless the policy rounds alike
     in every batch. most_bytes: size limit of a request, packed or unpacked, and of all requests in memory at
-    once; the contract bounds a request further. token: required in every request; empty: none. Raises
-    RemoteError if a header cannot carry the token.
+    once; the contract bounds a request further. token: required in every request; empty: none.
+
+    A policy may state needs (`policy.interface.PolicyNeeds`). One with memory is asked about the sessions of
+    many clients, several of them in one batch, and keeps its states by `Observation.episode`
+    (`policy.sessions.SessionStates`).
+
+    Raises RemoteError if a header cannot carry the token, and ValueError if the policy states needs that
+    none may have.
     """
     turns, wanted = _OneAtATime(policy, join), bearer_of(token).encode()
-    contract = policy.contract
-    largest, room = request_bytes(contract, most_bytes), _Room(most_bytes)
+    contract, needs = policy.contract, needs_of(policy)
+    largest, room = request_bytes(contract, most_bytes, needs), _Room(most_bytes)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -264,7 +286,7 @@ def make_server(
                 # the body is not read, and must not be parsed as the next request
                 self.close_connection = True
             if self.path.rstrip("/").endswith("/contract"):
-                self._reply(200, json.dumps(contract.to_json()).encode(), "application/json")
+                self._reply(200, json.dumps(contract_json(contract, needs)).encode(), "application/json")
             else:
                 self._say(404, "unknown request; this server answers GET /contract and POST /act")
 
@@ -300,7 +322,7 @@ def make_server(
                 self._refuse(400, f"the body ends after {len(body)} of {size} bytes")
                 return
             try:
-                observations = unpack_observations(body, contract, most_bytes)
+                observations = unpack_observations(body, contract, most_bytes, needs)
             except RemoteError as error:
                 self._say(400, str(error))
                 return
@@ -309,6 +331,8 @@ def make_server(
                 answer = pack_chunks(turns.act(observations), contract, len(observations))
             except RemoteError as error:
                 self._say(500, str(error))
+            except LostSessionError as error:
+                self._say(410, error.message)
             except Exception as error:  # raised by the policy: report it to the client and keep serving
                 self._say(500, one_line(error))
             else:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
-FULL = ("bench", "browser", "lerobot", "libero")
+FULL = ("bench", "browser", "lerobot", "libero", "pusht")
 """Markers that imply the full round: these tests take long, or need more than a bare machine has."""
 
 
@@ -65,6 +66,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("lerobot") and not (LEROBOT / "ready").exists():
             item.add_marker(
                 pytest.mark.skip(reason="LeRobot is not installed here; `make lerobot` installs it")
+            )
+        if item.get_closest_marker("pusht") and not find_spec("gym_pusht"):
+            item.add_marker(
+                pytest.mark.skip(reason="gym-pusht is not installed here; `make pusht` installs it")
             )
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))

@@ -2,17 +2,25 @@
 
 import os
 import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import HELP
-from orchestrator.cli.parameters import StorePath
+from orchestrator.cli.parameters import InputPath, StorePath
+
+if TYPE_CHECKING:
+    from sim_workers.envs.embodiment import Embodiment
 
 
 @click.command(context_settings=HELP)
 @click.option(
-    "--task", default="Lift", show_default=True, help="Lift, Stack, PickPlaceCan, Door or NutAssemblySquare."
+    "--task",
+    default="Lift",
+    show_default=True,
+    help="Lift, Stack, PickPlaceCan, Door, NutAssemblySquare, or a plug-in's task with an expert.",
 )
 @click.option(
     "--episodes",
@@ -27,10 +35,24 @@ from orchestrator.cli.parameters import StorePath
     help="Folder or s3:// URI of the episode store; made if it is not there.",
 )
 @click.option(
+    "--suite",
+    "suite_file",
+    type=InputPath(),
+    help="Sweep file whose suite says robot, controller, rate, proprioception and cameras with poses.",
+)
+@click.option("--robot", help="Robot of robosuite's tasks; Panda by default.")
+@click.option("--controller", help="What actions are: delta_pose or pose; delta_pose by default.")
+@click.option(
+    "--proprio",
+    help="Comma-separated keys: eef_pos, eef_quat, gripper_qpos, gripper_qvel, joint_pos, joint_vel; `none`.",
+)
+@click.option("--control-hz", type=float, help="Control steps per second; 20 by default.")
+@click.option(
     "--cameras",
-    default="robot0_eye_in_hand",
-    show_default=True,
-    help="Comma-separated robosuite cameras, in the order the policy will see them.",
+    help=(
+        "Comma-separated cameras, in the order the policy will see them; by default robot0_eye_in_hand, or"
+        " those of --suite, or a plug-in's first."
+    ),
 )
 @click.option(
     "--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, square."
@@ -56,7 +78,12 @@ def collect(
     task: str,
     episodes: int,
     store: str,
-    cameras: str,
+    suite_file: str | None,
+    robot: str | None,
+    controller: str | None,
+    proprio: str | None,
+    control_hz: float | None,
+    cameras: str | None,
     image_size: int,
     render_profile: str,
     disturbance: float,
@@ -67,30 +94,40 @@ def collect(
     \b
     demoscale collect --task Lift --episodes 100 --store data/lift
     demoscale collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
+    demoscale collect --episodes 100 --store data/sawyer --robot Sawyer --controller pose --proprio none
     """
     from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.data.collect_demos import collect as recorded
     from orchestrator.data.collect_demos import missing
     from orchestrator.storage.base import open_storage
-    from sim_workers.demos.experts import EXPERTS
-    from sim_workers.demos.recorder import Demonstration
-    from sim_workers.envs.registry import unknown_views
-    from sim_workers.envs.robosuite import contract
+    from sim_workers.demos.recorder import Demonstration, refusal
+    from sim_workers.envs.embodiment import DEFAULT
+    from sim_workers.envs.registry import cameras_of as cameras_of_task
+    from sim_workers.envs.registry import contract_of, environment_of, is_plugin, unknown_views
 
+    embodiment = _embodiment(suite_file, robot, controller, proprio, control_hz)
     mistakes = []
-    if task not in EXPERTS:
-        mistakes.append(f"--task: no scripted expert does {task}; there is one for {', '.join(EXPERTS)}")
-    views = tuple(cameras.split(","))
+    if refused := refusal(task, embodiment):
+        raise argument_error(f"--task: {refused}", *_problems(embodiment, task))
+    if environment_of(task):
+        mistakes += _problems(embodiment, task)
+    elif embodiment != DEFAULT:
+        mistakes.append(f"--task: robot, controller, rate and proprioception of {task} are its own")
+    posed = tuple(pose.name for pose in embodiment.poses)
+    default = posed or (cameras_of_task(task)[:1] if is_plugin(task) else ("robot0_eye_in_hand",))
+    views = tuple(cameras.split(",")) if cameras else default
     if twice := sorted({view for view in views if views.count(view) > 1}):
         mistakes.append(f"--cameras: {', '.join(twice)} is named twice; name each camera once")
-    mistakes += unknown_views(task, views, render_profile)
+    mistakes += unknown_views(task, views, render_profile, posed)
     if mistakes:
         raise argument_error(*mistakes)
 
     began = time.monotonic()
     storage = open_storage(store)
-    conventions = contract(views, (image_size, image_size), render_profile, task)
+    conventions = contract_of(
+        task, views, (image_size, image_size), render_profile, embodiment if environment_of(task) else None
+    )
     todo = missing(storage, [Demonstration(task, seed, disturbance) for seed in range(episodes)])
     if len(todo) < episodes:
         click.echo(
@@ -110,3 +147,36 @@ def collect(
         f"recorded {len(todo)} episodes of {task}, {successes} successful, {steps / len(todo):.0f} steps on"
         f" average, in {time.monotonic() - began:.0f} s, into {storage.uri}"
     )
+
+
+def _embodiment(
+    suite_file: str | None,
+    robot: str | None,
+    controller: str | None,
+    proprio: str | None,
+    control_hz: float | None,
+) -> "Embodiment":
+    """Return the embodiment of a sweep's suite, with the options in place of its fields.
+
+    Raises SweepError for a suite that cannot be read.
+    """
+    from sim_workers.envs.embodiment import DEFAULT
+
+    base = DEFAULT
+    if suite_file:
+        from orchestrator.config.sweep_config import load_suite
+
+        base = load_suite(suite_file).embodiment
+    keys = None if proprio is None else () if proprio == "none" else tuple(proprio.split(","))
+    given = {"robot": robot, "controller": controller, "proprio": keys, "control_hz": control_hz}
+    return replace(base, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _problems(embodiment: "Embodiment", task: str) -> list[str]:
+    """Return the settings that a robosuite task cannot have, one sentence each."""
+    from sim_workers.envs.registry import environment_of, is_task
+
+    name = environment_of(task) if is_task(task) else ""
+    if not name:
+        return []
+    return [f"--{problem.replace('control_hz', 'control-hz', 1)}" for problem in embodiment.problems(name)]

@@ -22,6 +22,7 @@ env.reset(0)
 picture = env.observe(0).images["robot0_eye_in_hand"]
 import OpenGL.GL as gl
 print(gl.glGetString(gl.GL_RENDERER).decode(), "pixels", picture.mean().round(3))
+print("lean" if not env.own_step else f"robosuite's own, several times slower: {env.own_step}")
 env.close()
 """
 
@@ -84,6 +85,8 @@ def checks() -> Iterator[Check]:
     )
     rendered = shown.returncode == 0
     said = (shown.stdout if rendered else shown.stderr).strip().splitlines() or ["no output"]
+    if rendered:
+        yield Check("control step", True, f"{said.pop()} (the default robot and controller)")
     yield Check(
         "rendering",
         rendered,

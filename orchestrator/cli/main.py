@@ -20,13 +20,16 @@ from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.new_commands import new
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE
+from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score
 from orchestrator.cli.serve_command import serve
 from orchestrator.cli.sheet_command import sheet
 from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
+from orchestrator.cli.task_commands import task
 from orchestrator.cli.terminal import graceful_interrupt, print_wide
 
 if TYPE_CHECKING:
@@ -52,7 +55,10 @@ def main() -> None:
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
     demoscale serve --policy path/to/checkpoint   a policy over HTTP
+    demoscale policy check http://127.0.0.1:8000  does a policy or its server keep what scoring relies on?
     demoscale sheet --task Lift --save lift.jpg   the shifted scenes of a task, in one picture
+    demoscale task list                      the tasks that a sweep may name; check tests one
+    demoscale new task my_task               a working package with a task of your own
 
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
@@ -239,6 +245,8 @@ for command in (
     explain,
     export,
     import_,
+    new,
+    policy,
     pretrain,
     score,
     serve,
@@ -246,6 +254,7 @@ for command in (
     status,
     stop,
     submit,
+    task,
 ):
     main.add_command(command)
 

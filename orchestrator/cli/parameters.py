@@ -58,6 +58,20 @@ class OutputPath(click.Path):
         return f"{value} would be lost with the job; name an absolute path that all nodes share"
 
 
+class HorizonOption(click.ParamType[Any]):
+    """A number of control steps, or `auto`."""
+
+    name = "steps|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or `auto`. Fails for anything else."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of control steps of at least 1 nor auto", param, ctx)
+        return int(value)
+
+
 class SuiteOption(click.Option):
     """An option with the default of the field of its name in a sweep file's `suite`; the file's schema is
     imported when the default is needed.

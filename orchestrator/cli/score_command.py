@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +15,8 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import HELP, JSON
-from orchestrator.cli.parameters import InputPath, OutputPath, StorePath, SuiteOption
+from orchestrator.cli.options import HELP, JSON, foreign_options
+from orchestrator.cli.parameters import HorizonOption, InputPath, OutputPath, StorePath, SuiteOption
 from orchestrator.cli.terminal import graceful_interrupt
 from sim_workers.rollout.suite import SHIFTS
 
@@ -44,7 +44,7 @@ class ScoreRequest:
     checkpoint: str
     tasks: tuple[str, ...]
     episodes: int
-    horizon: int
+    horizon: "int | Literal['auto'] | Mapping[str, int]"
     settle: int
     success: Literal["once", "at_end"]
     shifts: tuple[str, ...]
@@ -56,6 +56,9 @@ class ScoreRequest:
     fingerprint: str
     mlflow: str
     save: Path | None
+    contract: str
+    layout: str
+    execute: int
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "StoppingRule | None" = None
 
@@ -107,15 +110,22 @@ class ScoreRequest:
         Raises CheckpointError, StorageError or TrackingError if the policy cannot be read.
         """
         from orchestrator.evaluation.policy_ref import PolicyRefError
-        from sim_workers.envs.registry import TASKS, refusal, unfit
+        from sim_workers.envs.registry import TASKS, is_plugin, is_task, refusal, task_names, unfit
 
-        known = [task for task in self.tasks if task in TASKS]
+        known = [task for task in self.tasks if is_task(task)]
+        own = ", ".join([*TASKS[:19], *filter(is_plugin, task_names())])
         problems = [
-            f"--task: unknown task {task}; known are {', '.join(TASKS[:19])} and those of LIBERO-10 and"
-            " RoboCasa-24"
+            f"--task: unknown task {task}; known are {own} and those of LIBERO and RoboCasa-24"
+            " (`demoscale task list`)"
             for task in self.tasks
-            if task not in TASKS
+            if not is_task(task)
         ]
+        if isinstance(self.horizon, Mapping) and (
+            lacking := [task for task in known if task not in self.horizon]
+        ):
+            problems.append(
+                f"--horizon: the suite has none for {', '.join(lacking)}; write --horizon auto, or a number"
+            )
         shifts = [shift for shift in self.shifts if shift != EVERY]
         problems += [f"--shift: {why}" for task in known for shift in shifts if (why := refusal(task, shift))]
         problems += _unwritable(self.save)
@@ -128,26 +138,28 @@ class ScoreRequest:
     @cached_property
     def policy(self) -> "PolicyRef":
         """The policy with the name `checkpoint`. Raises what `resolve_policy` raises."""
-        from orchestrator.evaluation.policy_ref import resolve_policy
+        from orchestrator.evaluation.policy_ref import ForeignOptions, resolve_policy
         from orchestrator.storage.base import open_storage
         from orchestrator.tracking.mlflow_writer import tracking_uri
 
         tracking = tracking_uri(self.mlflow, open_storage(self.storage).uri)
-        return resolve_policy(self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking)
+        foreign = ForeignOptions(self.contract, self.layout, self.execute)
+        return resolve_policy(
+            self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking, foreign
+        )
 
     def suites(self) -> list["Suite"]:
         """One per shift, the sweep's own lists, so that its scores are found again."""
+        from orchestrator.config.schema import suite_of
         from sim_workers.envs.registry import refusal
-        from sim_workers.rollout.suite import EpisodeRules, Suite
 
         shifts = SHIFTS if EVERY in self.shifts else tuple(dict.fromkeys(self.shifts))
         of_shift = {
             shift: tuple(task for task in dict.fromkeys(self.tasks) if not refusal(task, shift))
             for shift in shifts
         }
-        rules = EpisodeRules(self.horizon, self.settle, self.success)
         return [
-            Suite(tasks, self.episodes, rules, self.block, shift)
+            suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift)
             for shift, tasks in of_shift.items()
             if tasks
         ]
@@ -186,10 +198,10 @@ class ScoreRequest:
 )
 @click.option(
     "--horizon",
-    type=click.IntRange(1),
-    default=200,
+    type=HorizonOption(),
+    default="200",
     show_default=True,
-    help="Most control steps of an episode; 20 are one second.",
+    help="Most control steps of an episode; 20 are one second by default. auto: each task's own.",
 )
 @click.option(
     "--settle",
@@ -265,6 +277,7 @@ class ScoreRequest:
 @click.option(
     "--save", type=OutputPath(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
 )
+@foreign_options
 @JSON
 @report_user_errors
 def score(workers: int | None, as_json: bool, **_options: Any) -> None:
@@ -272,7 +285,8 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     the same episodes for every policy.
 
     CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT
-    of a policy server, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
+    of a policy server (several with commas between), openpi://, vla-eval:// or groot://HOST:PORT of a server
+    of theirs, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
     the same command continues a run that was stopped or killed, and finds what a sweep with this storage has
     scored. Ctrl-C once: episodes in progress are finished; twice: now.
 
@@ -282,6 +296,7 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     demoscale score models:/m-0123456789abcdef0123456789abcdef --suite jobs/quickstart.yaml --json
     demoscale score demos-40_ratio-1_seed-0 --sweep quickstart --shift lighting
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
+    demoscale score openpi://gpu-1:8000 --contract contract.json --layout libero --execute 5
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
     """
     from orchestrator.cluster.ray_runtime import quiet

@@ -1,7 +1,10 @@
 """The sections of a sweep file, field by field. `orchestrator/config/sweep_config.py` puts them together."""
 
 import difflib
+import math
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,12 +28,29 @@ from pydantic_core import PydanticKnownError
 
 from orchestrator.data.merged_store import StorePart
 from policy.config import Objective, Recipe
-from sim_workers.envs.registry import TASKS
+from policy.interface import CameraPose, Contract
+from sim_workers.envs.embodiment import (
+    CONTROLLERS,
+    DEFAULT_ROBOT,
+    ROBOTS,
+    Embodiment,
+    EmbodimentError,
+    embodiment_of,
+    proprio_columns,
+)
+from sim_workers.envs.registry import (
+    PluginError,
+    environment_of,
+    horizon_of,
+    is_task,
+    task_names,
+)
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
 def _known_task(task: str) -> str:
-    if task not in TASKS:
-        close = difflib.get_close_matches(task, TASKS, 1)
+    if not is_task(task):
+        close = difflib.get_close_matches(task, task_names(), 1)
         raise ValueError(
             f"unknown task {task}; "
             + (f"did you mean {close[0]}?" if close else "sim_workers/README.md lists them")
@@ -298,6 +318,67 @@ class Decide(Section):
 NOTHING_IS_PLAYED = "held-out episodes are recordings, of which no simulator plays any; leave out"
 
 
+class Camera(Section):
+    """A camera with a pose of its own, in place of the scene's camera of that name if there is one."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    """Its name in the store and in `demoscale collect --cameras`."""
+    position: tuple[float, float, float]
+    """x, y, z in metres, in the world or in the frame of the mount."""
+    lookat: tuple[float, float, float] | None = None
+    """Point in the middle of the picture, in the same frame, the picture's top towards +z."""
+    orientation: tuple[float, float, float, float] | None = None
+    """In place of `lookat`: quaternion w, x, y, z; the camera looks along its own -z with +y up."""
+    fov: Annotated[float, Field(gt=0, lt=180)] = 45.0
+    """Vertical field of view, in degrees."""
+    mount: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
+    """Empty: it stands in the world; `robot0_hand`: it moves with the robot's hand."""
+    depth: bool = False
+    """Refused: policies get pictures in colour only."""
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> "Camera":
+        if self.depth:
+            raise ValueError(
+                f"{self.name}: depth is not supported; pictures are RGB, 8 bits per channel; leave depth out"
+            )
+        if (self.lookat is None) == (self.orientation is None):
+            raise ValueError(f"{self.name}: write either lookat or orientation, and only one of them")
+        self.pose()
+        return self
+
+    def pose(self) -> CameraPose:
+        """Return the pose as in a contract. Raises ValueError if it has no direction."""
+        if self.orientation is not None:
+            norm = math.hypot(*self.orientation)
+            if norm < 1e-6:
+                raise ValueError(f"{self.name}: orientation is no rotation: all its numbers are 0")
+            w, x, y, z = (number / norm for number in self.orientation)
+        else:
+            assert self.lookat
+            w, x, y, z = self._towards(self.lookat)
+        return CameraPose(self.name, self.position, (w, x, y, z), self.fov, self.mount)
+
+    def _towards(self, point: tuple[float, float, float]) -> list[float]:
+        """Return the quaternion w, x, y, z of a camera that looks at the point, +z up in its picture."""
+        x, y, z = (there - here for here, there in zip(self.position, point, strict=True))
+        flat, far = math.hypot(x, y), math.hypot(x, y, z)
+        if far < 1e-6:
+            raise ValueError(f"{self.name}: lookat is the camera's own position; choose another point")
+        # From looking straight down with +y up in the picture: first tilt about x, then turn about z.
+        tilt = math.acos(max(-1.0, min(1.0, -z / far))) / 2
+        turn = math.atan2(-x, y) / 2 if flat > 1e-9 else 0.0
+        return [
+            math.cos(turn) * math.cos(tilt),
+            math.cos(turn) * math.sin(tilt),
+            math.sin(turn) * math.sin(tilt),
+            math.sin(turn) * math.cos(tilt),
+        ]
+
+
+Horizon = PositiveInt | Literal["auto"] | dict[str, PositiveInt]
+
+
 class SuiteConfig(Section):
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
 
@@ -310,12 +391,32 @@ class SuiteConfig(Section):
     tasks: Annotated[
         tuple[Annotated[str, AfterValidator(_known_task)], ...], Field(min_length=1), AfterValidator(distinct)
     ] = Field(default=None, validate_default=True)
-    """robosuite tasks; each must be demonstrated in the episode store. Must be there unless `held_out` is."""
+    """Tasks of robosuite, LIBERO, RoboCasa and installed plug-ins (`demoscale task list`); each must be
+    demonstrated in the episode store. Must be there unless `held_out` is.
+    """
     episodes: PositiveInt = Field(default=None, validate_default=True)
     """Per task. Must be there unless `held_out` is."""
-    horizon: PositiveInt = Field(default=None, validate_default=True)
-    """Control steps until an episode counts as failed (20 steps are one second). Must be there unless
-    `held_out` is.
+    horizon: Horizon = Field(default=None, validate_default=True)
+    """Control steps until an episode counts as failed (20 steps are one second by default): one number, one
+    per task as {Lift: 100, Door: 300}, or `auto`, each task's own. Must be there unless `held_out` is.
+    """
+    robot: str | None = None
+    """Robot of robosuite's tasks: Panda, Sawyer, IIWA, UR5e, Jaco, Kinova3 or XArm7. This and the next four
+    say what `demoscale collect --suite FILE` records; a sweep refuses a store that was recorded otherwise.
+    Empty: the store's; `collect`: Panda.
+    """
+    controller: str | None = None
+    """What actions are: `delta_pose` (displacement of the hand), `pose` (of the hand, absolute),
+    `joint_position`, `joint_velocity`. Empty: the store's; `collect`: `delta_pose`.
+    """
+    control_hz: PositiveFloat | None = None
+    """Control steps per second, a divisor of 500. Empty: the store's; `collect`: 20."""
+    cameras: tuple[Camera, ...] | None = None
+    """Cameras with poses of their own; the size is `demoscale collect --image-size`. Empty: the store's."""
+    proprio: Annotated[tuple[str, ...], AfterValidator(distinct)] | None = None
+    """Proprioception that policies get: keys `eef_pos`, `eef_quat`, `gripper_qpos`, `gripper_qvel`,
+    `joint_pos`, `joint_vel`, or names of values in the store; [] for none, the paper's setting. A store may
+    hold more. Empty: all of the store's; `collect`: pose of hand and fingers.
     """
     settle: NonNegativeInt = 10
     """Control steps that an episode goes on after the first success, to see whether it lasts."""
@@ -345,6 +446,124 @@ class SuiteConfig(Section):
     points; its interval accounts for that. Changing the rule loses nothing: what was played is kept, and the
     rest is played when it is asked for.
     """
+
+    @field_validator("horizon", mode="before")
+    @classmethod
+    def _one_or_per_task(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, dict):
+            tasks = info.data.get("tasks", tuple(value))
+            if missing := [task for task in tasks if task not in value]:
+                raise ValueError(f"no horizon for {', '.join(missing)}; name every task of suite.tasks")
+            if others := [str(task) for task in value if task not in tasks]:
+                raise ValueError(f"{', '.join(others)}: not among suite.tasks")
+        numbers = value.values() if isinstance(value, dict) else () if value == "auto" else (value,)
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(
+                    "write a whole number of control steps of at least 1, one per task, or auto; not"
+                    f" {number!r}"
+                )
+        return value
+
+    @field_validator("robot", "controller")
+    @classmethod
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known = ROBOTS if info.field_name == "robot" else CONTROLLERS
+        if value is not None and value not in known:
+            raise ValueError(f"unknown {info.field_name} {value}; there are {', '.join(known)}")
+        return value
+
+    @field_validator("cameras")
+    @classmethod
+    def _distinct_cameras(cls, value: tuple[Camera, ...] | None) -> tuple[Camera, ...] | None:
+        names = [camera.name for camera in value or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("each camera may appear once")
+        return value
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """Embodiment with which `demoscale collect` records; defaults where the suite says nothing."""
+        chosen: dict[str, Any] = {
+            "robot": self.robot,
+            "controller": self.controller,
+            "control_hz": self.control_hz,
+            "proprio": self.proprio,
+            "poses": self.cameras and tuple(camera.pose() for camera in self.cameras),
+        }
+        return Embodiment(**{name: value for name, value in chosen.items() if value is not None})
+
+    def task_problems(self) -> list[str]:
+        """Return one sentence per field of the embodiment that a task cannot have, which names the field."""
+        fields = [
+            name
+            for name in ("robot", "controller", "control_hz", "cameras")
+            if getattr(self, name) is not None
+        ]
+        found = list[str]()
+        for task in self.tasks if fields else ():
+            try:
+                name = environment_of(task)
+            except PluginError as error:
+                found.append(f"tasks: {error}")
+                continue
+            if name:
+                found += replace(self.embodiment, proprio=None).problems(name)
+            else:
+                found.append(f"{fields[0]}: {task} has its own; it can be chosen for robosuite's tasks only")
+        return list(dict.fromkeys(found))
+
+    def store_problems(self, store: Contract) -> list[str]:
+        """Return one sentence per field in which the store was recorded otherwise than the suite says."""
+        found = list[str]()
+        stated = {
+            "robot": (self.robot, store.robot or DEFAULT_ROBOT),
+            "control_hz": (self.control_hz, store.control_hz),
+        }
+        if self.controller and self.tasks:
+            try:
+                stated["controller"] = self.controller, embodiment_of(store, self.tasks[0]).controller
+            except EmbodimentError as error:
+                found.append(f"suite.controller: {self.controller}, but of the store's actions {error}")
+        if self.cameras is not None:
+            mine = tuple(camera.pose() for camera in self.cameras if camera.name in store.cameras)
+            if set(mine) != set(store.poses):
+                found.append(
+                    "suite.cameras: the store's pictures were taken from other poses; record it with"
+                    " `demoscale collect --suite`, or leave the field out"
+                )
+        found += [
+            f"suite.{name}: {mine}, but the store was recorded with {theirs}; record another store, or leave"
+            " the field out"
+            for name, (mine, theirs) in stated.items()
+            if mine is not None and mine != theirs
+        ]
+        try:
+            self.proprio_of(store)
+        except EmbodimentError as error:
+            found.append(f"suite.{error}")
+        return found
+
+    def proprio_of(self, store: Contract) -> tuple[int, ...] | None:
+        """Return the indices of the store's proprioceptive values that policies get; None: all. Raises
+        EmbodimentError if the store lacks one.
+        """
+        return None if self.proprio is None else tuple(proprio_columns(store.proprio, self.proprio))
+
+    def contract_of(self, store: Contract) -> Contract:
+        """Return the conventions of policies that learn from the store: its own, with the chosen
+        proprioception. Raises EmbodimentError if the store lacks a value.
+        """
+        columns = self.proprio_of(store)
+        if columns is None:
+            return store
+        return replace(store, proprio=tuple(store.proprio[column] for column in columns))
+
+    def to_suite(self, tasks: tuple[str, ...], block: int = 0, shift: str = "nominal") -> Suite:
+        """Return the list of episodes of some tasks. Raises PluginError for a broken plug-in whose horizon is
+        `auto`.
+        """
+        return suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
 
     @property
     def against(self) -> str:
@@ -389,6 +608,22 @@ class SuiteConfig(Section):
     def listed(self) -> int:
         """Episodes that a score is made of."""
         return self.episodes * len(self.tasks)
+
+
+def suite_of(
+    tasks: tuple[str, ...],
+    episodes: int,
+    horizon: int | Literal["auto"] | Mapping[str, int],
+    settle: int,
+    success: Literal["once", "at_end"],
+    block: int = 0,
+    shift: str = "nominal",
+) -> Suite:
+    """Return a suite whose tasks have the horizon of a sweep file: one number, one per task, or `auto`."""
+    if isinstance(horizon, int):
+        return Suite(tasks, episodes, EpisodeRules(horizon, settle, success), block, shift)
+    of_task = {task: horizon_of(task) if horizon == "auto" else horizon[task] for task in tasks}
+    return Suite.of(tasks, episodes, EpisodeRules(1, settle, success), of_task, block, shift)
 
 
 class Asha(Section):

@@ -50,7 +50,7 @@ from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
 from policy.presets import policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
-from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.suite import Suite
 
 
 class SweepError(DemoscaleError):
@@ -169,12 +169,7 @@ class SweepConfig(Section):
 
     def to_suite(self, shift: str = "nominal") -> Suite:
         """Return the suite that every arm is scored on, or its version under a shift."""
-        return Suite(
-            self.suite.tasks,
-            self.suite.episodes,
-            shift=shift,
-            rules=EpisodeRules(self.suite.horizon, self.suite.settle, self.suite.success),
-        )
+        return self.suite.to_suite(self.suite.tasks, shift=shift)
 
     @property
     def scoring_processes(self) -> int:
@@ -222,6 +217,8 @@ class SweepConfig(Section):
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
+        if self.suite.proprio is not None:
+            parts["proprioception"] = list(self.suite.proprio)
         if held_out := sorted(evaluation):
             parts["held out"] = held_out
         if stores:
@@ -349,6 +346,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     `SweepConfig`, by name; others are not read.
     """
     data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
+    if suite:
+        yield from (f"suite.{problem}" for problem in suite.task_problems())
     if suite and (
         refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]
     ):
@@ -476,11 +475,13 @@ def store_problems(
         return [f"data.episodes.{problem}" for problem in error.problems]
     except (EpisodeError, StorageError) as error:
         return [f"data.episodes: {error}"]
+    if problems := suite.store_problems(manifest.contract):
+        return problems
     where = ", ".join(data.stores)
     if told := [
         f"on {task} here. {'; '.join(different)}"
         for task in tasks
-        if (different := unfit(manifest.contract, task))
+        if (different := unfit(suite.contract_of(manifest.contract), task))
     ]:
         return [f"data.episodes: a policy trained on {where} could not be scored {told[0]}"]
     shown = set(manifest.tasks)

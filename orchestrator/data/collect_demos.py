@@ -9,15 +9,15 @@ from orchestrator.data.parallel_writer import record_all
 from orchestrator.storage.base import Storage, open_storage
 from policy.interface import Contract
 from sim_workers.demos.recorder import Demonstration, demonstrate
-from sim_workers.envs.robosuite import SimEnv
-from sim_workers.envs.tasks import TASKS
+from sim_workers.envs.registry import instruction_of, make_env
 from sim_workers.rollout.divergence import EpisodeFaultError
+from sim_workers.rollout.episode import Env
 
 LIMIT_S = 600.0
 """Seconds of wall-clock time that one attempt at a demonstration may take; they take about five."""
 
 
-def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
+def record(env: Env, storage: Storage, demonstration: Demonstration) -> EpisodeEntry:
     """Play a demonstration and write it to the store; a failed one is stored without actions, as an
     action-free episode.
 
@@ -32,7 +32,7 @@ def record(env: SimEnv, storage: Storage, demonstration: Demonstration) -> Episo
     episode = Episode(
         episode_id=demonstration.episode_id,
         task=demonstration.task,
-        instruction=TASKS[demonstration.task],
+        instruction=instruction_of(demonstration.task),
         frames=recording.frames,
         proprio=recording.proprio,
         action=recording.action if recording.success else None,
@@ -46,7 +46,7 @@ class Recorder:
     """Ray actor with one simulator that records into a store."""
 
     def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
-        self._env = SimEnv(task, contract)
+        self._env = make_env(task, contract)
         self._storage = open_storage(store_uri)
 
     def record(self, demonstration: Demonstration) -> EpisodeEntry:

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.code_fingerprint import ACTION_ERROR_CODE, code_hashes
@@ -51,15 +51,24 @@ class ActionErrorBenchmark:
     entries: tuple[EpisodeEntry, ...]
     """Held-out episodes, without statistics."""
     scale: ActionScale
+    proprio: tuple[int, ...] | None = None
+    """Indices of the store's proprioceptive values that policies get; None: all."""
 
     @classmethod
-    def of(cls, episodes: str, manifest: Manifest, held_out: Iterable[str]) -> "ActionErrorBenchmark":
+    def of(
+        cls,
+        episodes: str,
+        manifest: Manifest,
+        held_out: Iterable[str],
+        proprio: tuple[int, ...] | None = None,
+    ) -> "ActionErrorBenchmark":
         """Return the test of these episodes of a store. Raises EpisodeError if none of their actions
         changes.
         """
         ids = sorted(held_out)
         scale = ActionScale.of(manifest.select(ids))
-        return cls(episodes, manifest.contract, tuple(manifest.select(ids, with_stats=False)), scale)
+        entries = tuple(manifest.select(ids, with_stats=False))
+        return cls(episodes, manifest.contract, entries, scale, proprio)
 
     def key(self, sampler: SamplerConfig, device: str, packages: Mapping[str, str]) -> Key:
         """Return everything except the weights that shapes an action error. It shares no fingerprint with the
@@ -78,6 +87,8 @@ class ActionErrorBenchmark:
             "packages": {name: packages[name] for name in PACKAGES},
             "code": code_hashes(ACTION_ERROR_CODE),
         }
+        if self.proprio is not None:
+            parts["proprioception"] = list(self.proprio)
         return Key("action error", parts)
 
     def measure(self, client: Any) -> list["Measured"]:
@@ -93,6 +104,8 @@ class ActionErrorBenchmark:
     def _measured(self, client: Any, shape: ClipShape | None, entry: EpisodeEntry) -> "Measured":
         try:
             episode = decode_entry(fetch(open_storage(self.episodes), entry), entry, self.contract, True)
+            if self.proprio is not None and episode.proprio is not None:
+                episode = replace(episode, proprio=episode.proprio[:, list(self.proprio)])
             waited = 0.0
 
             def act(observation: Observation) -> ActionChunk:

@@ -3,7 +3,7 @@ on them.
 """
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.data.clip_stream import decode_entry
 from orchestrator.data.clips import Clip, cut_clip, shown_frames
@@ -34,6 +34,8 @@ class HeldOut:
     contract: Contract
     shape: ClipShape
     clips: tuple[HeldOutClip, ...]
+    proprio: tuple[int, ...] | None = None
+    """Indices of the store's proprioceptive values that policies get; None: all."""
 
     @classmethod
     def choose(
@@ -77,9 +79,10 @@ class HeldOut:
         """
         data = fetch(open_storage(self.episodes), clip.episode)
         wanted = shown_frames([clip.start], clip.episode.length, self.shape)[0]
-        return cut_clip(
+        cut = cut_clip(
             decode_entry(data, clip.episode, self.contract, with_actions=False, wanted=wanted.tolist()),
             clip.start,
             self.shape,
             self.contract,
         )
+        return cut if self.proprio is None else replace(cut, proprio=cut.proprio[list(self.proprio)])

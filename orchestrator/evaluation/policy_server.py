@@ -15,7 +15,8 @@ from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.clips import ClipBatch
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.config import ClipShape
-from policy.interface import ActionChunk, Imagination, Observation
+from policy.interface import ActionChunk, Imagination, Observation, needs_of
+from policy.sessions import AnsweredOnce
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
@@ -32,7 +33,7 @@ class _Asked(NamedTuple):
 
 class PolicyServer:
     """A Ray actor that answers queries in batches. Deterministic: a query retried after a restart gets the
-    same answer.
+    same answer, or LostSessionError if the policy has memory and the query is not the first of its session.
 
     Queries that arrive while a batch is computed form the next one, so no query waits for a timer and batches
     fill under load. A query waits at most for the batches of earlier queries: policies take turns, and a
@@ -56,6 +57,7 @@ class PolicyServer:
         torch.set_num_threads(num_threads)
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
         self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
+        self._sessions: dict[CheckpointRef, AnsweredOnce] = {}  # of the loaded policies with memory
         # by checkpoint and method of the policy
         self._waiting: dict[tuple[CheckpointRef, str], list[_Asked]] = {}
         self._serving: asyncio.Task[None] | None = None
@@ -115,7 +117,8 @@ class PolicyServer:
             try:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
-                answers = await asyncio.to_thread(_answers, policy, what, [one.question for one in asked])
+                questions = [one.question for one in asked]
+                answers = await asyncio.to_thread(self._answers, checkpoint, policy, what, questions)
             except Exception as error:  # the callers receive the error; the server keeps running
                 _log.exception("%s did not answer %d times: %s", _short(checkpoint), len(asked), what)
                 for one in asked:
@@ -131,9 +134,37 @@ class PolicyServer:
                 for of in (None, checkpoint):
                     self._answered[of] = self._answered.get(of, ServerUsage()) + done
                 for one, told in zip(asked, answers, strict=True):
-                    one.answer.set_result(told)
+                    if isinstance(told, Exception):
+                        one.answer.set_exception(told)
+                    else:
+                        one.answer.set_result(told)
                 if what == "act":
                     self._measured(asked)
+
+    def _answers(
+        self, checkpoint: CheckpointRef, policy: Any, what: str, questions: list[Any]
+    ) -> Sequence[ActionChunk | Imagination | ClipShape | float | Exception | None]:
+        """Return the policy's answers; an Exception for an observation that a policy with memory cannot
+        answer.
+        """
+        if what == "act":
+            if needs_of(policy).memory:
+                sessions = self._sessions.get(checkpoint)
+                if sessions is None or sessions.policy is not policy:
+                    sessions = self._sessions[checkpoint] = AnsweredOnce(policy)
+                return sessions.answers(questions)
+            chunks: list[ActionChunk] = policy.act(questions)
+            return chunks
+        if what == "clip":
+            return [getattr(policy, "clip", None)] * len(questions)
+        if what == "loss":
+            if not hasattr(policy, "loss"):
+                return [None] * len(questions)
+            return [
+                policy.loss(clips.to(policy.device, policy.normalizer), seed) for clips, seed in questions
+            ]
+        imaginations: list[Imagination] = policy.imagine(questions) if policy.imagines else []
+        return imaginations or [None] * len(questions)
 
     def _measured(self, answered: list["_Asked"]) -> None:
         BATCH_FILL.record(len(answered) / self.MOST_ROWS, self._sweep)
@@ -155,7 +186,8 @@ class PolicyServer:
             check_imported(self._code)
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
-                self._policies.popitem(last=False)
+                unloaded, _ = self._policies.popitem(last=False)
+                self._sessions.pop(unloaded, None)
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
@@ -164,19 +196,3 @@ class PolicyServer:
 def _short(checkpoint: CheckpointRef) -> str:
     """Return arm and step, the end of the URIs of a sweep's checkpoints."""
     return checkpoint.uri.rpartition("/arms/")[2]
-
-
-def _answers(
-    policy: Any, what: str, questions: list[Any]
-) -> Sequence[ActionChunk | Imagination | ClipShape | float | None]:
-    if what == "act":
-        chunks: list[ActionChunk] = policy.act(questions)
-        return chunks
-    if what == "clip":
-        return [getattr(policy, "clip", None)] * len(questions)
-    if what == "loss":
-        if not hasattr(policy, "loss"):
-            return [None] * len(questions)
-        return [policy.loss(clips.to(policy.device, policy.normalizer), seed) for clips, seed in questions]
-    imaginations: list[Imagination] = policy.imagine(questions) if policy.imagines else []
-    return imaginations or [None] * len(questions)

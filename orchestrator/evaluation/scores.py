@@ -3,10 +3,16 @@ share.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from orchestrator.checkpoints.ref import CheckpointRef
-from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, code_fingerprint, code_hashes
+from orchestrator.code_fingerprint import (
+    SCORING_CODE,
+    SIMULATING_CODE,
+    code_fingerprint,
+    code_hashes,
+    plugin_code,
+)
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.sequential_rule import StoppingRule, Verdict, blocks, prefix
 from orchestrator.fingerprints import Key
@@ -22,7 +28,7 @@ from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
 from policy.errors import DemoscaleError
 from policy.interface import Contract
-from sim_workers.envs.registry import unfit
+from sim_workers.envs.registry import is_plugin, unfit
 from sim_workers.envs.render import MIXED
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicySource
@@ -158,13 +164,7 @@ def protocol_key(
     names = ACTING_PACKAGES if sampler else SIMULATING_PACKAGES
     versions = package_versions(names) if packages is None else packages
     parts = {
-        "suite": {
-            "tasks": suite.tasks,
-            "episodes": suite.episodes,
-            "shift": suite.shift,
-            "block": suite.block,
-            **asdict(suite.rules),
-        },
+        "suite": suite.to_json(),
         "episode list": suite.fingerprint(),
         "contract": contract.to_json(),
         "sampler": sampler and sampler.model_dump(mode="json"),
@@ -173,14 +173,17 @@ def protocol_key(
         "packages": {name: versions[name] for name in names},
         "code": code_hashes(SCORING_CODE if sampler else SIMULATING_CODE),
     }
+    if own := {task: plugin_code(task) for task in suite.tasks if is_plugin(task)}:
+        parts["plug-ins"] = own
     return Key("score", parts)
 
 
-def render_references_of(storage: Storage, gl: str) -> RenderReferences:
-    """Return the portraits that every simulator with this GL backend (`suite.gl`) and this code must match,
-    on any suite.
+def render_references_of(storage: Storage, gl: str, tasks: Iterable[str] = ()) -> RenderReferences:
+    """Return the portraits that every simulator with this GL backend (`suite.gl`), this code and that of the
+    tasks' plug-ins must match, on any suite.
     """
-    return RenderReferences(storage, digest([gl, code_fingerprint(SIMULATING_CODE)]), gl == MIXED)
+    own = [plugin_code(task) for task in sorted(set(tasks)) if is_plugin(task)]
+    return RenderReferences(storage, digest([gl, code_fingerprint(SIMULATING_CODE), *own]), gl == MIXED)
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:

@@ -168,7 +168,8 @@ class StandaloneEval:
             key.keep(self._storage)
         simulators = Simulators.fit(self._cpus(), workers)
         source = self.subject.reach(simulators.number)
-        pool = self._make_pool(simulators, self._gl, render_references_of(self._storage, self._gl))
+        tasks = [task for suite in self.suites.values() for task in suite.tasks]
+        pool = self._make_pool(simulators, self._gl, render_references_of(self._storage, self._gl, tasks))
         checkpoint = CheckpointRef(self.subject.name, self.checkpoint)
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self._on_event)

@@ -158,7 +158,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         sweep.policy.preset,
         sorted(sweep.policy.baselines),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
-        PinnedData.read(sweep).manifest(sweep).contract.to_json(),
+        sweep.suite.contract_of(PinnedData.read(sweep).manifest(sweep).contract).to_json(),
         [
             sweep.suite.tasks[0] if sweep.suite.tasks else "held out",
             sweep.suite.gl,

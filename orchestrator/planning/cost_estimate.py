@@ -267,7 +267,10 @@ def work_of(
         return Work(tuple(videos), tuple(trainings), rollouts, {"low": mean, "high": mean})
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
-    control_steps: dict[Bound, int] = {"low": min(sweep.suite.horizon, quickest), "high": sweep.suite.horizon}
+    suite = sweep.to_suite()
+    shortest = min(suite.rules_of(task).horizon for task in suite.tasks)
+    mean = -(-suite.control_steps // sweep.suite.listed)
+    control_steps: dict[Bound, int] = {"low": min(shortest, quickest), "high": mean}
     return Work(tuple(videos), tuple(trainings), rollouts, control_steps)
 
 

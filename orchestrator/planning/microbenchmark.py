@@ -115,7 +115,7 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                 simulated = process.submit(
                     _simulating,
                     sweep.suite.tasks[0],
-                    manifest.contract,
+                    sweep.suite.contract_of(manifest.contract),
                     sweep.suite.gl,
                     sweep.sampler.execute,
                     part_s,
@@ -167,6 +167,7 @@ def _jobs(
         train=short,
         objective=recipe.objective,
         weights=sweep.policy.weights,
+        proprio=sweep.suite.proprio_of(manifest.contract),
     )
     jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
     jobs[recipe.objective] = job

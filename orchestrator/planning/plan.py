@@ -12,6 +12,7 @@ from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
 from policy.presets import PRESETS
+from sim_workers.envs.registry import not_lean
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Plan:
     """Maximum memory in bytes of the clip stream of one training worker."""
     store_episodes: int
     store_bytes: int
+    control: tuple[str, ...] = ()
+    """One sentence per reason why simulators take robosuite's own control steps; empty: the lean ones."""
     parts: tuple[MergedPart, ...] = ()
     """Parts of several stores, with what their filters leave; empty for a whole store."""
     held_out: int = 0
@@ -92,6 +95,7 @@ class Plan:
                 ),
             ),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
+            *(("control step", f"robosuite's own, several times slower: {why}") for why in self.control),
             *(
                 (
                     f"  {part.name}",
@@ -162,14 +166,15 @@ def make_plan(sweep: SweepConfig) -> Plan:
     video_models = len(planned_videos(sweep, manifest, quarantined, evaluation))
     steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
     checkpoints = len(arms) * len(sweep.checkpoint_steps())
-    rollouts = (checkpoints + len(arms) * len(sweep.suite.shifts)) * sweep.suite.listed
+    suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
+    scores = checkpoints + len(arms) * len(sweep.suite.shifts)
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
         shifts=len(sweep.suite.shifts),
-        rollouts=rollouts,
+        rollouts=scores * sweep.suite.listed,
         decided=sweep.suite.decide is not None,
-        control_steps=rollouts * sweep.suite.horizon,
+        control_steps=scores * suite.control_steps,
         video_models=video_models,
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
@@ -183,6 +188,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
+        control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
         held_out=len(evaluation),
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),

@@ -119,7 +119,7 @@ def caption(curve: Curve) -> str:
     ]
     said.append(
         f"{each} held-out episodes per arm, the same for all"
-        + (f", at most {suite['horizon']} control steps each" if suite else "")
+        + (f", at most {_horizon(suite['horizon'])} control steps each" if suite else "")
     )
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
@@ -218,6 +218,14 @@ def _video(curve: Curve) -> VideoReport | None:
         between = f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] over {found.number} checkpoints"
         text = f"Better imagined video and more success: rank correlation {between}: {shown}."
     return VideoReport(VIDEO[2], points, episodes, found, text)
+
+
+def _horizon(horizon: Any) -> str:
+    """Return a suite's horizon in words: one number, one per task, or `auto`."""
+    if isinstance(horizon, dict):
+        numbers = sorted(horizon.values())
+        return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+    return "the task's own" if horizon == "auto" else f"{horizon}"
 
 
 def _protocol_facts(curve: Curve) -> tuple[Fact, ...]:

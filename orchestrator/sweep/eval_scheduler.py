@@ -151,7 +151,7 @@ class EvalScheduler:
             assert backend.action_errors
             self.scorer = HeldOutScorer(state.storage, test, backend.action_errors, on_event, decides)
         else:
-            self.scorer = Scorer(state.storage, state.manifest.contract, backend.pool, on_event, say, decides)
+            self.scorer = Scorer(state.storage, state.contract, backend.pool, on_event, say, decides)
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:

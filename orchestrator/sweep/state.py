@@ -58,6 +58,7 @@ from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
 from orchestrator.training.train_events import Reported
+from policy.interface import Contract
 from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
@@ -273,6 +274,16 @@ class SweepState:
         """Return the fingerprint of the scoring protocol under a shift."""
         return self._stored_as(self.protocol_key(shift))
 
+    @property
+    def proprio(self) -> tuple[int, ...] | None:
+        """Indices of the store's proprioceptive values that the policies get; None: all."""
+        return self.sweep.suite.proprio_of(self.manifest.contract)
+
+    @property
+    def contract(self) -> Contract:
+        """Conventions of the sweep's policies: the store's, with the chosen proprioception."""
+        return self.sweep.suite.contract_of(self.manifest.contract)
+
     def protocol_key(self, shift: str) -> Key:
         """Return the key of every input to the outcomes under a shift, or to the action errors, other than
         the weights.
@@ -280,9 +291,7 @@ class SweepState:
         if test := self.action_error_test:
             return test.key(self.sweep.sampler, self.device or "cpu", self.packages)
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
-        return protocol_key(
-            suite, self.manifest.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages
-        )
+        return protocol_key(suite, self.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
@@ -419,7 +428,7 @@ class SweepState:
             self.used(),
             shape,
         )
-        return VideoBenchmark(clips, sweep.sampler)
+        return VideoBenchmark(replace(clips, proprio=self.proprio), sweep.sampler)
 
     def possible_video_test(self) -> VideoBenchmark | None:
         """Return `video_test`; None also if too few held-out clips are left."""
@@ -435,7 +444,7 @@ class SweepState:
         """
         if not self.held_out:
             return None
-        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out)
+        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out, self.proprio)
 
     def action_error(self, checkpoint: str) -> ActionErrorScore:
         """Return the action error of a checkpoint, given its fingerprint, from the ledger so far."""
@@ -459,6 +468,7 @@ class SweepState:
             label=self.weights,
             code=file_hashes(),
             decode=sweep.data.decode,
+            proprio=self.proprio,
         )
 
     def stage_one(self, arm: Arm) -> TrainJob | None:

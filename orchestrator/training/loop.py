@@ -93,6 +93,8 @@ class TrainJob:
     """
     decode: Literal["trainer", "cluster"] = "trainer"
     """Where episodes are decoded (`data.decode`); every batch is the same."""
+    proprio: tuple[int, ...] | None = None
+    """Indices of the store's proprioceptive values that the policy gets; None: all."""
 
     def order(self, manifest: Manifest, rank: int, world: int) -> ClipSampler:
         """Return the worker's order of clips. A video model learns from all its episodes alike, a head on a
@@ -166,6 +168,13 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
     demos = manifest.select(job.subset.demos)
     videos_only = job.objective == "video"
     contract = replace(manifest.contract, cameras=("any",)) if job.views_apart else manifest.contract
+    if job.proprio is not None:
+        contract = replace(contract, proprio=tuple(contract.proprio[i] for i in job.proprio))
+    proprio_stats = None
+    if not videos_only:
+        proprio_stats = Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats)
+        if job.proprio is not None:
+            proprio_stats = proprio_stats.only(job.proprio)
     chosen: dict[str, Any]
     if videos_only:
         chosen = {"seed": job.arm.seed, "videos": list(job.subset.episodes)}
@@ -182,11 +191,7 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
         action_stats=(
             None if videos_only else Stats.merge(entry.action_stats for entry in demos if entry.action_stats)
         ),
-        proprio_stats=(
-            None
-            if videos_only
-            else Stats.merge(entry.proprio_stats for entry in demos if entry.proprio_stats)
-        ),
+        proprio_stats=proprio_stats,
         provenance={
             **chosen,
             "arm_id": job.arm_id,
@@ -290,6 +295,8 @@ def train(
     )
     for step, clips in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
+        if job.proprio is not None:
+            clips = replace(clips, proprio=clips.proprio[:, list(job.proprio)])
         batch = clips.to(trainer.device, normalizer)
         if job.views_apart:
             batch = batch.views_apart()

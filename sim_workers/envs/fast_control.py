@@ -406,8 +406,13 @@ def _refuse_unknown(env: Any) -> None:
             base = env.sim.model.site_bodyid[
                 env.sim.model.site_name2id(f"{control.naming_prefix}{control.part_name}_center")
             ]
-            if other or env.sim.model.body_weldid[base] or not robot.enabled(name):
+            if other or not robot.enabled(name):
                 raise ValueError(
                     "the fast control step supports only robosuite's default controller;"
-                    f" {name} of {robot.name} has {', '.join(other) or 'not'}"
+                    f" {name} of {robot.name} has {', '.join(other) or 'none that is enabled'}"
+                )
+            if env.sim.model.body_weldid[base]:
+                raise ValueError(
+                    "the fast control step supports only arms whose base is welded to the world;"
+                    f" that of {robot.name} is on a body that moves"
                 )

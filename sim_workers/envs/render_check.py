@@ -77,7 +77,9 @@ def render_fingerprint(env: Env) -> RenderFingerprint:
         if step in (0, STEPS):
             for _, picture in sorted(env.observe(SCENE_SEED).images.items()):
                 pixels.update(picture.tobytes())
-    draws = driver() if env.contract.cameras else "nobody"
+    draws = "nobody"
+    if env.contract.cameras:
+        draws = driver() if getattr(env, "draws_with_gl", False) else "the environment's own renderer"
     return RenderFingerprint(
         env.contract.simulator, draws, processor_name(), physics.hexdigest()[:16], pixels.hexdigest()[:16]
     )

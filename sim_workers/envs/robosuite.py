@@ -13,12 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.interface import Contract, Observation
+from sim_workers.envs import embodiment as embodiments
 from sim_workers.envs import shifts
+from sim_workers.envs.embodiment import (
+    DEFAULT,
+    FINGER_KEYS,
+    HAND_KEYS,
+    JOINT_POSITION,
+    POSE,
+    Embodiment,
+    embodiment_of,
+)
 from sim_workers.envs.render import PROFILES, build_context, choose_backend, render
 from sim_workers.envs.tasks import TASKS, hands, has_fingers
-from sim_workers.rollout.divergence import DivergedError, refuse_action, refuse_divergence
+from sim_workers.rollout.divergence import ActionError, DivergedError, refuse_action, refuse_divergence
 
-CONTROL_HZ = 20.0
+CONTROL_HZ = embodiments.DEFAULT_HZ
 BUILD_ARGUMENTS: Mapping[str, Any] = {
     "has_renderer": False,
     "has_offscreen_renderer": True,
@@ -30,14 +40,10 @@ BUILD_ARGUMENTS: Mapping[str, Any] = {
     "seed": 0,  # sizes drawn when the model is built; each episode then gets its own generator in reset()
 }
 """Arguments with which robosuite's and LIBERO's simulators are built."""
-HAND_KEYS, FINGER_KEYS = ("eef_pos", "eef_quat"), ("gripper_qpos",)
 PROPRIO_KEYS = tuple(f"robot0_{key}" for key in HAND_KEYS + FINGER_KEYS)
-_HAND = (*(f"eef_{axis}_m" for axis in "xyz"), *(f"eef_quat_{axis}" for axis in "xyzw"))
-_FINGERS = ("finger_left_m", "finger_right_m")
-_MOVE = (*(f"eef_delta_{axis}_x0.05m" for axis in "xyz"), *(f"eef_delta_rot{axis}_x0.5rad" for axis in "xyz"))
-_GRIP = ("gripper_minus1_open_plus1_close",)
-PROPRIO, ACTION = _HAND + _FINGERS, _MOVE + _GRIP
-"""Names of the proprioceptive values and of the action dimensions of one arm with fingers."""
+_DEFAULT = embodiments.contract_of(DEFAULT, "Lift", (), (1, 1), "fast", "")
+PROPRIO, ACTION = _DEFAULT.proprio, _DEFAULT.action
+"""Names of the proprioceptive values and of the action dimensions of the default embodiment."""
 _alive = ""
 """Task of this process's open simulator; empty if there is none."""
 
@@ -48,37 +54,51 @@ def simulator_version() -> str:
 
 
 def contract(
-    cameras: tuple[str, ...], image_size: tuple[int, int], render_profile: str, task: str = "Lift"
+    cameras: tuple[str, ...],
+    image_size: tuple[int, int],
+    render_profile: str,
+    task: str = "Lift",
+    embodiment: Embodiment = DEFAULT,
 ) -> Contract:
-    """Return the contract of Pandas under robosuite's OSC_POSE controller (robosuite 1.5
-    `default_panda.json`).
+    """Return the contract of robosuite's arms, by default of Pandas under robosuite's OSC_POSE controller
+    (robosuite 1.5 `default_panda.json`).
 
     The same for all tasks of one arm with fingers. The values of two arms are concatenated, their names
-    prefixed with the arm's.
+    prefixed with the arm's. Raises EmbodimentError if the task cannot have the embodiment.
     """
-    proprio, action = (_HAND + _FINGERS, _MOVE + _GRIP) if has_fingers(task) else (_HAND, _MOVE)
-    if len(arms := hands(task)) > 1:
-        proprio, action = (
-            tuple(f"{arm}_{name}" for arm in arms for name in names) for names in (proprio, action)
-        )
-    return Contract(cameras, image_size, render_profile, proprio, action, CONTROL_HZ, simulator_version())
+    return embodiments.contract_of(embodiment, task, cameras, image_size, render_profile, simulator_version())
+
+
+_said = set[str]()
+
+
+def _say_once(task: str, why: str) -> None:
+    """Log, once per process and reason, that a simulator takes robosuite's own control steps."""
+    if why not in _said:
+        _said.add(why)
+        logging.getLogger(__name__).warning("%s takes robosuite's own control steps: %s", task, why)
 
 
 class SimEnv:
-    """Robosuite task with one or two arms.
+    """Robosuite task with one or two arms, which the contract describes.
 
     reset(seed) puts the scene into a state that depends on the seed alone, not on earlier episodes;
-    step(action) advances one control step (1/20 s); observe() renders the contract's cameras. `succeeded` is
+    step(action) advances one control step; observe() renders the contract's cameras. `succeeded` is
     robosuite's own success check of the current state. The world is the `variant`-th of a `shift`
     (`shifts.py`); by default the nominal one.
     """
 
     film_camera = "frontview"
+    draws_with_gl = True
+    """Whether `render_check` finds a GL driver in this process after a picture."""
     # Defaults for subclasses, which build another simulator.
     _open = False
     _env: Any = None
     _fast: Any = None
     _proprio_keys: Sequence[str] = PROPRIO_KEYS
+    _controller = embodiments.DELTA_POSE
+    own_step = "nothing else was asked for"
+    """Why control steps are robosuite's own instead of the lean ones; empty if they are lean."""
 
     def __init__(
         self,
@@ -87,39 +107,52 @@ class SimEnv:
         shift: str = "nominal",
         variant: int = 0,
         fast_control: bool = True,
+        environment: str = "",
+        instruction: str = "",
     ) -> None:
-        """fast_control: use `fast_control.py`, whose states and observations are bit-identical."""
-        self._claim(task, contract, TASKS[task])
+        """fast_control: use `fast_control.py`, whose states and observations are bit-identical, where it
+        supports the embodiment. environment, instruction: of a task outside of this package, the name that
+        robosuite registered and the sentence.
+
+        Raises EmbodimentError if the task cannot have the contract's robot, controller, rate or cameras.
+        """
+        name = environment or task
+        found = embodiment_of(contract, name)
+        self._claim(task, contract, instruction or TASKS[task])
         choose_backend()
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         import robosuite  # noqa: F401, imported here so that the next line silences its logger
 
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-        self._env = shifts.build(
-            task,
-            shift,
-            variant,
-            robots=["Panda"] * len(hands(task)),
+        options: dict[str, Any] = {
             **BUILD_ARGUMENTS,
-        )
+            "robots": [found.robot] * len(hands(name)),
+            "control_freq": contract.control_hz,
+        }
+        if found.controller != embodiments.DELTA_POSE:
+            from sim_workers.envs.robosuite_controllers import controller_config  # it imports the simulator
+
+            options["controller_configs"] = controller_config(found.robot, found.controller)
+        self._controller = found.controller
+        self._env = shifts.build(name, shift, variant, contract.poses, **options)
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         # Where an episode draws its target object, robosuite draws from a set of names, whose order differs
         # between processes.
         self._draws_object = getattr(self._env, "single_object_mode", 0) == 1
         if self._draws_object:
             self._env.single_object_mode = 2  # the object is the one named beforehand
-        keys = HAND_KEYS + FINGER_KEYS if has_fingers(task) else HAND_KEYS
-        self._proprio_keys = [f"{arm}_{key}" for arm in hands(task) for key in keys]
+        self._proprio_keys = [f"{arm}_{key}" for arm in hands(name) for key in found.keys(name)]
+        self._grips = has_fingers(name)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
         if fast_control:
             from sim_workers.envs.fast_control import FastStep  # it imports the simulator
 
             try:
                 self._fast = FastStep(self._env)
+                self.own_step = ""
             except ValueError as unknown:
-                logging.getLogger(__name__).warning(
-                    "%s takes robosuite's own control steps: %s", task, unknown
-                )
+                self.own_step = str(unknown)
+                _say_once(task, str(unknown))
 
     def _claim(self, task: str, contract: Contract, instruction: str) -> None:
         """Register as the process's only simulator. Raises RuntimeError if it has another."""
@@ -147,14 +180,16 @@ class SimEnv:
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
         """Apply one (A,) action for one control step; values outside [-1, 1] are clipped, as the controller
-        does.
+        does, but for the targets of absolute poses and joint positions.
 
-        Raises ActionError, before anything moves, if a value is not finite, and DivergedError if the
-        simulation diverges; it then needs a reset. Any other error is the simulator's own.
+        Raises ActionError, before anything moves, if a value is not finite or a rotation is none, and
+        DivergedError if the simulation diverges; it then needs a reset. Any other error is the simulator's
+        own.
         """
         refuse_action(action, self.contract.action)
+        command = self._command(action)
         try:
-            self._advance(np.clip(action, -1.0, 1.0))
+            self._advance(command)
         except Exception as error:  # the controllers' linear algebra fails on a state that is not finite
             try:
                 self._refuse_divergence()
@@ -163,8 +198,56 @@ class SimEnv:
             raise
         self._refuse_divergence()
 
+    def _command(self, action: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+        """Return robosuite's action for a finite (A,) action of the contract."""
+        if self._controller not in (POSE, JOINT_POSITION):
+            return np.clip(action, -1.0, 1.0)
+        parts = []
+        for arm in np.asarray(action, np.float64).reshape(len(self._env.robots), -1):
+            moves, grip = (arm[:-1], arm[-1:]) if self._grips else (arm, arm[:0])
+            if self._controller == POSE:
+                moves = np.concatenate([moves[:3], self._rotation_vector(moves[3:])])
+            parts += [moves, np.clip(grip, -1.0, 1.0)]
+        return np.concatenate(parts)
+
+    def _rotation_vector(self, two_columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        from robosuite.utils import transform_utils as transforms
+
+        from sim_workers.envs.robosuite_controllers import rotation_of
+
+        try:
+            rotation = rotation_of(two_columns)
+        except ValueError as error:
+            raise ActionError(f"the policy's action is no pose: {error}") from None
+        vector: npt.NDArray[np.float64] = transforms.quat2axisangle(transforms.mat2quat(rotation))
+        return vector
+
+    def from_delta_pose(self, action: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the contract's action that commands the same goal as a (7,) displacement of the hand in the
+        current state, for one arm.
+
+        Raises EmbodimentError if the controller is one of the joints.
+        """
+        if self._controller == embodiments.DELTA_POSE:
+            return action
+        if self._controller != POSE:
+            raise embodiments.EmbodimentError(
+                f"controller: a displacement of the hand is no action of {self._controller}"
+            )
+        from robosuite.utils import transform_utils as transforms
+
+        (robot,) = self._env.robots
+        control = robot.part_controllers[robot.arms[0]]
+        site = self._env.sim.model.site_name2id(control.ref_name)
+        data, base = self._env.sim.data, control.origin_ori
+        move = np.clip(action[:6], -1.0, 1.0) * control.output_max
+        turn = transforms.quat2mat(transforms.axisangle2quat(move[3:]))
+        rotation = base @ turn @ base.T @ data.site_xmat[site].reshape(3, 3)
+        place = data.site_xpos[site] + base @ move[:3]
+        return np.concatenate([place, rotation[:, 0], rotation[:, 1], action[6:]])
+
     def _advance(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """Make one control step with a finite (A,) action in [-1, 1]."""
+        """Make one control step with an action of robosuite."""
         if self._fast:
             self._fast(action)
             self._low_dim = {}  # computed when `state` is read
@@ -197,6 +280,8 @@ class SimEnv:
     @property
     def proprio(self) -> npt.NDArray[np.float32]:
         """Proprioceptive state, (P,) float32, laid out as the contract's `proprio`."""
+        if not self._proprio_keys:
+            return np.zeros(0, np.float32)
         return np.concatenate([self.state[key] for key in self._proprio_keys]).astype(np.float32)
 
     def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:

@@ -7,12 +7,13 @@ the same seed.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from policy.interface import CameraPose
 from sim_workers.envs import shift_objects as things
 from sim_workers.rollout.suite import SHIFTS, VARIANTS
 
@@ -89,8 +90,9 @@ def refusal(task: str, shift: str) -> str:
     return f"there is no {shift} shift of {task}: {reason}" if reason else ""
 
 
-def build(task: str, shift: str, variant: int, **options: Any) -> Any:
-    """Return robosuite's environment of the task in the shifted world. Takes robosuite's own options.
+def build(task: str, shift: str, variant: int, poses: Sequence[CameraPose] = (), **options: Any) -> Any:
+    """Return robosuite's environment of the task in the shifted world, with the configured cameras. Takes
+    robosuite's own options.
 
     Raises ValueError if there is no such shift or variant.
     """
@@ -104,18 +106,35 @@ def build(task: str, shift: str, variant: int, **options: Any) -> Any:
             f"there is no variant {variant} of the {shift} shift of {task}; they count from 0 to"
             f" {VARIANTS - 1}"
         )
-    if shift == "nominal":
-        return robosuite.make(task, **options)
     base = REGISTERED_ENVS[task]
+    methods = BUILT[shift](base, task, variant) if shift in BUILT else {}
+    if poses:
+        methods["_load_model"] = _with_cameras(methods.get("_load_model", base._load_model), poses)
     # Robosuite builds and compiles its model in the constructor, so only a subclass can change it in between.
-    env = (
-        type(base)("Shifted", (base,), BUILT[shift](base, task, variant))(**options)
-        if shift in BUILT
-        else robosuite.make(task, **options)
-    )
+    env = type(base)("Shifted", (base,), methods)(**options) if methods else robosuite.make(task, **options)
     if shift in CHANGED:
         CHANGED[shift](env, task, variant)
     return env
+
+
+def _with_cameras(load: Callable[[Any], None], poses: Sequence[CameraPose]) -> Callable[[Any], None]:
+    """Return robosuite's method that loads the model, with configured cameras in addition."""
+    from xml.etree.ElementTree import Element
+
+    def load_with_cameras(env: Any) -> None:
+        load(env)
+        world = env.model.worldbody
+        for pose in poses:
+            for body in world.iter():
+                for camera in [one for one in body if one.tag == "camera" and one.get("name") == pose.name]:
+                    body.remove(camera)
+            mount = pose.mount.replace("_hand", "_right_hand")
+            place = world.find(f".//body[@name='{mount}']") if mount else world
+            numbers = {"pos": pose.position, "quat": pose.orientation, "fovy": (pose.fov_deg,)}
+            attributes = {name: " ".join(map(repr, values)) for name, values in numbers.items()}
+            place.append(Element("camera", {"name": pose.name, "mode": "fixed", **attributes}))
+
+    return load_with_cameras
 
 
 def _texture(base: Any, task: str, variant: int) -> dict[str, Any]:

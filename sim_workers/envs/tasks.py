@@ -23,6 +23,18 @@ TASKS = {
 }
 """Instruction of every task, by the name of its robosuite environment."""
 
+HORIZONS = {"Lift": 150, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
+"""Control steps of the tasks with a scripted expert, after which a demonstration has failed."""
+LONG = 500
+"""Control steps of every other task."""
+
+
+def horizon_of(task: str) -> int:
+    """Return the control steps until an episode of the task counts as failed, unless a sweep says another
+    number.
+    """
+    return HORIZONS.get(task, LONG)
+
 
 def hands(task: str) -> tuple[str, ...]:
     """Return robosuite's prefix of each arm, in the order of their actions."""

@@ -1,22 +1,41 @@
 """One evaluation episode: observe, act for a chunk, observe again, until success or the horizon."""
 
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.interface import ActionChunk, Contract, Observation
+from policy.interface import PRESENT_ONLY, ActionChunk, Contract, Observation, PolicyNeeds
 from sim_workers.rollout.divergence import EpisodeFaultError, refuse_action
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
+NAME_IN_SESSION = 100
+"""Maximum characters of the episode's id in the name of a session."""
+
 
 class Env(Protocol):
-    """Task of a simulator. The states after a reset depend on its seed and the actions alone."""
+    """Task of a simulator, in one process: the contract that every environment keeps.
+
+    - The states after a reset depend on its seed and the actions alone: not on earlier episodes, on the
+      process, on the clock or on global generators. Scores of a resumed run rely on it.
+    - Nothing is rendered before `observe` or `picture` is called, because most states are never seen.
+    - Steps after the task is done are ordinary steps: an episode goes on for `EpisodeRules.settle` of them.
+    - An action that is not finite raises `divergence.ActionError` before anything moves
+      (`divergence.refuse_action`), and a simulation that leaves the finite numbers raises `DivergedError`;
+      both end the episode as an error, and the next reset starts an ordinary one.
+    - All methods are called in the thread that made the environment. A process may make another one after
+      `close`; a second close does nothing.
+
+    `demoscale task check NAME` plays an environment and checks this (`sim_workers/envs/check.py`).
+    """
 
     contract: Contract
+    """Conventions of its observations and actions: what the policy was trained with."""
     film_camera: str
     """Name of the camera that shows the whole scene, for films."""
 
@@ -106,17 +125,44 @@ class Stepped(NamedTuple):
     """Whether the task is done now."""
 
 
+class _Observer:
+    """Observations of one playing of an episode, with the history that the policy needs."""
+
+    def __init__(self, env: Env, spec: EpisodeSpec, needs: PolicyNeeds) -> None:
+        self._env, self._preceding = env, needs.observation_steps - 1
+        self._session = f"{spec.episode_id[:NAME_IN_SESSION]}-{uuid.uuid4().hex}"
+        self._seen: deque[Observation] = deque(maxlen=self._preceding)
+
+    def observe(self, step: int, noise_seed: int) -> Observation:
+        """Return the policy's observation after `step` control steps."""
+        now = replace(self._env.observe(noise_seed), episode=self._session, step=step)
+        if not self._preceding:
+            return now
+        if not step:
+            self._seen.extend([now] * self._preceding)
+        history = tuple(replace(seen, noise_seed=noise_seed) for seen in self._seen)
+        self._seen.append(now)
+        return replace(now, history=history)
+
+    def precede(self, step: int, next_look: int) -> None:
+        """Observe the state after `step` control steps if the observation at `next_look` shows it."""
+        if next_look - self._preceding <= step < next_look:
+            self._seen.append(replace(self._env.observe(0), episode=self._session, step=step))
+
+
 def episode(
-    env: Env, spec: EpisodeSpec, rules: EpisodeRules
+    env: Env, spec: EpisodeSpec, rules: EpisodeRules, needs: PolicyNeeds = PRESENT_ONLY
 ) -> Generator[Observation | Stepped, ActionChunk | None, Outcome]:
     """Play one episode and return its outcome. It yields observations, each answered by sending a chunk, and
-    Stepped after every control step.
+    Stepped after every control step. The observations of a playing have an `episode` that no other playing
+    has.
 
-    Pictures are rendered only for observations; success is checked after every step. An action that is not
-    finite, a chunk without actions and a simulation that diverges end the episode as an error, even after a
-    success.
+    Pictures are rendered only for observations and the history that `needs` asks for; success is checked
+    after every step. An action that is not finite, a chunk without actions and a simulation that diverges end
+    the episode as an error, even after a success.
     """
     began, policy_s, steps, looks = time.perf_counter(), 0.0, 0, 0
+    observer = _Observer(env, spec, needs)
 
     def error(message: str) -> Outcome:
         return Outcome(
@@ -131,7 +177,7 @@ def episode(
     first_success = 0 if done else None
     end = min(rules.horizon, rules.settle) if done else rules.horizon
     while steps < end:
-        observation = env.observe(spec.chunk_seed(looks))
+        observation = observer.observe(steps, spec.chunk_seed(looks))
         asked = time.perf_counter()
         chunk = yield observation
         assert chunk is not None
@@ -143,6 +189,7 @@ def episode(
                 f"in control step {steps + 1} the policy answered with an empty chunk; `execute` and the"
                 " number of actions must be at least 1"
             )
+        next_look = steps + len(actions)
         for action in actions:
             try:
                 if not np.isfinite(action).all():
@@ -157,16 +204,22 @@ def episode(
             yield Stepped(steps, done)
             if steps == end:
                 break
+            if next_look < end:
+                observer.precede(steps, next_look)
     won = done if rules.success == "at_end" else first_success is not None
     sim_s = time.perf_counter() - began - policy_s
     return Outcome(spec, "success" if won else "failure", steps, looks, sim_s, policy_s, first_success, done)
 
 
 def run_episode(
-    env: Env, spec: EpisodeSpec, rules: EpisodeRules, act: Callable[[Observation], ActionChunk]
+    env: Env,
+    spec: EpisodeSpec,
+    rules: EpisodeRules,
+    act: Callable[[Observation], ActionChunk],
+    needs: PolicyNeeds = PRESENT_ONLY,
 ) -> Outcome:
-    """Play one episode with the policy `act` and return its outcome."""
-    playing = episode(env, spec, rules)
+    """Play one episode with the policy `act` and return its outcome. Raises what the policy raises."""
+    playing = episode(env, spec, rules, needs)
     try:
         said = next(playing)
         while True:

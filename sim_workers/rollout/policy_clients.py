@@ -1,21 +1,26 @@
 """Policy sources of a rollout process: a function, a named function, or a URL."""
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from policy.http_policy import RemotePolicy
-from policy.interface import ActionChunk, Observation, Policy
+from policy.foreign import foreign_policy
+from policy.foreign.layout import Layout
+from policy.http_policy import RemotePolicies
+from policy.interface import ActionChunk, Contract, Observation, Policy, needs_of
 
 
 class PolicyClient(Protocol):
-    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`."""
+    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`, and the
+    `memory` and `observation_steps` of a policy (`policy.interface.PolicyNeeds`).
+    """
 
     def act(self, observation: Observation) -> ActionChunk:
-        """Return the chunk for one observation. Called in a thread of the rollout process; an error counts as
-        a policy that did not answer.
+        """Return the chunk for one observation. Called in a thread of the rollout process. After a
+        LostSessionError the episode is played again; any other error counts as a policy that did not answer.
         """
         ...
 
@@ -37,6 +42,16 @@ class UnbatchedClient:
     """Client that queries a policy with one observation at a time."""
 
     policy: Policy
+
+    @property
+    def memory(self) -> bool:
+        """Whether the policy has memory."""
+        return needs_of(self.policy).memory
+
+    @property
+    def observation_steps(self) -> int:
+        """Observations of consecutive control steps that the policy takes at once."""
+        return needs_of(self.policy).observation_steps
 
     def act(self, observation: Observation) -> ActionChunk:
         """Return the policy's chunk for one observation."""
@@ -108,9 +123,31 @@ class FactoryPolicy:
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Policy at a URL, served by `policy/http_server.py`."""
+    """Policy at a URL, served by `policy/http_server.py`, or at several of them with commas between; each
+    rollout process queries one and passes to the next when it is unreachable.
+    """
 
     url: str
+
+    @property
+    def name(self) -> str:
+        """The URL, or the URLs."""
+        return self.url
+
+    def connect(self) -> UnbatchedClient:
+        """Return a client of the servers; the first request opens the connection."""
+        return UnbatchedClient(RemotePolicies(self.url.split(","), os.getpid()))
+
+
+@dataclass(frozen=True)
+class ForeignServer:
+    """Policy at a URL, served in the protocol of another project."""
+
+    url: str
+    contract: Contract
+    layout: Layout
+    execute: int
+    """Actions of a chunk that are executed before the next observation; 0: all."""
 
     @property
     def name(self) -> str:
@@ -119,7 +156,7 @@ class RemoteServer:
 
     def connect(self) -> UnbatchedClient:
         """Return a client of the server; the first request opens the connection."""
-        return UnbatchedClient(RemotePolicy(self.url))
+        return UnbatchedClient(foreign_policy(self.url, self.contract, self.layout, self.execute))
 
 
 def _parts(make: Callable[[], Policy]) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:

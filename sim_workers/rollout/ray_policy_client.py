@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from policy.interface import ActionChunk, Imagination, Observation
+from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, PolicyNeeds
 from sim_workers.rollout.autoscaler import ServerUsage
 
 
@@ -17,7 +17,8 @@ class RayServedPolicy:
     """Policy served by Ray actors with `act(key, observation) -> ActionChunk` and `answered(key) ->
     ServerUsage`, the sum over all policies if the key is None.
 
-    Each rollout process queries one of them.
+    Each rollout process queries one of them, for whole episodes, so that a policy with memory may keep its
+    sessions in the server's process.
     """
 
     servers: tuple[Any, ...]
@@ -25,6 +26,8 @@ class RayServedPolicy:
     """Identifier of the policy on the servers, such as the reference to a checkpoint."""
     imagines: bool = False
     """Whether the servers also have `imagine(key, observation) -> Imagination`."""
+    needs: PolicyNeeds = PRESENT_ONLY
+    """What the policy needs besides the present observation."""
 
     def measure(self, key: Hashable | None = None) -> ServerUsage:
         """Return the sum of all servers' work so far, for one policy; None: for all.
@@ -51,6 +54,7 @@ class RayServedPolicy:
         return (
             isinstance(other, RayServedPolicy)
             and self.key == other.key
+            and self.needs == other.needs
             and [*map(str, self.servers)] == [*map(str, other.servers)]
         )
 
@@ -64,9 +68,12 @@ class RayPolicyClient:
     def __init__(self, server: Any, source: RayServedPolicy) -> None:
         self._server, self._key = server, source.key
         self.imagine = self._imagine if source.imagines else None
+        self.memory, self.observation_steps = source.needs.memory, source.needs.observation_steps
 
     def act(self, observation: Observation) -> ActionChunk:
-        """Return the server's chunk for one observation. Raises Ray's errors if the server is gone."""
+        """Return the server's chunk for one observation. Raises Ray's errors if the server is gone, and
+        LostSessionError if it was restarted in the middle of the episode of a policy with memory.
+        """
         chunk: ActionChunk = ray.get(self._server.act.remote(self._key, observation))
         return chunk
 

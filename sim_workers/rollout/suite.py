@@ -4,8 +4,9 @@ episode by episode.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -84,6 +85,48 @@ class Suite:
     """
     shift: str = "nominal"
     """Difference between the scenes and the demonstrated ones; one of SHIFTS."""
+    horizons: tuple[tuple[str, int], ...] = ()
+    """Pairs of a task and its own horizon, in place of the rules'; sorted, only where it is another."""
+
+    @classmethod
+    def of(
+        cls,
+        tasks: tuple[str, ...],
+        episodes: int,
+        rules: EpisodeRules,
+        horizons: Mapping[str, int],
+        block: int = 0,
+        shift: str = "nominal",
+    ) -> "Suite":
+        """Return the suite whose tasks have the horizons; the rules' own is replaced by the longest. With one
+        horizon for all it equals a suite without `horizons`.
+        """
+        longest = max(horizons[task] for task in tasks)
+        others = tuple(sorted((task, horizons[task]) for task in tasks if horizons[task] != longest))
+        return cls(tasks, episodes, replace(rules, horizon=longest), block, shift, others)
+
+    def rules_of(self, task: str) -> EpisodeRules:
+        """Return the rules by which the task is played."""
+        own = dict(self.horizons).get(task)
+        return self.rules if own is None else replace(self.rules, horizon=own)
+
+    @property
+    def control_steps(self) -> int:
+        """Largest number of control steps of all episodes together."""
+        return self.episodes * sum(self.rules_of(task).horizon for task in self.tasks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own
+        ones.
+        """
+        return {
+            "tasks": self.tasks,
+            "episodes": self.episodes,
+            "shift": self.shift,
+            "block": self.block,
+            **asdict(self.rules),
+            **({"horizons": dict(self.horizons)} if self.horizons else {}),
+        }
 
     def episode_list(self) -> list[EpisodeSpec]:
         """Return the episodes in an order shuffled over tasks and scenes (seeded), so that no worker gets all
@@ -100,5 +143,6 @@ class Suite:
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal lists played by equal rules."""
-        text = json.dumps([[asdict(spec) for spec in sorted(self.episode_list())], asdict(self.rules)])
+        facts: list[Any] = [[asdict(spec) for spec in sorted(self.episode_list())], asdict(self.rules)]
+        text = json.dumps([*facts, dict(self.horizons)] if self.horizons else facts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,13 +4,22 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from policy.interface import ActionChunk, Contract, Imagination, Observation
+from policy.interface import (
+    ActionChunk,
+    Contract,
+    Imagination,
+    LostSessionError,
+    Observation,
+    PolicyNeeds,
+    needs_of,
+)
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
 from sim_workers.envs.render_check import RenderFingerprint, render_fingerprint
@@ -20,11 +29,16 @@ from sim_workers.rollout.rollout_video import RecordedVideo, RolloutRecorder
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BEAT_S = 2.0
 """Seconds between two heartbeats of a worker while it waits for the policy or plays."""
 ANSWER_S = 900.0
 """Timeout, in seconds, of one policy answer, including the time to load the policy."""
+PLAYINGS = 6
+"""Playings of an episode that may end because the policy has lost the session; after the last one, the policy
+counts as one that did not answer.
+"""
 MOST_EPISODES = 2000
 """Episodes after which a process is replaced, which bounds a memory leak of a GL driver."""
 MOST_GROWTH = 512 * 2**20
@@ -178,13 +192,27 @@ class RolloutWorker:
             yield WorkerHeartbeat("playing")
         try:
             asker = self._connected(job.source)
+            needs = yield from self._answered(partial(needs_of, asker))
         except Exception as error:
             yield Unanswered(one_line(error))
             return
+        for playing in range(1, PLAYINGS + 1):
+            try:
+                yield from self._playing(job, asker, needs)
+                return
+            except LostSessionError as lost:
+                if playing == PLAYINGS:
+                    yield Unanswered(f"{one_line(lost)} (in {PLAYINGS} playings of the episode)")
+                else:
+                    _log.warning("%s is played again from its start: %s", job, one_line(lost))
+
+    def _playing(self, job: RolloutJob, asker: PolicyClient, needs: PolicyNeeds) -> Iterator[Said]:
+        """Play the episode once from its start. Raises LostSessionError if the policy lost its session."""
+        assert self._env is not None
         film = RolloutRecorder(self._env) if job.film else None
         imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
-        playing = episode(self._env, job.spec, job.rules)
+        playing = episode(self._env, job.spec, job.rules, needs)
         try:
             said = next(playing)
             while True:
@@ -193,21 +221,16 @@ class RolloutWorker:
                     if film:
                         film.stepped(*said)
                 else:
-                    answer, asked = self._asking.submit(_ask, asker, imagine, said), time.monotonic()
-                    while not wait([answer], BEAT_S).done:
-                        if time.monotonic() - asked > ANSWER_S:
-                            self._asking = ThreadPoolExecutor(1)
-                            yield Unanswered(f"no answer within {ANSWER_S:.0f} s")
-                            return
-                        yield WorkerHeartbeat("asking")
-                        beat = 0.0
-                    if isinstance(failed := answer.exception(), CodeChangedError):
-                        yield Outdated(one_line(failed))
+                    try:
+                        chunk, imagined = yield from self._answered(partial(_ask, asker, imagine, said))
+                    except CodeChangedError as error:
+                        yield Outdated(one_line(error))
                         return
-                    if failed is not None:
-                        yield Unanswered(one_line(failed))
+                    except LostSessionError:
+                        raise
+                    except Exception as error:
+                        yield Unanswered(one_line(error))
                         return
-                    chunk, imagined = answer.result()
                     if film:
                         film.observed(imagined)
                 if time.monotonic() - beat > BEAT_S:
@@ -218,6 +241,18 @@ class RolloutWorker:
             self._episodes += 1
             outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
             yield Played(outcome, film.done(outcome) if film else None, self._worn())
+
+    def _answered(self, ask: Callable[[], T]) -> Generator[WorkerHeartbeat, None, T]:
+        """Return what `ask` returns in another thread, and send heartbeats meanwhile. Raises TimeoutError
+        after ANSWER_S, and what `ask` raises.
+        """
+        answer, asked = self._asking.submit(ask), time.monotonic()
+        while not wait([answer], BEAT_S).done:
+            if time.monotonic() - asked > ANSWER_S:
+                self._asking = ThreadPoolExecutor(1)
+                raise TimeoutError(f"no answer within {ANSWER_S:.0f} s")
+            yield WorkerHeartbeat("asking")
+        return answer.result()
 
     def _connected(self, source: PolicySource) -> PolicyClient:
         if self._asker is None or self._asker[0] != source:

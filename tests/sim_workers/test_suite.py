@@ -148,3 +148,23 @@ def test_outcome_json_round_trips() -> None:
         EpisodeSpec("Lift", 1, 2, "lighting"), "error", 0, 0, 0.5, 0.1, message="the GL context broke"
     )
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+def test_suite_with_horizons_per_task_plays_each_by_its_own() -> None:
+    rules = EpisodeRules(1, settle=4)
+    suite = Suite.of(("Lift", "Door"), 20, rules, {"Lift": 100, "Door": 300})
+    assert [suite.rules_of(task).horizon for task in suite.tasks] == [100, 300]
+    assert suite.rules_of("Lift").settle == 4
+    assert suite.control_steps == 20 * 400
+    assert suite.to_json()["horizons"] == {"Lift": 100}
+    same = Suite.of(("Lift", "Door"), 20, rules, {"Lift": 300, "Door": 300})
+    assert same == Suite(("Lift", "Door"), 20, EpisodeRules(300, settle=4))
+    assert "horizons" not in same.to_json()
+    assert same.fingerprint() != suite.fingerprint()
+    assert (
+        suite.fingerprint() == Suite.of(("Lift", "Door"), 20, rules, {"Door": 300, "Lift": 100}).fingerprint()
+    )
+
+
+def test_fingerprint_of_a_suite_with_one_horizon_is_that_of_earlier_versions() -> None:
+    assert Suite(("Lift",), 20, EpisodeRules(100)).fingerprint() == "4e4de4b5af01b427"

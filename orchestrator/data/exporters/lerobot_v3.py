@@ -186,7 +186,7 @@ def _columns(episode: Episode, index: int, first: int, task: int, hz: float) -> 
     assert episode.action is not None
     counted = np.arange(episode.length)
     return {
-        "observation.state": episode.proprio,
+        **({"observation.state": episode.proprio} if episode.proprio.shape[1] else {}),
         "action": episode.action,
         "timestamp": (counted / hz).astype(np.float32),
         "frame_index": counted,
@@ -243,6 +243,8 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
     settings = {f"video.{name}": int(CODEC_OPTIONS[name]) for name in ("crf", "g")}
     video = {"dtype": "video", **shape, "info": {**facts, **settings, "video.is_depth_map": False}}
     vectors = {"observation.state": contract.proprio, "action": contract.action}
+    if not contract.proprio:
+        del vectors["observation.state"]
     features: dict[str, Any] = {_video_key(camera): video for camera in contract.cameras}
     features |= {
         key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}

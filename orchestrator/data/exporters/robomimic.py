@@ -32,7 +32,8 @@ from orchestrator.data.episode_store import fetch
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
-from sim_workers.envs.robosuite import ACTION, FINGER_KEYS, HAND_KEYS, PROPRIO
+from sim_workers.envs.embodiment import FINGER_KEYS, HAND_KEYS
+from sim_workers.envs.robosuite import ACTION, PROPRIO
 
 SUFFIXES = (".hdf5", ".h5")
 REST = "proprio"
@@ -218,19 +219,19 @@ def _attributes(
 
 def env_args(contract: Contract, entries: Sequence[EpisodeEntry]) -> dict[str, Any] | None:
     """Return the arguments of robomimic's environment; None unless the contract is that of this simulator's
-    Pandas in robosuite 1.5 or later.
+    default controller, with the scene's own cameras, in robosuite 1.5 or later.
 
     A file has one environment: that of the most frequent task (each demonstration has its own in
     demoscale.task).
     """
     versions = re.fullmatch(r"robosuite ((\d++)\.(\d++)\S*), mujoco \S+", contract.simulator)
     arms = _arms(contract.action)
-    if not (versions and arms and (int(versions[2]), int(versions[3])) >= (1, 5)):
+    if not (versions and arms and (int(versions[2]), int(versions[3])) >= (1, 5)) or contract.poses:
         return None
     height, width = contract.image_size
     hz = contract.control_hz
     kwargs = {
-        "robots": ["Panda"] * arms,
+        "robots": [contract.robot or "Panda"] * arms,
         "control_freq": int(hz) if hz == int(hz) else hz,
         "controller_configs": {"type": "BASIC", "body_parts": {"right": CONTROLLER}},
         "camera_names": list(contract.cameras),

@@ -25,7 +25,7 @@ def scales_of(manifest: Manifest) -> dict[str, Scale]:
     found = {
         name: Scale.of(merged(manifest, name), getattr(contract, name)) for name in ("action", "proprio")
     }
-    return {name: scale for name, scale in found.items() if scale is not None}
+    return {name: scale for name, scale in found.items() if scale is not None and getattr(contract, name)}
 
 
 def measure_all(

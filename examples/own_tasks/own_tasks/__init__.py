@@ -1,0 +1,1 @@
+"""Two tasks for demoscale: an own one of robosuite, and one of gymnasium."""

@@ -1,0 +1,86 @@
+"""The example package: push-T of gymnasium and an own robosuite task, from collection to a score."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CHECKOUT
+
+PACKAGE = CHECKOUT / "examples" / "own_tasks"
+ENTRY_POINTS = """[demoscale.envs]
+own_tasks/LiftHigh = own_tasks.lift_high:LIFT_HIGH
+own_tasks/PushT = own_tasks.push_t:PUSH_T
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder in which the example package is installed, as far as its metadata are concerned."""
+    info = tmp_path / "site" / "own_tasks-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-tasks\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return tmp_path
+
+
+def demoscale(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "orchestrator", *arguments],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{CHECKOUT}:{PACKAGE}:{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def smaller(folder: Path, file: str, **suite: object) -> str:
+    """Write the example's sweep with one arm, fewer steps and episodes; return its path."""
+    sweep = yaml.safe_load((PACKAGE / file).read_text())
+    sweep["data"]["demo_count"] = [2]
+    sweep["train"] |= {"steps": 6, "checkpoint_every": 6, "batch_size": 2}
+    sweep["suite"] |= {"episodes": 2, **suite}
+    (folder / file).write_text(yaml.safe_dump(sweep))
+    return str(folder / file)
+
+
+@pytest.mark.pusht
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
+    assert "FAILED" not in demoscale(folder, "task", "check", "own_tasks/PushT")
+    said = demoscale(
+        folder, "collect", "--task", "own_tasks/PushT", "--episodes", "4", "--store", "data/push_t"
+    )
+    assert "recorded 4 episodes of own_tasks/PushT" in said
+    demoscale(folder, "run", smaller(folder, "push_t.yaml", horizon=30))
+    said = demoscale(
+        folder, "score", "demos-2_ratio-0_seed-0", "--sweep", "push-t", "--episodes", "3", "--workers", "1"
+    )
+    assert "0/3" in said or "/3 = " in said
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.e2e
+def test_own_robosuite_task_is_swept_with_another_robot_controller_and_cameras(folder: Path) -> None:
+    """Its sweep file asks for a Sawyer, absolute poses, two configured cameras and no proprioception."""
+    assert "FAILED" not in demoscale(folder, "task", "check", "own_tasks/LiftHigh")
+    file = smaller(folder, "lift_high.yaml", horizon=30)
+    said = demoscale(
+        folder,
+        *("collect", "--task", "own_tasks/LiftHigh", "--suite", file, "--episodes", "3"),
+        *("--store", "data/lift_high", "--image-size", "32"),
+    )
+    assert "3 successful" in said
+    assert "robosuite's own, several times slower: the lean step supports" in demoscale(folder, "plan", file)
+    demoscale(folder, "run", file)
+    assert "lift-high" in demoscale(folder, "status", "lift-high")
