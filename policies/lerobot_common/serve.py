@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HOME", str(Path.cwd() / "huggingface"))
 
 import numpy as np
 import torch
