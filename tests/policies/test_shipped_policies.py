@@ -122,9 +122,15 @@ def served(trained: Trained) -> Iterator[ServedCheckpoint]:
 
 def _observation(policy: ServedCheckpoint, episode: str, step: int, seed: int = 5) -> Observation:
     """Return an observation whose pictures depend on the step alone, with as many before it as are taken."""
-    random = np.random.default_rng(step)
-    contract = policy.contract
-    seen = Observation(
+    present, *before = (
+        _present(policy, episode, max(0, step - back), seed) for back in range(policy.observation_steps)
+    )
+    return replace(present, history=tuple(reversed(before)))
+
+
+def _present(policy: ServedCheckpoint, episode: str, step: int, seed: int) -> Observation:
+    random, contract = np.random.default_rng(step), policy.contract
+    return Observation(
         images={
             name: random.integers(0, 256, (*contract.image_size, 3), np.uint8) for name in contract.cameras
         },
@@ -133,13 +139,6 @@ def _observation(policy: ServedCheckpoint, episode: str, step: int, seed: int = 
         noise_seed=seed,
         episode=episode,
         step=step,
-    )
-    before = range(step - policy.observation_steps + 1, step)
-    return replace(
-        seen,
-        history=tuple(
-            replace(_observation(policy, episode, max(0, one), seed), history=()) for one in before
-        ),
     )
 
 
