@@ -43,7 +43,7 @@ from orchestrator.external.command import (
 from orchestrator.external.environment import prepare
 from orchestrator.external.job import ExternalJob
 from orchestrator.external.subset_export import Export, exported
-from orchestrator.provenance import package_versions
+from orchestrator.provenance import digest, package_versions
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.training.control_channel import send
 from orchestrator.training.ray_train import stop_request_poller
@@ -78,7 +78,7 @@ def fit_external(
 
     check_imported(job.code)
     storage, others = open_storage(folder), {**resources}
-    task = ray.remote(_train).options(
+    task = ray.remote(
         num_cpus=others.pop("CPU", 1.0),
         num_gpus=others.pop("GPU", 0.0) if job.policy.manifest.resources.gpus else 0.0,
         resources=others,
@@ -86,7 +86,7 @@ def fit_external(
         max_calls=1,  # its process holds a thread that waits for stop requests
         # not in the placement group of the trial that calls this
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )
+    )(_train)
     for attempt in range(1, attempts + 1):
         for problem in _without_damaged(storage, job.arm_id):
             send(channel, Retried(job.arm_id, f"{problem}; it resumes from the newest whole one"))
@@ -176,7 +176,7 @@ def run_training(
         episodes, manifest, job.subset, wants.data, wants.action_free, open_storage(job.storage)
     )
     meter.bytes_read = export.bytes_read
-    with _work_folder(job.arm_id) as work:
+    with _work_folder(f"{job.arm_id}-{digest(storage.uri)}") as work:
         first_step = _last_step(storage, job.arm_id)
         described = _describe(job, manifest, export, work, first_step, resources)
         if first_step:
@@ -212,11 +212,11 @@ def run_training(
 
 
 @contextmanager
-def _work_folder(run: str) -> Iterator[Path]:
-    """Yield an empty folder of this node for one run, locked against a process that is still ending."""
+def _work_folder(name: str) -> Iterator[Path]:
+    """Yield an empty folder of this node, locked against a process of the same run that is still ending."""
     root = user_folder("work")
-    with FileLock(root / f"{run}.lock"):
-        work = root / run
+    with FileLock(root / f"{name}.lock"):
+        work = root / name
         shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
         for name in (PROGRAMS, "checkpoints"):
             (work / name).mkdir(parents=True)

@@ -18,8 +18,8 @@ train: [python, -S, train.py]
 serve: [python, serve.py]
 data: lerobot_v3
 options: {rate: 0.5}
-limits: {stop_s: 5, start_s: 30, silent_s: 20, answer_s: 5}
 """
+LIMITS = "limits: {stop_s: 5, start_s: 30, silent_s: 20, answer_s: 5}\n"
 
 # `-S` saves the time of importing site-packages: standard library alone
 TRAIN = """
@@ -72,7 +72,7 @@ def make_policy(folder: Path, train: str = WHOLE, serve: str = SERVES, manifest:
     fields.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "policy.yaml").write_text(MANIFEST + manifest)
+    (folder / "policy.yaml").write_text(MANIFEST + ("" if "limits:" in manifest else LIMITS) + manifest)
     (folder / "train.py").write_text(TRAIN + train)
     (folder / "serve.py").write_text(SERVE + serve)
     return folder
