@@ -32,6 +32,7 @@ from policy.diffusion_policy import DiffusionPolicy
 from policy.feature_stats import Stats
 from policy.interface import Contract
 from policy.latent_codec import VaeLatents
+from policy.learner import Learner, LearnerError, build_learner
 from policy.model import VideoActionModel
 from policy.untrusted import printable, read_json
 from policy.weights import WeightsError
@@ -40,7 +41,6 @@ FORMAT = 2
 CARD_BYTES = 32 << 20
 """Size limit of checkpoint.json in bytes; the ids of a million episodes fit."""
 UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
-Model = VideoActionModel | DiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,13 @@ def new_model(
     contract: Contract,
     weights: str | Path | None = None,
     known_sentences: Mapping[str, Tensor] | None = None,
-) -> Model:
+) -> Learner:
     """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if
-    the configuration needs them.
+    the configuration needs them. Raises LearnerError if another package's policy cannot be built.
     """
-    return (
-        VideoActionModel(config, contract, weights, known_sentences)
-        if config.video
-        else DiffusionPolicy(config, contract)
-    )
+    if config.video:
+        return VideoActionModel(config, contract, weights, known_sentences)
+    return DiffusionPolicy(config, contract) if config.images else build_learner(config, contract)
 
 
 def known_sentences(folder: Path) -> dict[str, Tensor]:
@@ -83,7 +81,7 @@ def known_sentences(folder: Path) -> dict[str, Tensor]:
 
 
 def save(
-    folder: Path, card: Card, model: Model, weights: dict[str, Tensor], trainer: dict[str, Tensor]
+    folder: Path, card: Card, model: Learner, weights: dict[str, Tensor], trainer: dict[str, Tensor]
 ) -> None:
     """Write a checkpoint into an existing empty folder.
 
@@ -120,7 +118,7 @@ def save(
     save_file({name: tensor.contiguous() for name, tensor in trainer.items()}, folder / "trainer.safetensors")
 
 
-def load(folder: Path) -> tuple[Model, Card]:
+def load(folder: Path) -> tuple[Learner, Card]:
     """Return the model with its weights, in eval mode, and its card; raise CheckpointError unless the
     checkpoint is complete and can act.
     """
@@ -146,8 +144,10 @@ def load(folder: Path) -> tuple[Model, Card]:
     try:
         model = new_model(card.config, card.contract, folder, known_sentences(folder))
         model.load_state_dict(weights)
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from None
+    except (WeightsError, LearnerError) as error:
+        raise CheckpointError(
+            f"{folder}: {error}" if isinstance(error, LearnerError) else str(error)
+        ) from None
     except RuntimeError:
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that checkpoint.json describes"
@@ -177,6 +177,8 @@ def _refuse_misfit(folder: Path, card: Card) -> None:
                 name: tuple(tensor.shape)
                 for name, tensor in new_model(card.config, card.contract).state_dict().items()
             }
+    except LearnerError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # diffusers and torch raise many types for incompatible widths
         said = printable(" ".join(str(error).split()), 200)
         raise CheckpointError(
@@ -194,6 +196,8 @@ def _refuse_misfit(folder: Path, card: Card) -> None:
 def _layers(card: Card) -> int:
     """Return a lower bound of the number of layers with weights, computed without building the model."""
     config, cameras = card.config, len(card.contract.cameras)
+    if config.learner:
+        return 0
     layers = len(config.action.down_dims)
     if config.images:
         layers += cameras * len(config.images.channels)

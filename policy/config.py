@@ -2,7 +2,7 @@
 policy/presets.py.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -22,6 +24,8 @@ VIDEO_ACTION = "video_action"
 """Name of the video-action policy."""
 DIFFUSION_POLICY = "diffusion_policy"
 """Name of the behaviour-cloning baseline."""
+ENTRY_POINTS = "demoscale.policies"
+"""Group of the entry points of other packages' policies (`policy.learner`)."""
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
 """Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1.
@@ -268,6 +272,12 @@ class PolicyConfig(_Part):
     """Encoder of the behaviour-cloning baseline, which predicts no video; instead of `video` and `adaptor`
     (Chi et al. 2023, arXiv 2303.04137).
     """
+    learner: Name = ""
+    """Entry point of another package's policy (`policy.learner`), instead of `video` and `adaptor` or
+    `images`; it may use `action` and `diffusion` or not.
+    """
+    options: dict[Name, Any] = Field(default_factory=dict)
+    """Settings of that policy, JSON values."""
     action: ActionConfig
     diffusion: DiffusionConfig
     ladder: Annotated[dict[Name, SamplerConfig], Field(min_length=1, max_length=64)]
@@ -278,8 +288,9 @@ class PolicyConfig(_Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "PolicyConfig":
-        if (self.video is None) != (self.adaptor is None) or (self.video is None) == (self.images is None):
-            raise ValueError("a policy has `video` and `adaptor`, or `images` instead of both")
+        bodies = [self.video is not None, self.images is not None, self.learner != ""]
+        if (self.video is None) != (self.adaptor is None) or sum(bodies) != 1:
+            raise ValueError("a policy has `video` and `adaptor`, or `images` or `learner` instead of both")
         if self.rung not in self.ladder:
             raise ValueError(f"rung {self.rung} is not on the ladder: {', '.join(self.ladder)}")
         for rung, sampler in self.ladder.items():
@@ -288,6 +299,17 @@ class PolicyConfig(_Part):
                     f"rung {rung} executes {sampler.execute} actions of a chunk that has {self.clip.horizon}"
                 )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_learner(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `learner` and `options` where there are none: configurations of the project's own
+        policies, and the fingerprints of checkpoints with them, are those of versions without these fields.
+        """
+        dumped: dict[str, Any] = handler(self)
+        if not self.learner:
+            dumped.pop("learner", None)
+            dumped.pop("options", None)
+        return dumped
 
     @property
     def sampler(self) -> SamplerConfig:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from policy.action_head import ActionHead
 from policy.batch import Batch, Counts, Losses
-from policy.config import ImageConfig, Objective, PolicyConfig, SamplerConfig
+from policy.config import ImageConfig, PolicyConfig, SamplerConfig
 from policy.edm import karras_sigmas, noise_label, unit_noise
 from policy.interface import Contract
+from policy.learner import Learner
 from policy.text_encoder import WordVectors
 
 
@@ -57,7 +58,7 @@ class ImageEncoder(nn.Module):
         return seen
 
 
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(Learner):
     """Image encoders and action head of the baseline, for the conventions of one contract."""
 
     def __init__(self, config: PolicyConfig, contract: Contract) -> None:
@@ -70,14 +71,6 @@ class DiffusionPolicy(nn.Module):
         self.time_embedding = TimestepEmbedding(config.images.time_dim, config.images.time_dim)
         seen_dim = len(contract.cameras) * config.images.out_dim + config.images.text_dim
         self.head = ActionHead(config.action, contract, seen_dim, config.images.time_dim)
-
-    def learn(self, objective: Objective) -> None:
-        """Accept the objective `action`; raise ValueError for any other."""
-        if objective != "action":
-            raise ValueError(f"a diffusion policy has no video model: objective action, not {objective}")
-
-    def checkpoint_gradients(self) -> None:
-        """Do nothing: the activations are small."""
 
     def _embed(self, sigma_B: Tensor) -> Tensor:
         embedding: Tensor = self.time_embedding(self.time_proj(noise_label(sigma_B)))

@@ -9,6 +9,7 @@ DemoscaleError
 ├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
+├── LearnerError          policy.learner                           another package's policy cannot be used
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2

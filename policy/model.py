@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policy.action_head import ActionHead
 from policy.adaptor import Adaptor
@@ -20,6 +20,7 @@ from policy.config import Objective, PolicyConfig, SamplerConfig
 from policy.edm import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
 from policy.interface import Contract
 from policy.latent_codec import latent_codec
+from policy.learner import Learner
 from policy.losses import masked_mean, per_clip_error
 from policy.text_encoder import sentence_encoder
 from policy.video_unet import VideoModel
@@ -48,7 +49,7 @@ class FeatureCache:
             self._kept[seed] = [feature.clone() for feature in features]
 
 
-class VideoActionModel(nn.Module):
+class VideoActionModel(Learner):
     """Video model, adaptor and action head, for the conventions of one contract.
 
     `weights`: folder or hub id of the frozen parts that the configuration needs: the autoencoder and the text

@@ -2,7 +2,9 @@
 baseline.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from policy.config import (
     VIDEO_ACTION,
@@ -174,6 +176,18 @@ def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
         "rung": "one_pass",
     }
     return PolicyConfig.model_validate(dict(ours) | instead)
+
+
+def learner_config(preset: str, learner: str, options: Mapping[str, Any]) -> PolicyConfig:
+    """Return the configuration of another package's policy (`policy.learner`): clips, chunk, action network,
+    noise and sampler of the preset's baseline.
+
+    learner: name of its entry point. options: its settings, JSON values.
+    """
+    baseline = policy_config(preset, "diffusion_policy")
+    return PolicyConfig.model_validate(
+        dict(baseline) | {"images": None, "learner": learner, "options": dict(options)}
+    )
 
 
 def weights_source(preset: str, weights: str) -> str:

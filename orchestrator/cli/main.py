@@ -20,6 +20,7 @@ from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.new_command import new
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
@@ -236,6 +237,7 @@ for command in (
     explain,
     export,
     import_,
+    new,
     policy,
     pretrain,
     score,

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
 from orchestrator.config.schema import Section, Train, distinct
-from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
+from policy.config import DIFFUSION_POLICY, ENTRY_POINTS, VIDEO_ACTION
 
 Preset = Literal["tiny", "svd-256"]
 
@@ -50,19 +51,20 @@ class Line(Section):
     name: str = ""
     """Names its arms, and the line on the page; empty: the last part of `policy`."""
     policy: Annotated[str, Field(min_length=1)]
-    """`video_action`, `diffusion_policy`, or the folder of an external policy (`policies/lerobot_act`), which
-    holds a `policy.yaml`.
+    """`video_action`; `diffusion_policy`; the name of a policy that an installed package offers (entry points
+    `demoscale.policies`); or, with a `/`, the folder of an external policy, which holds a `policy.yaml`:
+    `policies/lerobot_act`.
     """
     preset: Preset | None = None
-    """Of `video_action` and `diffusion_policy`; empty: `policy.preset`."""
+    """Empty: `policy.preset`; not of an external policy."""
     weights: Weights | None = None
     """Of `video_action`; empty: `policy.weights`."""
     train: Mapping[str, Any] = Field(default_factory=dict)
-    """Of `video_action` and `diffusion_policy`: fields of `train` with another value in this line; all but
-    those that every line shares (`steps`, `match`, `videos`, `batch_size`, `workers`, `checkpoint_every`).
+    """Fields of `train` with another value in this line, not of an external policy; all but those that every
+    line shares (`steps`, `match`, `videos`, `batch_size`, `workers`, `checkpoint_every`, `sharding`).
     """
     options: Mapping[str, Any] = Field(default_factory=dict)
-    """Of an external policy: its own settings, which its `policy.yaml` lists."""
+    """Settings of an external policy, which its `policy.yaml` lists, or of a policy of another package."""
     action_free: bool | None = None
     """Whether it is trained at every action-free ratio, or on demos alone; empty: whatever the policy can."""
 
@@ -75,11 +77,14 @@ class Line(Section):
             return raw
         if not raw.get("name"):
             raw = raw | {"name": PurePath(policy).name}
-        if policy not in OWN_LINES and raw.get("action_free") is None:
+        if "/" in policy and raw.get("action_free") is None:
             manifest = _manifest_of(policy)
             if isinstance(options := raw.get("options", {}), dict):
                 manifest.with_options(options)
             raw = raw | {"action_free": manifest.action_free}
+        elif policy not in OWN_LINES and raw.get("action_free") is None:
+            _check_offered(policy)
+            raw = raw | {"action_free": False}
         return raw
 
     @field_validator("name")
@@ -102,7 +107,7 @@ class Line(Section):
                     f"{', '.join(wrong)}: {self.policy} is an external policy; its settings are `options`"
                 )
             return self
-        if self.options:
+        if self.policy in OWN_LINES and self.options:
             raise ValueError(f"options: {self.policy} has none; write preset, weights and train")
         allowed = LINE_TRAIN if self.imagines else LINE_TRAIN - _OF_VIDEO
         if wrong := sorted(self.train.keys() - allowed):
@@ -119,8 +124,13 @@ class Line(Section):
 
     @property
     def own(self) -> bool:
-        """Whether the policy is one of this package, trained in its own processes."""
-        return self.policy in OWN_LINES
+        """Whether the policy is trained in this package's processes: it is no external one."""
+        return "/" not in self.policy
+
+    @property
+    def learner(self) -> str:
+        """Name of the entry point of another package's policy; empty for every other one."""
+        return self.policy if self.own and self.policy not in OWN_LINES else ""
 
     @property
     def imagines(self) -> bool:
@@ -135,21 +145,36 @@ class Line(Section):
     @property
     def plain(self) -> bool:
         """Whether it is the package's own policy without settings of its own."""
-        return self.own and self.name == self.policy and not (self.train or self.preset or self.weights)
+        return (
+            self.policy in OWN_LINES
+            and self.name == self.policy
+            and not (self.train or self.preset or self.weights)
+        )
 
 
 def _manifest_of(policy: str) -> PolicyManifest:
     """Return the manifest of an external policy. Raises ValueError with all its mistakes."""
     if not Path(policy).is_dir():
-        close = difflib.get_close_matches(policy, OWN_LINES, 1)
         raise ValueError(
-            f"policy: there is no folder {policy}; "
-            + (f"did you mean {close[0]}?" if close else f"write {' or '.join(OWN_LINES)}, or such a folder")
+            f"policy: there is no folder {policy}; write that of an external policy, which has a policy.yaml"
         )
     try:
         return load(policy).manifest
     except ManifestError as error:
         raise ValueError("\n".join(f"{policy}: {problem}" for problem in error.problems)) from None
+
+
+def _check_offered(policy: str) -> None:
+    """Raise ValueError unless an installed package offers a policy of that name."""
+    offered = sorted(entry_points(group=ENTRY_POINTS).names)
+    if policy not in offered:
+        known = (*OWN_LINES, *offered)
+        close = difflib.get_close_matches(policy, known, 1)
+        raise ValueError(
+            f"policy: there is no policy {policy}; "
+            + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
+            + f" (an external policy is a folder, written with a /: ./{policy})"
+        )
 
 
 def _distinct_lines(lines: tuple[Line, ...]) -> tuple[Line, ...]:
@@ -172,8 +197,8 @@ class PolicyChoice(Section):
     many steps on the same demos.
     """
     lines: Annotated[tuple[Line, ...], AfterValidator(_distinct_lines)] = ()
-    """The lines of the curve, each a policy: `video_action`, `diffusion_policy`, the folder of an external
-    policy, or a mapping of the fields below; empty: `video_action` and the `baselines`.
+    """The lines of the curve, each a policy, by its name or folder alone or as a mapping of the fields below;
+    empty: `video_action` and the `baselines`.
     """
 
 

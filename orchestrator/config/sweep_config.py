@@ -44,9 +44,9 @@ from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
-from policy.config import DIFFUSION_POLICY, SamplerConfig
+from policy.config import DIFFUSION_POLICY, PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
-from policy.presets import policy_config, weights_source
+from policy.presets import learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
 from sim_workers.rollout.suite import EpisodeRules, Suite
 
@@ -186,6 +186,13 @@ class SweepConfig(Section):
         """
         return weights_source(self.preset_of(line), self.weights_of(line))
 
+    def config_of(self, line: Line) -> PolicyConfig:
+        """Return the configuration of a line's policy that is trained in this package's processes."""
+        preset = self.preset_of(line)
+        if line.learner:
+            return learner_config(preset, line.learner, line.options)
+        return policy_config(preset, line.policy)
+
     def sampler_of(self, line: Line) -> SamplerConfig | None:
         """Return how looks become actions in a line; None for an external policy, which does that itself."""
         return policy_config(self.preset_of(line)).sampler_on(self.suite.rung) if line.own else None
@@ -242,18 +249,23 @@ class SweepConfig(Section):
         weights: str,
         packages: Mapping[str, str],
         arm: Arm | None = None,
+        learner: str = "",
     ) -> Key:
         """Return everything besides the arm that shapes a trained policy of this package.
 
         weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
         those of TRAINING_PACKAGES. arm: whose line's settings and steps count; None: those of the sweep.
+        learner: hash of the package that offers its policy.
         """
         train, preset = (
             (self.train_of(arm), self.preset_of(self.line(arm))) if arm else (self.train, self.policy.preset)
         )
+        own: dict[str, Any] = {}
+        if arm and (line := self.line(arm)).learner:
+            own = {"learner": line.learner, "options": dict(line.options), "package": learner}
         parts = {
             **self.data_parts(manifest_fingerprint, quarantined),
-            "policy": {"preset": preset},
+            "policy": {"preset": preset} | own,
             "weights": weights,
             "videos": [self.data.most_demos, self.data.highest_ratio] if train.videos == "sweep" else [],
             "recipe": train.shaping(),

@@ -39,7 +39,6 @@ from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from orchestrator.training.train_events import Reported
 from policy.interface import Contract, Observation
-from policy.presets import policy_config
 
 # until the first checkpoint; their clips are of episodes that are all opened for the first time
 FIRST_STEPS = 4
@@ -129,7 +128,7 @@ def _jobs(sweep: SweepConfig, manifest: Manifest, version: int, quarantined: Set
     arm, data, jobs = sweep.largest(), sweep.data, dict[str, TrainJob]()
     subset = select_episodes(manifest, arm, quarantined, data.labelled_tasks)
     for line in (line for line in sweep.lines if line.own):
-        recipe, config = sweep.line_train(line), policy_config(sweep.preset_of(line), line.policy)
+        recipe, config = sweep.line_train(line), sweep.config_of(line)
         short = recipe.model_copy(
             update={
                 "steps": FIRST_STEPS + STEPS,

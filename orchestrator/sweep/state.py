@@ -52,7 +52,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
 from orchestrator.storage.notes import read_json_objects
-from orchestrator.sweep.external_lines import ExternalLine, read_external_lines
+from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learners
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -93,6 +93,8 @@ class SweepState:
     """`weights_label` of the initial weights of lines that start from others, by source."""
     external: Mapping[str, ExternalLine] = field(default_factory=dict)
     """External lines by name."""
+    learners: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the packages that offer lines' policies (entry points), by name of the line."""
     stored: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
@@ -144,6 +146,7 @@ class SweepState:
             weights,
             line_weights,
             read_external_lines(sweep, storage, before.get("external", {}), pin, here),
+            read_learners(sweep, before.get("learners", {}), pin or here),
         )
         if pin:
             state._refuse_shorter(before.get("sweep", {}))
@@ -194,6 +197,8 @@ class SweepState:
             }
         if self.external:
             kept["external"] = {name: line.pinned() for name, line in self.external.items()}
+        if self.learners:
+            kept["learners"] = dict(self.learners)
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
@@ -272,7 +277,12 @@ class SweepState:
             parts = self.sweep.data_parts(self.manifest.fingerprint, self.quarantined)
             return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
         return self.sweep.training_key(
-            self.manifest.fingerprint, self.quarantined, self._weights_of(line), self.packages, arm
+            self.manifest.fingerprint,
+            self.quarantined,
+            self._weights_of(line),
+            self.packages,
+            arm,
+            self.learners.get(line.name, ""),
         )
 
     def arm_id(self, arm: Arm) -> str:
@@ -508,7 +518,7 @@ class SweepState:
             episodes=open_storage(sweep.data.episodes).uri,
             version=self.version,
             subset=self.subset(arm),
-            config=policy_config(sweep.preset_of(line), line.policy),
+            config=sweep.config_of(line),
             train=train,
             objective=train.objective if line.imagines else "action",
             weights=label if COMMIT_OF_HUB.search(label) else sweep.weights_of(line),

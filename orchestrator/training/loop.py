@@ -31,7 +31,8 @@ from sim_workers.checkout import check_imported
 if TYPE_CHECKING:
     import torch
 
-    from policy.checkpoint import Card, Model
+    from policy.checkpoint import Card
+    from policy.learner import Learner
     from policy.model import VideoActionModel
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
@@ -208,7 +209,7 @@ def train(
     world: int,
     resume: Path | None,
     report: Report,
-    wrap: Callable[["Model"], Any] | None = None,
+    wrap: Callable[["Learner"], Any] | None = None,
     device: str = "cpu",
     stop_request: Callable[[], StopRequest | None] = lambda: None,
     fetcher: stream.EpisodeFetcher | None = None,
@@ -361,7 +362,7 @@ def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "Vide
 
 def _first_model(
     job: TrainJob, card: "Card", resume: Path | None, sentences: dict[str, "torch.Tensor"], folder: Path
-) -> "Model":
+) -> "Learner":
     """Return the initial network, its video model from the checkpoint to resume, from stage 1, or from the
     weights that the sweep names.
     """

@@ -175,8 +175,8 @@ def test_equal_epochs_keep_a_stage_1_that_all_arms_share(folder: Path, store: st
 @pytest.mark.parametrize(
     ("lines", "others", "told"),
     [
-        (["video_acton"], {}, "policy.lines.0: policy: there is no folder video_acton; did you mean video_a"),
-        (["policies/none"], {}, "there is no folder policies/none; write video_action or diffusion_policy,"),
+        (["video_acton"], {}, "policy.lines.0: policy: there is no policy video_acton; did you mean video_a"),
+        (["policies/none"], {}, "policy.lines.0: policy: there is no folder policies/none; write that of"),
         (["video_action", "video_action"], {}, "policy.lines: two lines are named video_action"),
         ([{"policy": "video_action", "name": "a b"}], {}, "policy.lines.0.name: 'a b' cannot name a line"),
         ([{"policy": "video_action", "name": "video-x"}], {}, "cannot name a line"),

@@ -15,11 +15,12 @@ from orchestrator.testing.checkpoints import TINY, make_batch, make_card, make_o
 from orchestrator.testing.episodes import CONTRACT
 from policy import edm as noise
 from policy.batch import Batch, Counts, Losses
-from policy.checkpoint import CheckpointError, Model, fingerprint, load, new_model, save
+from policy.checkpoint import CheckpointError, fingerprint, load, new_model, save
 from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
 from policy.feature_stats import Stats
 from policy.inference import TrainedPolicy
+from policy.learner import Learner
 from policy.losses import masked_mean, per_clip_error
 from policy.model import FeatureCache, VideoActionModel
 from policy.normalize import Normalizer
@@ -35,7 +36,7 @@ def model() -> VideoActionModel:
     return VideoActionModel(TINY, CONTRACT).eval()
 
 
-def losses_of(net: Model, clips: Batch, seed: int = 1) -> Losses:
+def losses_of(net: Learner, clips: Batch, seed: int = 1) -> Losses:
     losses: Losses = net(clips, torch.Generator().manual_seed(seed), Counts.of(clips))
     return losses
 
