@@ -68,7 +68,7 @@ class AnsweredOnce:
 
     def __init__(self, policy: Policy, most: int = MOST_SESSIONS) -> None:
         """most: maximum number of sessions; a further one ends the one that has been idle longest."""
-        self._policy, self._most = policy, most
+        self.policy, self._most = policy, most
         self._last: OrderedDict[str, tuple[int, ActionChunk]] = OrderedDict()
         """The last step of each session and its answer; the session that has been idle longest is first."""
 
@@ -123,7 +123,7 @@ class AnsweredOnce:
         for seen in observations:
             self._last.pop(seen.episode, None)
         try:
-            chunks = self._policy.act(observations)
+            chunks = self.policy.act(observations)
             if len(chunks) != len(observations):
                 raise ValueError(
                     f"the policy answered {len(observations)} observations with {len(chunks)} chunks"

@@ -1,6 +1,11 @@
 """Options that several commands share, of one name and meaning."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
+
+from orchestrator.cli.parameters import InputPath
 
 HELP = {"help_option_names": ["-h", "--help"]}
 """Settings of commands that are also programs of their own, `python -m jobs.*`; others have the group's."""
@@ -15,3 +20,31 @@ SET = click.option(
     help="Override a field, e.g. --set train.steps=200. Repeatable.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of policy servers of other projects."""
+    for option in (
+        click.option(
+            "--execute",
+            type=click.IntRange(0),
+            default=0,
+            help="Of openpi://, vla-eval:// and groot://: actions of a chunk that are executed before the"
+            " next observation; all by default.",
+        ),
+        click.option(
+            "--layout",
+            default="",
+            type=InputPath(),
+            help="Of the same: names of pictures and state, libero or droid, or a .json file; the protocol's"
+            " usual ones by default.",
+        ),
+        click.option(
+            "--contract",
+            default="",
+            type=InputPath(),
+            help="Of the same: JSON file with the policy's contract, which these servers do not state.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import JSON
+from orchestrator.cli.options import JSON, foreign_options
 from orchestrator.cli.parameters import InputPath
 
 if TYPE_CHECKING:
@@ -46,27 +46,41 @@ def policy() -> None:
     help="Fail if the 95th percentile of the latency is above this; no limit by default.",
 )
 @click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@foreign_options
 @JSON
 @report_user_errors
 def check(
-    policy: str, instruction: str, seed: int, calls: int, p95_ms: float, rung: str, as_json: bool
+    policy: str,
+    instruction: str,
+    seed: int,
+    calls: int,
+    p95_ms: float,
+    rung: str,
+    contract: str,
+    layout: str,
+    execute: int,
+    as_json: bool,
 ) -> None:
     """Try POLICY on random observations: shapes, finite values, determinism by seed, independence of the rest
     of a batch, sessions, latency. One line per check; a failed one comes with its fix.
 
-    POLICY is http(s)://HOST:PORT of a policy server, a checkpoint's folder, or MODULE:FUNCTION that returns a
-    policy. In tests: `policy.check.check_policy`. Exit codes: 0 all passed, 1 a check failed, 2 a mistake in
-    what was asked for.
+    POLICY is http(s)://HOST:PORT of a policy server, openpi://, vla-eval:// or groot://HOST:PORT of a server
+    of theirs, a checkpoint's folder, or MODULE:FUNCTION that returns a policy. In tests:
+    `policy.check.check_policy`. Exit codes: 0 all passed, 1 a check failed, 2 a mistake in what was asked
+    for.
 
     \b
     demoscale policy check http://127.0.0.1:8000
     demoscale policy check http://127.0.0.1:8000 --p95-ms 200
     demoscale policy check path/to/checkpoint --rung one_pass
+    demoscale policy check openpi://gpu-1:8000 --contract contract.json --layout libero --execute 5
     demoscale policy check my_package.my_policy:make --json
     """
     from policy.check import check_policy
 
-    checks = check_policy(_policy(policy, rung), None, instruction, calls, p95_ms / 1e3, seed)
+    checks = check_policy(
+        _policy(policy, rung, contract, layout, execute), None, instruction, calls, p95_ms / 1e3, seed
+    )
     if as_json:
         click.echo(json.dumps([asdict(one) for one in checks], indent=1))
     else:
@@ -75,10 +89,26 @@ def check(
     sys.exit(any(not one.passed for one in checks))
 
 
-def _policy(name: str, rung: str) -> "Policy":
+def _policy(name: str, rung: str, contract: str, layout: str, execute: int) -> "Policy":
     """Return the policy with a name, in this process or behind its URL. Raises SweepError if there is
     none.
     """
+    from policy.foreign import SCHEMES, foreign_policy, is_foreign, read_contract
+    from policy.foreign.layout import Layout
+    from policy.http_protocol import RemoteError
+
+    if is_foreign(name):
+        if not contract:
+            raise argument_error(f"--contract: missing; {name} states no contract (docs/serving.md)")
+        try:
+            stated = read_contract(Path(contract))
+            return foreign_policy(name, stated, Layout.named(layout, stated) if layout else None, execute)
+        except RemoteError as error:
+            raise argument_error(str(error)) from None
+    if contract or layout or execute:
+        raise argument_error(
+            f"--contract, --layout and --execute are for {', '.join(SCHEMES)}; leave them out"
+        )
     if Path(name).is_dir():
         from policy.inference import TrainedPolicy
 

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import HELP, JSON
+from orchestrator.cli.options import HELP, JSON, foreign_options
 from orchestrator.cli.parameters import InputPath, OutputPath, StorePath, SuiteOption
 from orchestrator.cli.terminal import graceful_interrupt
 from sim_workers.rollout.suite import SHIFTS
@@ -56,6 +56,9 @@ class ScoreRequest:
     fingerprint: str
     mlflow: str
     save: Path | None
+    contract: str
+    layout: str
+    execute: int
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "StoppingRule | None" = None
 
@@ -128,12 +131,15 @@ class ScoreRequest:
     @cached_property
     def policy(self) -> "PolicyRef":
         """The policy with the name `checkpoint`. Raises what `resolve_policy` raises."""
-        from orchestrator.evaluation.policy_ref import resolve_policy
+        from orchestrator.evaluation.policy_ref import ForeignOptions, resolve_policy
         from orchestrator.storage.base import open_storage
         from orchestrator.tracking.mlflow_writer import tracking_uri
 
         tracking = tracking_uri(self.mlflow, open_storage(self.storage).uri)
-        return resolve_policy(self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking)
+        foreign = ForeignOptions(self.contract, self.layout, self.execute)
+        return resolve_policy(
+            self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking, foreign
+        )
 
     def suites(self) -> list["Suite"]:
         """One per shift, the sweep's own lists, so that its scores are found again."""
@@ -265,6 +271,7 @@ class ScoreRequest:
 @click.option(
     "--save", type=OutputPath(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
 )
+@foreign_options
 @JSON
 @report_user_errors
 def score(workers: int | None, as_json: bool, **_options: Any) -> None:
@@ -272,7 +279,8 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     the same episodes for every policy.
 
     CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT
-    of a policy server, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
+    of a policy server (several with commas between), openpi://, vla-eval:// or groot://HOST:PORT of a server
+    of theirs, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
     the same command continues a run that was stopped or killed, and finds what a sweep with this storage has
     scored. Ctrl-C once: episodes in progress are finished; twice: now.
 
@@ -282,6 +290,7 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     demoscale score models:/m-0123456789abcdef0123456789abcdef --suite jobs/quickstart.yaml --json
     demoscale score demos-40_ratio-1_seed-0 --sweep quickstart --shift lighting
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
+    demoscale score openpi://gpu-1:8000 --contract contract.json --layout libero --execute 5
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet
     """
     from orchestrator.cluster.ray_runtime import quiet

@@ -2,23 +2,29 @@
 function.
 """
 
+import hashlib
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.redaction import strip_credentials
 from policy.config import PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
+from policy.foreign import SCHEMES, is_foreign
 from policy.interface import Contract
 from sim_workers.rollout.policy_clients import PolicySource
 
 LOGGED_MODEL = re.compile(r"models:/.+|m-[0-9a-f]{32}")
 OURS = re.compile(r"[0-9a-f]{16}")
 """The form of a checkpoint's fingerprint."""
+REACH_S = 5.0
+"""Seconds within which a server of another project must accept a connection."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -43,19 +49,41 @@ class PolicyRef:
     """
 
 
+@dataclass(frozen=True)
+class ForeignOptions:
+    """What the user states about a policy server of another project (`policy.foreign`)."""
+
+    contract: str = ""
+    """JSON file with the contract, which such a server does not state."""
+    layout: str = ""
+    """Name or JSON file of the layout; empty: the protocol's usual one."""
+    execute: int = 0
+    """Actions of a chunk that are executed before the next observation; 0: all."""
+
+
 def resolve_policy(
-    name: str, rung: str = "", own_rung: bool = False, fingerprint: str = "", tracking: str = ""
+    name: str,
+    rung: str = "",
+    own_rung: bool = False,
+    fingerprint: str = "",
+    tracking: str = "",
+    foreign: ForeignOptions = ForeignOptions(),  # immutable
 ) -> PolicyRef:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
-    servers of one policy with commas between), or MODULE:FUNCTION.
+    servers of one policy with commas between), openpi://..., vla-eval://..., groot://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
-    URI of the MLflow that has the logged models.
+    URI of the MLflow that has the logged models. foreign: for servers of other projects only.
 
     Raises PolicyRefError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
     reading the policy fails.
     """
+    if foreign != ForeignOptions() and not is_foreign(name):
+        raise PolicyRefError(
+            f"{strip_credentials(name)} states its own contract; leave out --contract, --layout and"
+            f" --execute, which are for {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+        )
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
             raise PolicyRefError("a checkpoint has a fingerprint of its own; leave out --fingerprint")
@@ -67,6 +95,8 @@ def resolve_policy(
             f"--fingerprint {fingerprint}: write letters, digits, '.', '_' and '-', and not 16 hex digits,"
             " which name a checkpoint"
         )
+    if is_foreign(name):
+        return _foreign(name, fingerprint, foreign)
     return _served(name, fingerprint) if "://" in name else _function(name, fingerprint)
 
 
@@ -86,6 +116,36 @@ def _served(name: str, fingerprint: str) -> PolicyRef:
             raise PolicyRefError(f"{url} serves another policy than {urls[0]}: {differences[0]}")
     name = ",".join(urls)
     return PolicyRef(name, contracts[0], fingerprint, None, lambda _: RemoteServer(name))
+
+
+def _foreign(name: str, fingerprint: str, options: ForeignOptions) -> PolicyRef:
+    from policy.foreign import foreign_policy, read_contract
+    from policy.foreign.layout import Layout
+    from policy.http_protocol import RemoteError
+    from sim_workers.rollout.policy_clients import ForeignServer
+
+    url = strip_credentials(name)
+    scheme = url.partition("://")[0]
+    if not options.contract:
+        raise PolicyRefError(
+            f"{url}: a server of {scheme} states no contract; name a JSON file of it with --contract"
+            " (docs/serving.md)"
+        )
+    try:
+        contract = read_contract(Path(options.contract))
+        layout = Layout.named(options.layout or scheme, contract)
+        foreign_policy(url, contract, layout, options.execute)
+        address = urlsplit(url)
+        socket.create_connection((address.hostname or "", address.port or 0), REACH_S).close()
+    except RemoteError as error:
+        raise PolicyRefError(str(error)) from None
+    except OSError as error:
+        raise PolicyRefError(f"no policy server answers at {url}; is it running? ({error})") from None
+    source = ForeignServer(url, contract, layout, options.execute)
+    if fingerprint:  # another layout is another policy
+        stated = repr((layout, options.execute)).encode()
+        fingerprint = f"{fingerprint}.{hashlib.sha256(stated).hexdigest()[:8]}"
+    return PolicyRef(url, contract, fingerprint, None, lambda _: source)
 
 
 def _function(name: str, fingerprint: str) -> PolicyRef:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
-from policy.interface import ActionChunk, Imagination, Observation
+from policy.interface import ActionChunk, Imagination, Observation, PolicyNeeds, needs_of
+from policy.sessions import AnsweredOnce
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
@@ -35,7 +36,7 @@ class _Asked(NamedTuple):
 
 class PolicyServer:
     """A Ray actor that answers queries in batches. Deterministic: a query retried after a restart gets the
-    same answer.
+    same answer, or LostSessionError if the policy has memory and the query is not the first of its session.
 
     Queries that arrive while a batch is computed form the next one, so no query waits for a timer and batches
     fill under load. A query waits at most for the batches of earlier queries: policies take turns, and a
@@ -60,8 +61,12 @@ class PolicyServer:
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
         self._threads, self._loading = num_threads, threading.Lock()
         self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
+<<<<<<< HEAD
         # external policies that could not be started, with the time
         self._refused: dict[CheckpointRef, tuple[float, Exception]] = {}
+=======
+        self._sessions: dict[CheckpointRef, AnsweredOnce] = {}  # of the loaded policies with memory
+>>>>>>> d99296e9b7b0cdb0c6da28763d3761a0ea3aa0ea
         # by checkpoint and method of the policy
         self._waiting: dict[tuple[CheckpointRef, str], list[_Asked]] = {}
         self._serving: asyncio.Task[None] | None = None
@@ -97,6 +102,12 @@ class PolicyServer:
         """
         await asyncio.to_thread(self._loaded, checkpoint)
 
+    async def needs(self, checkpoint: CheckpointRef) -> PolicyNeeds:
+        """Return what the checkpoint's policy needs besides the present observation. Raises the error of a
+        checkpoint that cannot be loaded.
+        """
+        return needs_of(await asyncio.to_thread(self._loaded, checkpoint))
+
     async def answered(self, checkpoint: CheckpointRef | None = None) -> ServerUsage:
         """Return the work done since the server started, for one checkpoint; None: for all."""
         return self._answered.get(checkpoint, ServerUsage())
@@ -111,7 +122,8 @@ class PolicyServer:
             try:
                 policy = await asyncio.to_thread(self._loaded, checkpoint)
                 began = time.perf_counter()
-                answers = await asyncio.to_thread(_answers, policy, what, [one.observation for one in asked])
+                observations = [one.observation for one in asked]
+                answers = await asyncio.to_thread(self._answers, checkpoint, policy, what, observations)
             except Exception as error:  # the callers receive the error; the server keeps running
                 _log.exception("%s did not answer %d observations", _short(checkpoint), len(asked))
                 for one in asked:
@@ -122,9 +134,29 @@ class PolicyServer:
                 for of in (None, checkpoint):
                     self._answered[of] = self._answered.get(of, ServerUsage()) + done
                 for one, told in zip(asked, answers, strict=True):
-                    one.answer.set_result(told)
+                    if isinstance(told, Exception):
+                        one.answer.set_exception(told)
+                    else:
+                        one.answer.set_result(told)
                 if what == "act":
                     self._measured(asked)
+
+    def _answers(
+        self, checkpoint: CheckpointRef, policy: Any, what: str, observations: list[Observation]
+    ) -> Sequence[ActionChunk | Imagination | Exception | None]:
+        """Return the policy's answers; an Exception for an observation that a policy with memory cannot
+        answer.
+        """
+        if what == "imagine":
+            imaginations: list[Imagination] = policy.imagine(observations) if policy.imagines else []
+            return imaginations or [None] * len(observations)
+        if needs_of(policy).memory:
+            sessions = self._sessions.get(checkpoint)
+            if sessions is None or sessions.policy is not policy:
+                sessions = self._sessions[checkpoint] = AnsweredOnce(policy)
+            return sessions.answers(observations)
+        chunks: list[ActionChunk] = policy.act(observations)
+        return chunks
 
     def _measured(self, answered: list["_Asked"]) -> None:
         BATCH_FILL.record(len(answered) / self.MOST_ROWS, self._sweep)
@@ -164,8 +196,13 @@ class PolicyServer:
             check_imported(self._code)
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
+<<<<<<< HEAD
                 _, old = self._policies.popitem(last=False)
                 _unload(old)
+=======
+                unloaded, _ = self._policies.popitem(last=False)
+                self._sessions.pop(unloaded, None)
+>>>>>>> d99296e9b7b0cdb0c6da28763d3761a0ea3aa0ea
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
@@ -180,13 +217,3 @@ def _unload(policy: Any) -> None:
 def _short(checkpoint: CheckpointRef) -> str:
     """Return arm and step, the end of the URIs of a sweep's checkpoints."""
     return checkpoint.uri.rpartition("/arms/")[2]
-
-
-def _answers(
-    policy: Any, what: str, observations: list[Observation]
-) -> Sequence[ActionChunk | Imagination | None]:
-    if what == "act":
-        chunks: list[ActionChunk] = policy.act(observations)
-        return chunks
-    imaginations: list[Imagination] = policy.imagine(observations) if policy.imagines else []
-    return imaginations or [None] * len(observations)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from policy.foreign import foreign_policy
+from policy.foreign.layout import Layout
 from policy.http_policy import RemotePolicies
-from policy.interface import ActionChunk, Observation, Policy, needs_of
+from policy.interface import ActionChunk, Contract, Observation, Policy, needs_of
 
 
 class PolicyClient(Protocol):
@@ -135,6 +137,26 @@ class RemoteServer:
     def connect(self) -> UnbatchedClient:
         """Return a client of the servers; the first request opens the connection."""
         return UnbatchedClient(RemotePolicies(self.url.split(","), os.getpid()))
+
+
+@dataclass(frozen=True)
+class ForeignServer:
+    """Policy at a URL, served in the protocol of another project."""
+
+    url: str
+    contract: Contract
+    layout: Layout
+    execute: int
+    """Actions of a chunk that are executed before the next observation; 0: all."""
+
+    @property
+    def name(self) -> str:
+        """The URL."""
+        return self.url
+
+    def connect(self) -> UnbatchedClient:
+        """Return a client of the server; the first request opens the connection."""
+        return UnbatchedClient(foreign_policy(self.url, self.contract, self.layout, self.execute))
 
 
 def _parts(make: Callable[[], Policy]) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:

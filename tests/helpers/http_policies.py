@@ -1,15 +1,17 @@
-"""A policy whose answer is a digest of its observation, and HTTP servers of it."""
+"""Policies whose answers are digests of their observations, and HTTP servers of them."""
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from policy.http_protocol import MOST_BYTES
 from policy.http_server import make_server
 from policy.interface import ActionChunk, Contract, Observation, Policy
+from policy.sessions import SessionStates
 
 CONTRACT = Contract(("front", "robot0/wrist"), (6, 8), "fast", ("x", "y", "z"), ("dx", "grip"), 20.0, "none")
 
@@ -42,6 +44,42 @@ def random_observation(seed: int, instruction: str = "lift the röd cube\0") -> 
     rng = np.random.default_rng(seed)
     images = {camera: rng.integers(0, 256, (6, 8, 3), dtype=np.uint8) for camera in CONTRACT.cameras}
     return Observation(images, rng.standard_normal(3).astype(np.float32), instruction, 2**63 - 1 - seed)
+
+
+class Remembering(Digest):
+    """A policy whose answer is a digest of all observations of its session, with their histories."""
+
+    memory = True
+    observation_steps = 3
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__()
+        self._states = SessionStates[list[float]](lambda _: [], most)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        states = [self._states.of(observation) for observation in observations]
+        self.sizes.append(len(observations))
+        chunks = []
+        for state, seen in zip(states, observations, strict=True):
+            digests = [float(self._one(one).actions[0, 0]) for one in (*seen.history, seen)]
+            state += [*digests, float(seen.step)]
+            chunks.append(ActionChunk(np.full((5, 2), sum(state), np.float32), 2))
+        return chunks
+
+
+def look(seed: int, session: str, step: int, preceding: int = 2) -> Observation:
+    """Return a random observation of a session, with its history."""
+    first = random_observation(seed)
+    history = tuple(
+        replace(
+            random_observation(100 * seed + k),
+            noise_seed=first.noise_seed,
+            episode=session,
+            step=max(0, step - preceding + k),
+        )
+        for k in range(preceding)
+    )
+    return replace(first, episode=session, step=step, history=history)
 
 
 @contextmanager

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import run
-from test_sessions import Remembering
 
-from http_policies import CONTRACT, Digest, served
+from http_policies import CONTRACT, Digest, Remembering, served
 from orchestrator.cli.policy_commands import policy as command
 from policy.check import check_policy
 from policy.chunk_memory import TemporalEnsembling

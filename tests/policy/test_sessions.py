@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from http_policies import CONTRACT, Digest, random_observation, same, served
+from http_policies import CONTRACT, Digest, Remembering, look, same, served
 from policy.chunk_memory import ActionQueue, TemporalEnsembling
 from policy.http_policy import RemotePolicies, RemotePolicy
 from policy.http_protocol import RemoteError
@@ -21,41 +21,6 @@ from policy.interface import (
     needs_of,
 )
 from policy.sessions import AnsweredOnce, SessionStates
-
-
-class Remembering(Digest):
-    """A policy whose answer is a digest of all observations of its session, with their histories."""
-
-    memory = True
-    observation_steps = 3
-
-    def __init__(self, most: int = 100) -> None:
-        super().__init__()
-        self._states = SessionStates[list[float]](lambda _: [], most)
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        states = [self._states.of(observation) for observation in observations]
-        self.sizes.append(len(observations))
-        chunks = []
-        for state, seen in zip(states, observations, strict=True):
-            digests = [float(self._one(one).actions[0, 0]) for one in (*seen.history, seen)]
-            state += [*digests, float(seen.step)]
-            chunks.append(ActionChunk(np.full((5, 2), sum(state), np.float32), 2))
-        return chunks
-
-
-def look(seed: int, session: str, step: int, preceding: int = 2) -> Observation:
-    first = random_observation(seed)
-    history = tuple(
-        replace(
-            random_observation(100 * seed + k),
-            noise_seed=first.noise_seed,
-            episode=session,
-            step=max(0, step - preceding + k),
-        )
-        for k in range(preceding)
-    )
-    return replace(first, episode=session, step=step, history=history)
 
 
 def script(session: str, seed: int = 0) -> list[Observation]:

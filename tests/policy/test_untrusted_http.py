@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fuzzing import mutated, peak, peak_reset
-from http_policies import CONTRACT, Digest, random_observation, same, served
+from http_policies import CONTRACT, Digest, Remembering, look, random_observation, same, served
 from policy import http_server
 from policy.http_policy import RemotePolicy
 from policy.http_protocol import (
@@ -31,10 +31,12 @@ from policy.http_protocol import (
     request_bytes,
     unpack_chunks,
 )
-from policy.interface import ActionChunk, Contract, Observation
+from policy.interface import ActionChunk, Contract, Observation, needs_of
 
 GOOD = pack_observations([random_observation(0)], CONTRACT.cameras)
 ARRAYS = dict(np.load(io.BytesIO(GOOD)))
+SESSION = pack_observations([look(0, "a", 0)], CONTRACT.cameras, needs_of(Remembering()))
+SESSIONS = pack_observations([look(0, "a", 0), look(1, "b", 0)], CONTRACT.cameras, needs_of(Remembering()))
 CARRIED = "Content-Type: application/octet-stream\r\n"
 
 
@@ -51,6 +53,10 @@ def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, st
         return 0, ""
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode(errors="replace")
+
+
+def text(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
 
 
 def request(body: bytes, headers: str = CARRIED, size: object = None, path: str = "/act") -> bytes:
@@ -313,6 +319,54 @@ def test_policy_server_refuses_invalid_chunks_of_the_policy(
         RemotePolicy(url).act([random_observation(0)])
 
 
+BAD_SESSIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no session": ({"episodes": None}, "the policy takes episodes, history/images/front"),
+    "no history": ({"history/proprio": None}, "the policy takes episodes, history/images/front"),
+    "short history": (
+        {"history/proprio": np.zeros((2, 1, 3), np.float32)},
+        "history/proprio is float32 (2, 1, 3)",
+    ),
+    "long history": (
+        {"history/images/front": np.zeros((2, 99, 6, 8, 3), np.uint8)},
+        "history/images/front is",
+    ),
+    "NaN": (
+        {"history/proprio": np.full((2, 2, 3), np.nan)},
+        "history/proprio holds a value that is not finite",
+    ),
+    "steps below 0": ({"steps": np.array([-1, 0])}, "steps holds a number outside"),
+    "steps of floats": ({"steps": np.zeros(2)}, "steps is float64"),
+    "one step": ({"steps": np.zeros(1, np.int64)}, "steps is int64 (1,)"),
+    "no JSON": ({"episodes": text(b"{")}, "episodes must be the UTF-8 bytes of a JSON list of 2 session ids"),
+    "one session": ({"episodes": text(b'["a"]')}, "JSON list of 2 session ids"),
+    "numbers": ({"episodes": text(b"[1, 2]")}, "JSON list of 2 session ids"),
+    "twice": ({"episodes": text(b'["a", "a"]')}, "episodes holds 'a' twice"),
+    "long": ({"episodes": text(json.dumps(["a", "b" * 300]).encode())}, "episodes[1] has 300 characters"),
+    "huge": ({"episodes": text(b" " * (1 << 20))}, "at most"),
+    "control": (
+        {"episodes": text(json.dumps(["a", "\x1b[2J"]).encode())},
+        "episodes[1] holds a control character",
+    ),
+    "surrogate": ({"episodes": text(b'["a", "\\ud800"]')}, "half a surrogate pair"),
+    "object": ({"episodes": np.array([{}], object)}, "Python objects"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SESSIONS)
+def test_policy_server_refuses_invalid_sessions_and_histories(name: str) -> None:
+    changed, says = BAD_SESSIONS[name]
+    arrays = dict(np.load(io.BytesIO(SESSIONS))) | changed
+    buffer = io.BytesIO()
+    np.savez(buffer, **{key: value for key, value in arrays.items() if value is not None})
+    policy = Remembering()
+    with served(policy) as url:
+        status, said = exchange(url, request(buffer.getvalue()))
+        assert status == 400
+        assert says in said
+        assert not policy.sizes, "the policy is not asked"
+        assert exchange(url, request(SESSIONS))[0] == 200
+
+
 def test_chunk_may_be_executed_whole() -> None:
     assert ActionChunk(np.zeros((1, 1), np.float32), 1).execute == 1
     with served(Answers(chunk((5, 2), 5))) as url:
@@ -559,9 +613,9 @@ def odd_contract(rng: random.Random) -> bytes:
         "\ud800",
         float("nan"),
     ]
-    return json.dumps(
-        STATED | {field: rng.choice(odd) for field in rng.sample(sorted(STATED), rng.randrange(1, 4))}
-    ).encode()
+    odd += [{"memory": 1}, {"observation_steps": 10**9}, {"observation_steps": [2]}, {"memory": True, "x": 1}]
+    fields = rng.sample([*sorted(STATED), "needs"], rng.randrange(1, 4))
+    return json.dumps(STATED | {field: rng.choice(odd) for field in fields}).encode()
 
 
 def test_thousand_random_bodies_and_answers_are_handled_in_bounds(
@@ -580,15 +634,16 @@ def test_thousand_random_bodies_and_answers_are_handled_in_bounds(
     compressed = io.BytesIO()
     np.savez_compressed(compressed, **ARRAYS)
     bodies = [GOOD, compressed.getvalue()]
-    slowest, statuses = 0.0, dict.fromkeys((200, 400), 0)
+    slowest, statuses = 0.0, dict.fromkeys((200, 400, 410), 0)
     accepted = refused = 0
-    with served(policy) as url, answering(reply) as strange:
+    with served(policy) as url, served(Remembering()) as sessions, answering(reply) as strange:
         exchange(url, request(GOOD))
         before = peak_reset()
         for case in range(1000):
             began = time.monotonic()
             if case % 2:
-                status, said = exchange(url, request(mutated(rng.choice(bodies), rng)))
+                asked, body = rng.choice([(url, one) for one in bodies] + [(sessions, SESSION)])
+                status, said = exchange(asked, request(mutated(body, rng)))
                 assert status in statuses, (case, status, said)
                 assert status == 200 or (said.strip() and said.isprintable()), (case, said)
                 statuses[status] += 1
@@ -618,7 +673,7 @@ def test_thousand_random_bodies_and_answers_are_handled_in_bounds(
         )
     printed, errors = capfd.readouterr()
     assert "Traceback" not in printed + errors
-    assert min(statuses.values()) > 5
+    assert min(statuses[200], statuses[400]) > 5
     assert min(accepted, refused) > 5
     print(
         f"largest RSS above idle {grown:.1f} MiB, slowest answer {slowest:.3f} s, server {statuses}, client"
