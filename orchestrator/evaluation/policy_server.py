@@ -61,12 +61,9 @@ class PolicyServer:
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
         self._threads, self._loading = num_threads, threading.Lock()
         self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
-<<<<<<< HEAD
         # external policies that could not be started, with the time
         self._refused: dict[CheckpointRef, tuple[float, Exception]] = {}
-=======
         self._sessions: dict[CheckpointRef, AnsweredOnce] = {}  # of the loaded policies with memory
->>>>>>> d99296e9b7b0cdb0c6da28763d3761a0ea3aa0ea
         # by checkpoint and method of the policy
         self._waiting: dict[tuple[CheckpointRef, str], list[_Asked]] = {}
         self._serving: asyncio.Task[None] | None = None
@@ -196,13 +193,9 @@ class PolicyServer:
             check_imported(self._code)
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
-<<<<<<< HEAD
-                _, old = self._policies.popitem(last=False)
-                _unload(old)
-=======
-                unloaded, _ = self._policies.popitem(last=False)
+                unloaded, old = self._policies.popitem(last=False)
                 self._sessions.pop(unloaded, None)
->>>>>>> d99296e9b7b0cdb0c6da28763d3761a0ea3aa0ea
+                _unload(old)
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
