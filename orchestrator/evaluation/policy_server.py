@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
-from policy.interface import ActionChunk, Imagination, Observation, PolicyNeeds, needs_of
+from policy.interface import ActionChunk, Imagination, Observation, needs_of
 from policy.sessions import AnsweredOnce
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
@@ -98,12 +98,6 @@ class PolicyServer:
         be loaded.
         """
         await asyncio.to_thread(self._loaded, checkpoint)
-
-    async def needs(self, checkpoint: CheckpointRef) -> PolicyNeeds:
-        """Return what the checkpoint's policy needs besides the present observation. Raises the error of a
-        checkpoint that cannot be loaded.
-        """
-        return needs_of(await asyncio.to_thread(self._loaded, checkpoint))
 
     async def answered(self, checkpoint: CheckpointRef | None = None) -> ServerUsage:
         """Return the work done since the server started, for one checkpoint; None: for all."""

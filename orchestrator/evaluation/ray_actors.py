@@ -69,7 +69,7 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
             f"no policy server has loaded {checkpoint} within {LOAD_S / 60:.0f} minutes; does the cluster"
             " have room for one?"
         ) from None
-    return RayServedPolicy(servers, checkpoint, needs=None)
+    return RayServedPolicy(servers, checkpoint)
 
 
 def video_judge() -> Any:

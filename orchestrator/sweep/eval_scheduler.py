@@ -79,7 +79,7 @@ def eval_backend(
             code=file_hashes(),
             on_retry=on_retry,
         ),
-        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines, needs=None),
+        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
         answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,

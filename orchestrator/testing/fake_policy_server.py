@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
-from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, PolicyNeeds
+from policy.interface import ActionChunk, Imagination, Observation
 from sim_workers.rollout.autoscaler import ServerUsage
 
 Act = Callable[[Observation], ActionChunk]
@@ -38,10 +38,6 @@ class FakePolicyServer:
 
     def load(self, checkpoint: Hashable) -> None:
         """Accept any checkpoint."""
-
-    def needs(self, checkpoint: Hashable) -> PolicyNeeds:
-        """Return that the policy needs the present observation alone."""
-        return PRESENT_ONLY
 
     def answered(self, checkpoint: Hashable | None = None) -> ServerUsage:
         """Return usage of zero."""

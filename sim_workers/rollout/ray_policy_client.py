@@ -3,7 +3,6 @@
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import ray
@@ -27,10 +26,8 @@ class RayServedPolicy:
     """Identifier of the policy on the servers, such as the reference to a checkpoint."""
     imagines: bool = False
     """Whether the servers also have `imagine(key, observation) -> Imagination`."""
-    needs: PolicyNeeds | None = PRESENT_ONLY
-    """What the policy needs besides the present observation; None: its server says, by `needs(key) ->
-    PolicyNeeds`.
-    """
+    needs: PolicyNeeds = PRESENT_ONLY
+    """What the policy needs besides the present observation."""
 
     def measure(self, key: Hashable | None = None) -> ServerUsage:
         """Return the sum of all servers' work so far, for one policy; None: for all.
@@ -69,25 +66,9 @@ class RayPolicyClient:
     """Client of one policy on one server."""
 
     def __init__(self, server: Any, source: RayServedPolicy) -> None:
-        self._server, self._key, self._stated = server, source.key, source.needs
+        self._server, self._key = server, source.key
         self.imagine = self._imagine if source.imagines else None
-
-    @cached_property
-    def _needs(self) -> PolicyNeeds:
-        needs: PolicyNeeds = self._stated or ray.get(self._server.needs.remote(self._key))
-        return needs
-
-    @property
-    def memory(self) -> bool:
-        """Whether answers depend on earlier observations. Raises the errors of `act` if the server must say
-        so first.
-        """
-        return self._needs.memory
-
-    @property
-    def observation_steps(self) -> int:
-        """Observations of consecutive control steps that the policy takes. Raises as `memory`."""
-        return self._needs.observation_steps
+        self.memory, self.observation_steps = source.needs.memory, source.needs.observation_steps
 
     def act(self, observation: Observation) -> ActionChunk:
         """Return the server's chunk for one observation. Raises Ray's errors if the server is gone, and

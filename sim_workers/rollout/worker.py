@@ -193,9 +193,6 @@ class RolloutWorker:
         try:
             asker = self._connected(job.source)
             needs = yield from self._answered(partial(needs_of, asker))
-        except CodeChangedError as error:
-            yield Outdated(one_line(error))
-            return
         except Exception as error:
             yield Unanswered(one_line(error))
             return
