@@ -115,8 +115,8 @@ class EvalScheduler:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
         state = self._state
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
-        last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._backend.source(checkpoint, arm.kind == "video_action")
+        last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
+        source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -127,7 +127,7 @@ class EvalScheduler:
                 step=step,
                 checkpoint=checkpoint,
                 suite=suite,
-                protocol=state.protocol_of(shift),
+                protocol=state.protocol_of(shift, arm),
                 source=source,
                 films=last,
                 rule=rule,
@@ -140,8 +140,9 @@ class EvalScheduler:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be
         scored.
         """
-        if self._backend.judge and self._board.arms[job.arm_id].arm.kind == "video_action":
-            self.videos.submit(job)
+        line = self._state.sweep.line(self._board.arms[job.arm_id].arm)
+        if self._backend.judge and line.imagines:
+            self.videos.submit(job, line)
 
     @property
     def workers(self) -> int:
