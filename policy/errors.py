@@ -15,6 +15,7 @@ DemoscaleError
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
+├── PluginError           sim_workers.envs.plugins                 another package's task cannot be used
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
 ├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75

@@ -16,7 +16,12 @@ COMMON = "policies/common"
 
 @click.group(context_settings=HELP)
 def new() -> None:
-    """Write a working skeleton of a task or of a policy, with a test."""
+    """Write a working skeleton of a task or of a policy, with a test.
+
+    \b
+    demoscale new task my_task           a package with a task of your own
+    demoscale new policy my_policy       a policy that a sweep trains and scores
+    """
 
 
 @new.command(context_settings=HELP)

@@ -152,8 +152,8 @@ class ScoreRequest:
             not self.rung_given,
             self.fingerprint,
             tracking,
-            self.run_programs,
             foreign,
+            self.run_programs,
         )
 
     def suites(self) -> list["Suite"]:

@@ -10,7 +10,12 @@ from orchestrator.cli.options import HELP
 
 @click.group(context_settings=HELP)
 def task() -> None:
-    """List the tasks that sweep files may name, and check one."""
+    """List the tasks that sweep files may name, and check one.
+
+    \b
+    demoscale task list
+    demoscale task check Lift
+    """
 
 
 @task.command(name="list", context_settings=HELP)

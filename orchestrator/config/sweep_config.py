@@ -548,9 +548,9 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not location:  # about several fields at once; the message names them
         return str(message)
-    return f"{location}: {message[0].lower()}{message[1:]}" + (
-        "" if error["type"] == "value_error" else f", not {error['input']!r}"
-    )
+    if error["type"] == "value_error":
+        return f"{location}: {message}"
+    return f"{location}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

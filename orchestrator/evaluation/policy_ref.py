@@ -70,16 +70,16 @@ def resolve_policy(
     own_rung: bool = False,
     fingerprint: str = "",
     tracking: str = "",
-    run_programs: bool = False,
     foreign: ForeignOptions = ForeignOptions(),  # immutable
+    run_programs: bool = False,
 ) -> PolicyRef:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
     servers of one policy with commas between), openpi://..., vla-eval://..., groot://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
-    URI of the MLflow that has the logged models. run_programs: whether the programs in a checkpoint of an
-    external policy may run. foreign: for servers of other projects only.
+    URI of the MLflow that has the logged models. foreign: for servers of other projects only. run_programs:
+    whether the programs in a checkpoint of an external policy may run.
 
     Raises PolicyRefError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
     reading the policy fails.

@@ -214,8 +214,8 @@ class PolicyServer:
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
                 unloaded, old = self._policies.popitem(last=False)
-                _unload(old)
                 self._sessions.pop(unloaded, None)
+                _unload(old)
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]

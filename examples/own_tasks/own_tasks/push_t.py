@@ -233,5 +233,5 @@ PUSH_T = GymnasiumTask(
     simulator=f"gym-pusht {version('gym-pusht')}, pymunk {version('pymunk')}",
     pictures={"top": _picture},
     expert=PushTExpert,
-    noise=(8.0, 8.0),
+    noise=(20.0, 20.0),
 ).task()
