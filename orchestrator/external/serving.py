@@ -164,7 +164,7 @@ def is_external(folder: Path) -> bool:
 def served(folder: Path, fingerprint: str, device: str, threads: int = 1) -> Any:
     """Return the policy of a checkpoint whose fingerprint was compared with `fingerprint`.
 
-    Raises CheckpointError if that is empty: programs of a checkpoint that nobody vouched for are not run; and
+    Raises CheckpointError if that is empty: programs of a checkpoint of unknown origin are not run; and
     the errors of `ServedCheckpoint`.
     """
     if not fingerprint:
