@@ -12,11 +12,14 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 PYTHON312 ?= python3.12
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test coverage test-full stress check setup debian browser libero pusht lerobot bench lock image-lock clean
+.PHONY: demo lines test coverage test-full stress check setup debian browser libero pusht lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
 	@$(BIN)/python -m jobs.quickstart
+
+lines: setup  ## the same with jobs/lines_lift.yaml: ours beside ACT, Diffusion Policy and BC-RNN of other libraries; needs Python 3.12
+	@$(BIN)/python -m jobs.quickstart jobs/lines_lift.yaml
 
 test: setup check  ## the checks and the fast tests: about eight minutes on two cores
 	$(PYTEST)

@@ -1,7 +1,8 @@
-"""The whole loop on this machine: collect demonstrations of Lift, run jobs/quickstart.yaml, print the curve.
-What `make demo` runs.
+"""The whole loop on this machine: collect demonstrations of Lift, run a sweep file, print the curve. What
+`make demo` and `make lines` run.
 
     python -m jobs.quickstart
+    python -m jobs.quickstart jobs/lines_lift.yaml
 
 A second run finds everything done and says so.
 """
@@ -18,12 +19,11 @@ from orchestrator.provenance import CHECKOUT
 SWEEP_FILE = "jobs/quickstart.yaml"
 
 
-def main() -> None:
+def main(sweep_file: str = SWEEP_FILE) -> None:
     """Each phase is a command a person could type; their times are printed at the end."""
-    data = yaml.safe_load((CHECKOUT / SWEEP_FILE).read_text())["data"]
-    episodes = max(data["demo_count"]) + num_action_free(
-        max(data["demo_count"]), max(data["action_free_ratio"])
-    )
+    data = yaml.safe_load((CHECKOUT / sweep_file).read_text())["data"]
+    demos, ratio = max(data["demo_count"]), max(data.get("action_free_ratio", [0]))
+    episodes = demos + num_action_free(demos, ratio)
     phases = {
         "check this machine": ["-m", "orchestrator", "doctor"],
         "collect demonstrations": [
@@ -37,7 +37,7 @@ def main() -> None:
             "--store",
             data["episodes"],
         ],
-        "run the sweep": ["-m", "orchestrator", "run", SWEEP_FILE],
+        "run the sweep": ["-m", "orchestrator", "run", sweep_file],
     }
     times = {}
     for name, command in phases.items():
@@ -56,6 +56,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:2])
     except KeyboardInterrupt:
         sys.exit(130)

@@ -29,7 +29,7 @@ from policy.interface import (
     needs_of,
 )
 
-SESSION_LOOKS = 3
+SESSION_OBSERVATIONS = 3
 """Observations of each session that is tried."""
 TOLERANCE = 1e-3
 """Largest difference of actions that counts as rounding, where a batch is compared with single observations;
@@ -134,7 +134,7 @@ class _Trial:
     def shapes(self) -> str:
         dimensions = len(self._policy.contract.action)
         for many in (1, 3):
-            chunks = self._policy.act(self._first_looks(many))
+            chunks = self._policy.act(self._first_observations(many))
             if not isinstance(chunks, (list, tuple)) or len(chunks) != many:
                 raise _FailedError(
                     f"act() returned {_counted(chunks)} for {many} observations",
@@ -156,7 +156,7 @@ class _Trial:
         return f"chunks of {len(actions)} steps, {chunk.execute} of them executed"
 
     def finite(self) -> str:
-        chunks = self._policy.act(self._first_looks(4))
+        chunks = self._policy.act(self._first_observations(4))
         if not all(np.isfinite(chunk.actions).all() for chunk in chunks):
             raise _FailedError(
                 "an action is NaN or infinite",
@@ -166,10 +166,10 @@ class _Trial:
         return f"actions between {values.min():.3g} and {values.max():.3g}"
 
     def inputs(self) -> str:
-        looks = self._first_looks(2)
-        before = copy.deepcopy(looks)
-        self._policy.act(looks)
-        for seen, was in zip(looks, before, strict=True):
+        observations = self._first_observations(2)
+        before = copy.deepcopy(observations)
+        self._policy.act(observations)
+        for seen, was in zip(observations, before, strict=True):
             if not np.array_equal(seen.proprio, was.proprio) or any(
                 not np.array_equal(seen.images[camera], was.images[camera]) for camera in was.images
             ):
@@ -177,24 +177,24 @@ class _Trial:
         return "act() leaves its observations as they are"
 
     def determinism(self) -> str:
-        look, other = self._first_looks(2)
-        first = self._alone(look)
+        observation, other = self._first_observations(2)
+        first = self._alone(observation)
         self._alone(other)
-        if not _equal(first, again := self._alone(self._anew(look))):
+        if not _equal(first, again := self._alone(self._in_new_session(observation))):
             raise _FailedError(
                 "the same observation with the same noise seed got two answers, which differ by up to"
                 f" {_difference(first, again):.3g}",
                 "Seed every random draw from observation.noise_seed, set the model to evaluation mode, and"
                 " keep nothing between calls unless the policy states memory = True",
             )
-        reseeded = replace(self._anew(look), noise_seed=look.noise_seed + 1)
+        reseeded = replace(self._in_new_session(observation), noise_seed=observation.noise_seed + 1)
         moved = "another" if not _equal(first, self._alone(reseeded)) else "the same"
         return f"equal seeds, equal answers; another seed gives {moved} answer"
 
     def batches(self) -> str:
-        looks = self._first_looks(4)
-        together = self._policy.act(looks)
-        alone = [self._alone(self._anew(look)) for look in looks]
+        observations = self._first_observations(4)
+        together = self._policy.act(observations)
+        alone = [self._alone(self._in_new_session(observation)) for observation in observations]
         worst = max(_difference(a, b) for a, b in zip(together, alone, strict=True))
         if worst > TOLERANCE:
             raise _FailedError(
@@ -221,7 +221,7 @@ class _Trial:
         alone = [self._played([script])[0] for script in self._scripts(2)]
         turns = self._played(self._scripts(2))
         self._compare(alone, turns, "two sessions by turns")
-        return f"two sessions by turns answer as each does alone, {SESSION_LOOKS} observations each"
+        return f"two sessions by turns answer as each does alone, {SESSION_OBSERVATIONS} observations each"
 
     def batched(self) -> str:
         alone = [self._played([script])[0] for script in self._scripts(2)]
@@ -251,9 +251,9 @@ class _Trial:
     def latency(self, calls: int, limit_s: float) -> str:
         seconds = []
         for _ in range(calls):
-            (look,) = self._first_looks(1)
+            (observation,) = self._first_observations(1)
             began = time.perf_counter()
-            self._policy.act([look])
+            self._policy.act([observation])
             seconds.append(time.perf_counter() - began)
         median, p95 = np.quantile(seconds, [0.5, 0.95]).tolist()
         finding = f"median {1e3 * median:.1f} ms, p95 {1e3 * p95:.1f} ms, of {calls} single observations"
@@ -265,13 +265,13 @@ class _Trial:
 
     # -- observations ----------------------------------------------------------------------------------------
 
-    def _look(self, number: int, episode: str, step: int) -> Observation:
+    def _observation(self, number: int, episode: str, step: int) -> Observation:
         """Return the `number`-th random observation, with the history that the policy needs."""
         contract, preceding = self._policy.contract, self._needs.observation_steps - 1
         rng = np.random.default_rng([self._seed, number])
-        looks: list[Observation] = []
+        observations: list[Observation] = []
         for k in range(-preceding, 1):
-            if step + k > 0 or not looks:  # before the reset the first one is repeated
+            if step + k > 0 or not observations:  # before the reset the first one is repeated
                 images = {
                     camera: rng.integers(0, 256, (*contract.image_size, 3), dtype=np.uint8)
                     for camera in contract.cameras
@@ -279,18 +279,20 @@ class _Trial:
                 proprio = rng.uniform(-1, 1, len(contract.proprio)).astype(np.float32)
             noise_seed = derived_seed(self._seed, number)
             at = max(0, step + k)
-            looks.append(Observation(images, proprio, self._instruction, noise_seed, episode, at))
-        return replace(looks[-1], history=tuple(looks[:-1]))
+            observations.append(Observation(images, proprio, self._instruction, noise_seed, episode, at))
+        return replace(observations[-1], history=tuple(observations[:-1]))
 
-    def _first_looks(self, many: int) -> list[Observation]:
+    def _first_observations(self, many: int) -> list[Observation]:
         """Return the first observations of new sessions."""
-        return [self._look(number, self._session(), 0) for number in range(many)]
+        return [self._observation(number, self._session(), 0) for number in range(many)]
 
-    def _anew(self, look: Observation) -> Observation:
+    def _in_new_session(self, observation: Observation) -> Observation:
         """Return the observation as the first one of another session."""
         session = self._session()
         return replace(
-            look, episode=session, history=tuple(replace(seen, episode=session) for seen in look.history)
+            observation,
+            episode=session,
+            history=tuple(replace(seen, episode=session) for seen in observation.history),
         )
 
     def _session(self) -> str:
@@ -299,26 +301,33 @@ class _Trial:
 
     def _scripts(self, many: int) -> list[list[Observation]]:
         """Return the observations of sessions, new ones at each call, otherwise the same."""
-        execute = self._alone(self._first_looks(1)[0]).execute
+        execute = self._alone(self._first_observations(1)[0]).execute
         scripts = []
         for i in range(many):
             session = self._session()
             scripts.append(
-                [self._look(100 * (i + 1) + n, session, n * execute) for n in range(SESSION_LOOKS)]
+                [
+                    self._observation(100 * (i + 1) + n, session, n * execute)
+                    for n in range(SESSION_OBSERVATIONS)
+                ]
             )
         return scripts
 
     def _played(self, scripts: list[list[Observation]], batch: bool = False) -> list[list[ActionChunk]]:
         """Return the answers to sessions whose observations take turns, or come in one batch."""
         answers: list[list[ActionChunk]] = [[] for _ in scripts]
-        for looks in zip(*scripts, strict=True):
-            chunks = self._policy.act(looks) if batch else [self._alone(look) for look in looks]
+        for observations in zip(*scripts, strict=True):
+            chunks = (
+                self._policy.act(observations)
+                if batch
+                else [self._alone(observation) for observation in observations]
+            )
             for answer, chunk in zip(answers, chunks, strict=True):
                 answer.append(chunk)
         return answers
 
-    def _alone(self, look: Observation) -> ActionChunk:
-        return self._policy.act([look])[0]
+    def _alone(self, observation: Observation) -> ActionChunk:
+        return self._policy.act([observation])[0]
 
     def _compare(
         self,
@@ -328,12 +337,12 @@ class _Trial:
         tolerance: float = 0.0,
     ) -> None:
         for session, (mine, theirs) in enumerate(zip(wanted, found, strict=True)):
-            for look, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            for observation, (a, b) in enumerate(zip(mine, theirs, strict=True)):
                 if _difference(a, b) > tolerance:
                     raise _FailedError(
-                        f"{what} answer otherwise than alone, from observation {look + 1} of session"
+                        f"{what} answer otherwise than alone, from observation {observation + 1} of session"
                         f" {session + 1} on",
-                        "Keep all state by observation.episode and start it anew at step 0, e.g. with"
+                        "Keep all state by observation.episode and start it again at step 0, e.g. with"
                         " policy.sessions.SessionStates",
                     )
 

@@ -12,7 +12,6 @@ trainer.safetensors    additional state to resume training; not read for acting
 The weights are the ones used to act: their running average, if one is kept.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from policy.checkpoint_files import CheckpointError as CheckpointError
+from policy.checkpoint_files import fingerprint as fingerprint
 from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
-from policy.errors import DemoscaleError
 from policy.feature_stats import Stats
 from policy.interface import Contract
 from policy.latent_codec import VaeLatents
@@ -41,10 +41,6 @@ FORMAT = 2
 CARD_BYTES = 32 << 20
 """Size limit of checkpoint.json in bytes; the ids of a million episodes fit."""
 UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
-
-
-class CheckpointError(DemoscaleError):
-    """Invalid checkpoint; the message is one sentence with the folder, the defect and the fix."""
 
 
 @dataclass(frozen=True)
@@ -315,15 +311,3 @@ def _readable(file: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{file.parent}: {file.name} is damaged or cut short ({error}); copy it again"
         ) from None
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a hash of all files except trainer.safetensors; policies with equal fingerprints act equally."""
-    digest = hashlib.sha256()
-    for file in sorted(
-        file for file in folder.rglob("*") if file.is_file() and file.name != "trainer.safetensors"
-    ):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -2,15 +2,17 @@
 exception is a bug with a traceback.
 
 DemoscaleError
-├── CheckpointError       policy.checkpoint                        a checkpoint cannot be read
+├── CheckpointError       policy.checkpoint_files                  a checkpoint cannot be read
 ├── CodeBundleError       orchestrator.cluster.code_bundle         files cannot be sent to a cluster
 ├── CodeChangedError      sim_workers.checkout                     the code changed during a run; exit code 75
+├── CommandError          orchestrator.external.command            a command of an external policy fails
 ├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LearnerError          policy.learner                           another package's policy cannot be used
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
+├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PluginError           sim_workers.envs.plugins                 another package's task cannot be used

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from policy.batch import Batch, Counts, Losses
-from policy.config import Objective, PolicyConfig, SamplerConfig
+from policy.config import ENTRY_POINTS, Objective, PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
 from policy.interface import Contract
 from policy.untrusted import printable
 
-GROUP = "demoscale.policies"
+GROUP = ENTRY_POINTS
 """Group of the entry points."""
 
 

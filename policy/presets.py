@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from policy.config import (
+    VIDEO_ACTION,
     ActionConfig,
     AdaptorConfig,
     BranchStage,
@@ -14,7 +15,6 @@ from policy.config import (
     DiffusionConfig,
     ImageConfig,
     PolicyConfig,
-    PolicyKind,
     SamplerConfig,
     TrunkStage,
     VideoConfig,
@@ -160,12 +160,12 @@ BASELINES = {
 }
 
 
-def policy_config(preset: str, kind: PolicyKind = "video_action") -> PolicyConfig:
-    """Return the preset itself, or its baseline, which takes the same pictures and denoises its actions with
-    the same network.
+def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
+    """Return the preset of the video-action policy, or that of the baseline (DIFFUSION_POLICY), which takes
+    the same pictures and denoises its actions with the same network.
     """
     ours = PRESETS[preset]
-    if kind == "video_action":
+    if policy == VIDEO_ACTION:
         return ours
     one = ours.ladder["one_pass"]
     instead = {

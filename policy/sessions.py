@@ -1,5 +1,5 @@
 """Sessions of policies with memory: states per session for those who write one, and what a server of one
-needs. Needs the standard library only, besides `policy.interface`.
+needs. Imports the standard library and `policy.interface` only.
 
 A session is one playing of an episode, identified by `Observation.episode`. It starts at an observation with
 step 0. An observation of a later step whose session is not known raises LostSessionError, and the rollout
@@ -86,9 +86,9 @@ class AnsweredOnce:
         asked: dict[str, list[int]] = {}
         """Indices of the observations of each session that the policy must answer."""
         for i, seen in enumerate(observations):
-            if twins := asked.get(seen.episode):
-                if observations[twins[0]].step == seen.step:
-                    twins.append(i)
+            if indices_so_far := asked.get(seen.episode):
+                if observations[indices_so_far[0]].step == seen.step:
+                    indices_so_far.append(i)
                 else:
                     answers[i] = ValueError(
                         f"two steps of the session {printable(seen.episode, 80)!r} were sent at once; send"

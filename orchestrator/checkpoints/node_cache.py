@@ -1,5 +1,5 @@
-"""Cache of checkpoints on a node's own disk: each is fetched once per node, regardless of the number of
-policy servers there.
+"""Caches on a node's own disk, of checkpoints and of exported episodes: each is fetched once per node,
+regardless of the number of processes there.
 """
 
 import os
@@ -13,23 +13,36 @@ from filelock import FileLock
 
 from orchestrator.checkpoints.reader import fetch
 from orchestrator.storage.base import LocalStorage
-from policy.checkpoint import CheckpointError, fingerprint
+from policy.checkpoint_files import CheckpointError, fingerprint
 
 MOST_BYTES = 20 * 2**30
-"""Size limit of the cache, in bytes; half of the disk's free space is a second one. The least recently used
-checkpoint is evicted first.
+"""Size limit of a cache, in bytes; half of the disk's free space is a second one. The least recently used
+folder is evicted first.
 """
 SPARE_S = 600.0
-"""Seconds since its last request for which a checkpoint is not evicted, since it may be loading; also the age
+"""Seconds since its last request for which a folder is not evicted, since it may be loading; also the age
 limit of a fetch in progress.
 """
 HIDDEN = ".part-"
 """Name prefix of folders that are being fetched or deleted."""
 
 
-def folder_of_node() -> Path:
-    """Return this user's checkpoint cache on this node, a folder below TMPDIR."""
-    return Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / "checkpoints"
+def user_folder(kind: str) -> Path:
+    """Return this user's folder for one kind of content on this node, below TMPDIR, created if it is missing.
+
+    Raises CheckpointError if it belongs to another user.
+    """
+    root = Path(tempfile.gettempdir()) / f"demoscale-{os.getuid()}" / kind
+    return _own(root)
+
+
+def _own(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (owner := root.stat().st_uid) != os.getuid():
+        raise CheckpointError(
+            f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR"
+        )
+    return root
 
 
 def cached_checkpoint(
@@ -45,24 +58,32 @@ def cached_checkpoint(
     expected: its fingerprint. fetch: copies a checkpoint from its URI into a folder. Raises CheckpointError
     if the weights there have another fingerprint, or the cache belongs to another user.
     """
-    root = root or folder_of_node()
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if (owner := root.stat().st_uid) != os.getuid():
-        raise CheckpointError(
-            f"{root} belongs to user {owner}, who could put other weights there; remove it, or set TMPDIR"
-        )
+
+    def fill(folder: Path) -> None:
+        fetch(uri, folder)
+        if (found := fingerprint(folder)) != expected:
+            raise CheckpointError(
+                f"{uri}: the checkpoint has the fingerprint {found}, expected is {expected}: it was"
+                " replaced or damaged; restore it, or train the arm again"
+            )
+
+    return cached_folder(expected, fill, _own(root) if root else user_folder("checkpoints"), most_bytes)
+
+
+def cached_folder(name: str, fill: Callable[[Path], None], root: Path, most_bytes: int = MOST_BYTES) -> Path:
+    """Return the folder `name` of a cache; the first process of a node calls `fill` with a folder that does
+    not exist yet, others wait for that.
+
+    root: the cache, `user_folder`. Its least recently used folders are evicted first, none for SPARE_S since
+    its last request; a process that uses one for longer touches it (`os.utime`).
+    """
     _make_room(root, most_bytes)
-    folder = root / expected
-    with FileLock(root / f"{expected}.lock"):
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=root, prefix=HIDDEN) as part:
-                fetched = Path(part) / expected
-                fetch(uri, fetched)
-                if (found := fingerprint(fetched)) != expected:
-                    raise CheckpointError(
-                        f"{uri}: the checkpoint has the fingerprint {found}, expected is {expected}: it was"
-                        " replaced or damaged; restore it, or train the arm again"
-                    )
+                fetched = Path(part) / name
+                fill(fetched)
                 LocalStorage(fetched).sync("")  # a power failure must not leave an incomplete folder
                 os.replace(fetched, folder)
         os.utime(folder)
@@ -70,7 +91,7 @@ def cached_checkpoint(
 
 
 def _make_room(root: Path, most_bytes: int) -> None:
-    """Evict checkpoints until the cache is within its limits. Other processes may evict at the same time, so
+    """Evict folders until the cache is within its limits. Other processes may evict at the same time, so
     missing folders are skipped.
     """
     ages: list[tuple[float, int, Path]] = []

@@ -2,7 +2,8 @@
 
 Checkpoints are untrusted input. Only the files of a checkpoint are read, JSON and safetensors, which contain
 data and no code: a pickle next to them is never opened, and nothing outside the folder or prefix is read or
-written.
+written. The files of an external policy's checkpoint are copied, and opened by its own programs alone
+(`external_card.py`).
 """
 
 import re
@@ -13,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.checkpoints import external_card
+from orchestrator.checkpoints.external_card import ExternalCard
 from orchestrator.storage.base import LocalStorage, NoObject, StorageError, open_storage
+from policy.checkpoint_files import CheckpointError, fingerprint
 
 if TYPE_CHECKING:
     from policy.checkpoint import Card
@@ -30,8 +34,6 @@ def open_checkpoint(uri: str) -> Iterator[Path]:
     Raises StorageError if the place cannot be read or a file leads out of it, CheckpointError if there is no
     checkpoint.
     """
-    from policy.checkpoint import CheckpointError
-
     with tempfile.TemporaryDirectory() as name:
         fetch(uri, Path(name), link=True)
         try:
@@ -42,16 +44,18 @@ def open_checkpoint(uri: str) -> Iterator[Path]:
 
 def fetch(uri: str, folder: Path, link: bool = False) -> None:
     """Copy the checkpoint's files into the folder; `link`: symlink those that are local files already. Raises
-    the errors of `at_hand`.
+    the errors of `open_checkpoint`.
     """
-    from policy.checkpoint import CheckpointError
-
     storage = open_storage(uri)
-    if not storage.exists("checkpoint.json"):
+    if storage.exists("checkpoint.json"):
+        keys = [*filter(PARTS.fullmatch, storage.list(""))]
+    elif storage.exists(external_card.CARD):
+        keys = [*ExternalCard.read(storage).files, external_card.CARD]
+    else:
         raise CheckpointError(
             f"{uri}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path"
         )
-    for key in filter(PARTS.fullmatch, storage.list("")):
+    for key in keys:
         target = folder / key
         target.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(storage, LocalStorage):
@@ -67,7 +71,7 @@ def card_of(uri: str) -> tuple["Card", str]:
 
     Raises CheckpointError if the checkpoint is damaged or not demoscale's, StorageError if it cannot be read.
     """
-    from policy.checkpoint import fingerprint, load_card
+    from policy.checkpoint import load_card
 
     with open_checkpoint(uri) as folder:
         return load_card(folder), fingerprint(folder)
@@ -80,8 +84,6 @@ def is_complete(uri: str, expected: str) -> bool:
     A full disk or a power failure leaves incomplete folders. Raises StorageError if the place cannot be read.
     """
     from safetensors import SafetensorError, safe_open
-
-    from policy.checkpoint import CheckpointError, fingerprint
 
     try:
         with open_checkpoint(uri) as folder:

@@ -107,9 +107,8 @@ def collect(
     from sim_workers.envs.registry import contract_of, environment_of, is_plugin, unknown_views
 
     embodiment = _embodiment(suite_file, robot, controller, proprio, control_hz)
-    mistakes = []
-    if refused := refusal(task, embodiment):
-        raise argument_error(f"--task: {refused}", *_problems(embodiment, task))
+    refused = refusal(task, embodiment)
+    mistakes = [f"--task: {refused}"] if refused else []
     if environment_of(task):
         mistakes += _problems(embodiment, task)
     elif embodiment != DEFAULT:

@@ -1,5 +1,6 @@
-"""`demoscale new`: working skeletons of packages that plug into a sweep."""
+"""`demoscale new`: working skeletons of what plugs into a sweep: tasks, and external policies."""
 
+import shutil
 from pathlib import Path
 
 import click
@@ -7,13 +8,19 @@ import click
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import HELP
 
+SKELETON = "policies/skeleton"
+"""Folder of the checkout that a new policy is a copy of."""
+COMMON = "policies/common"
+"""Folder of the checkout with what its programs use."""
+
 
 @click.group(context_settings=HELP)
 def new() -> None:
-    """Write a working skeleton, with a test.
+    """Write a working skeleton of a task or of a policy, with a test.
 
     \b
-    demoscale new task my_task       a package with a task of your own
+    demoscale new task my_task           a package with a task of your own
+    demoscale new policy my_policy       a policy that a sweep trains and scores
     """
 
 
@@ -44,3 +51,40 @@ def task(name: str, folder: Path | None) -> None:
     click.echo(
         f"next: pip install --no-deps --editable {place}; demoscale task check {name}/Reach; pytest {place}"
     )
+
+
+@new.command(context_settings=HELP)
+@click.argument("name")
+@click.option(
+    "--folder",
+    default="policies",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the policy's folder is made.",
+)
+@report_user_errors
+def policy(name: str, folder: Path) -> None:
+    """Write an external policy that a sweep file can name at once: a folder NAME with its manifest, its
+    training and serving programs, and a test.
+
+    \b
+    demoscale new policy mine
+    python -m pytest policies/mine
+    """
+    from orchestrator.config.lines import LINE_NAME, OWN_LINES, RESERVED
+    from sim_workers.checkout import CHECKOUT
+
+    place = folder / name
+    if not LINE_NAME.fullmatch(name) or name.startswith(RESERVED) or name in OWN_LINES:
+        raise argument_error(f"{name} cannot name a policy; write letters, digits, '.', '_' and '-'")
+    if place.exists():
+        raise argument_error(f"{place} is there already; choose another name")
+    for source, target in ((CHECKOUT / SKELETON, place), (CHECKOUT / COMMON, place / "common")):
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    manifest = (place / "policy.yaml").read_text()
+    # self-contained, so that it may lie anywhere
+    manifest = manifest.replace("name: skeleton", f"name: {name}").replace("include: [../common]\n", "")
+    (place / "policy.yaml").write_text(manifest)
+    click.echo(f"{place}: policy.yaml, train.py, serve.py, test_policy.py, and common/, which those use")
+    click.echo(f"try it           python -m pytest {place}")
+    click.echo(f"in a sweep file  policy: {{lines: [video_action, {place}]}}")

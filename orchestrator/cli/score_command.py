@@ -59,6 +59,8 @@ class ScoreRequest:
     contract: str
     layout: str
     execute: int
+    run_programs: bool = False
+    """Whether the programs in a checkpoint of an external policy may run."""
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     rule: "StoppingRule | None" = None
 
@@ -145,7 +147,13 @@ class ScoreRequest:
         tracking = tracking_uri(self.mlflow, open_storage(self.storage).uri)
         foreign = ForeignOptions(self.contract, self.layout, self.execute)
         return resolve_policy(
-            self.checkpoint, self.rung, not self.rung_given, self.fingerprint, tracking, foreign
+            self.checkpoint,
+            self.rung,
+            not self.rung_given,
+            self.fingerprint,
+            tracking,
+            foreign,
+            self.run_programs,
         )
 
     def suites(self) -> list["Suite"]:
@@ -259,6 +267,11 @@ class ScoreRequest:
         " URL or function cannot be detected: give it a new name whenever it changes, or the outcomes of two"
         " policies are mixed in one score."
     ),
+)
+@click.option(
+    "--run-programs",
+    is_flag=True,
+    help="Run the programs with which a checkpoint of an external policy is served; look at them first.",
 )
 @click.option(
     "--sweep",

@@ -34,6 +34,18 @@ class ResourcePlan:
     nodes.
     """
 
+    most_cpus: float = 1.0
+    """Logical CPUs that a training run can have at most, where no other runs."""
+
+    def external(self, cpus: float, gpus: float) -> dict[str, float]:
+        """Return the logical resources of a training run of an external policy that takes so many cores, and
+        so many GPUs where there are any.
+        """
+        claims = {"CPU": math.floor(100 * min(cpus * self.trainer["CPU"], self.most_cpus)) / 100}
+        if gpus and (most := self.trainer.get("GPU", 0.0)):
+            claims["GPU"] = gpus if most == 1 else min(gpus, most)
+        return claims
+
     @classmethod
     def fit(
         cls,
@@ -78,4 +90,5 @@ class ResourcePlan:
             {"GPU": 1.0 if gpus >= 2 else 1 - server_gpus} if gpus else {}
         )
         rollout_cpus = ROLLOUT_CPUS if apart else math.floor(100 * ROLLOUT_CPUS * share) / 100
-        return cls(concurrent, trainer, rollout_cpus, servers, server_gpus, apart)
+        most_cpus = cpus - (0 if apart else rollout_actors * rollout_cpus)
+        return cls(concurrent, trainer, rollout_cpus, servers, server_gpus, apart, most_cpus)

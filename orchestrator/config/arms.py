@@ -5,22 +5,23 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from policy.config import PolicyKind
+from policy.config import VIDEO_ACTION
 
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """One policy to train: demo count x action-free ratio x seed, and of which kind."""
+    """One policy to train: demo count x action-free ratio x seed, of one line."""
 
     demo_count: int
     action_free_ratio: float
     seed: int
-    kind: PolicyKind = "video_action"
+    kind: str = VIDEO_ACTION
+    """Name of its line (`policy.lines`)."""
 
     @property
     def name(self) -> str:
-        """For people: `demos-50_ratio-1_seed-0`; a baseline's begins with its kind."""
-        kind = "" if self.kind == "video_action" else f"{self.kind}_"
+        """For people: `demos-50_ratio-1_seed-0`, after the name of any other line than `video_action`."""
+        kind = "" if self.kind == VIDEO_ACTION else f"{self.kind}_"
         return f"{kind}demos-{self.demo_count}_ratio-{self.action_free_ratio:g}_seed-{self.seed}"
 
     def arm_id(self, training: str) -> str:
@@ -35,16 +36,18 @@ def expand_grid(
     demo_counts: tuple[int, ...],
     action_free_ratios: tuple[float, ...],
     seeds: tuple[int, ...],
-    baselines: tuple[PolicyKind, ...] = (),
+    demos_only: tuple[str, ...] = (),
+    swept: tuple[str, ...] = (VIDEO_ACTION,),
 ) -> list[Arm]:
     """Every combination, largest training sets first: a sweep that is going to fail fails early, and the
     longest wait starts soonest.
 
-    A baseline cannot learn from action-free episodes, so it has one arm per demo count and seed.
+    demos_only: lines that cannot learn from action-free episodes, so that they have one arm per demo count
+    and seed. swept: lines with one arm per ratio too.
     """
-    ours = [Arm(n, r, s) for n in demo_counts for r in action_free_ratios for s in seeds]
+    ratios = dict.fromkeys(swept, action_free_ratios) | dict.fromkeys(demos_only, (0.0,))
     return sorted(
-        [*ours, *(Arm(n, 0.0, s, kind) for n in demo_counts for s in seeds for kind in baselines)],
+        (Arm(n, r, s, kind) for kind, own in ratios.items() for n in demo_counts for r in own for s in seeds),
         reverse=True,
     )
 

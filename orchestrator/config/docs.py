@@ -16,9 +16,10 @@ HEAD = """# Sweep files, and what a Ray job runs
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
+| `lines_lift.yaml` | a sweep file: five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
 | `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
-| `quickstart.py` | `python -m jobs.quickstart`: collect demonstrations, run `quickstart.yaml`, print the curve |
+| `quickstart.py` | `python -m jobs.quickstart [FILE]`: collect demonstrations of Lift, run `quickstart.yaml` or another sweep file, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
 
 | command | module | what it does |
@@ -57,6 +58,8 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             if typing.get_origin(kind) is typing.Literal
             else ""
         )
+        if field.default_factory:
+            default = "`{}`"
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
         if section:

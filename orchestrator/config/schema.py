@@ -2,10 +2,8 @@
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -213,36 +211,8 @@ class Data(Section):
         )
 
 
-class PolicyChoice(Section):
-    """Which policy learns, and what it starts from."""
-
-    preset: Literal["tiny", "svd-256"] = "tiny"
-    """`tiny` runs on one CPU core; `svd-256` is the paper's size."""
-    weights: str = ""
-    """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here;
-    `svd-256`: SVD-XT from the hub), `none` for random weights, or a hub id, a folder, an s3:// URI."""
-    baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(distinct)] = ()
-    """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as
-    many steps on the same demos.
-    """
-
-    @field_validator("weights")
-    @classmethod
-    def _there(cls, weights: str) -> str:
-        named_elsewhere = (
-            weights in ("", "none")
-            or weights.startswith("s3://")
-            or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[0-9a-f]{40})?", weights)
-        )
-        if not named_elsewhere and not Path(weights).is_dir():
-            raise ValueError(
-                f"there is no folder {weights}; write a folder, a hub id (owner/name), an s3:// URI, or none"
-            )
-        return weights
-
-
 class Train(Recipe):
-    """How one arm is trained. Every arm gets the same number of optimiser steps."""
+    """How one arm is trained; `match` says what arms have in common."""
 
     mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
     """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
@@ -264,6 +234,21 @@ class Train(Recipe):
     """Training processes; one GPU each where there are GPUs."""
     checkpoint_every: PositiveInt
     """Steps between checkpoints; every checkpoint is scored, the last step always is one."""
+    match: Literal["steps", "epochs", "gpu_seconds"] = "steps"
+    """What arms have in common. `steps`: optimiser steps. `epochs`: passes over their demos: `steps`,
+    `checkpoint_every` and, for stage 1 of an arm of its own, `video_steps` are those of the largest demo
+    count, an arm with fewer demos gets as many fewer. `gpu_seconds`: not possible yet, and refused.
+    """
+
+    @field_validator("match")
+    @classmethod
+    def _possible(cls, match: str) -> str:
+        if match == "gpu_seconds":
+            raise ValueError(
+                "gpu_seconds is not possible yet: a trainer ends at a step, not at a time; write steps or"
+                " epochs"
+            )
+        return match
 
     @field_validator("workers")
     @classmethod
@@ -281,15 +266,25 @@ class Train(Recipe):
     def shaping(self) -> dict[str, Any]:
         """Return the fields that shape a policy's weights after a given step.
 
-        `checkpoint_every` and `feature_cache_mb` are left out. `steps` is left out if the learning rate is
-        constant: training to more steps then passes through the same weights. `video_steps`, by default
-        `steps`, counts in mode `two_stage`.
+        `checkpoint_every`, `feature_cache_mb` and `match` are left out. `steps` is left out if the learning
+        rate is constant: training to more steps then passes through the same weights. `video_steps`, by
+        default `steps`, counts in mode `two_stage`.
         """
-        shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb"})
+        shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb", "match"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
         if self.schedule == "constant":
             del shaping["steps"]
         return shaping
+
+    def scaled(self, part: float) -> "Train":
+        """Return the recipe with this part of the steps; a stage 1 that arms share keeps its own."""
+        shorter = {name: max(1, round(getattr(self, name) * part)) for name in ("steps", "checkpoint_every")}
+        if self.mode == "two_stage":
+            video_steps = self.video_steps or self.steps
+            shorter["video_steps"] = (
+                video_steps if self.videos == "sweep" else max(1, round(video_steps * part))
+            )
+        return self.model_copy(update=shorter)
 
 
 class Decide(Section):

@@ -23,10 +23,10 @@ from pydantic import (
 
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_of
+from orchestrator.config.lines import Line, PolicyChoice, lines_of
 from orchestrator.config.schema import (
     Budget,
     Data,
-    PolicyChoice,
     Prices,
     Range,
     Search,
@@ -46,9 +46,9 @@ from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
-from policy.config import SamplerConfig
+from policy.config import DIFFUSION_POLICY, PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
-from policy.presets import policy_config, weights_source
+from policy.presets import learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
 from sim_workers.rollout.suite import Suite
 
@@ -78,7 +78,7 @@ class SweepConfig(Section):
     policy: PolicyChoice = PolicyChoice()
     """Which policy learns."""
     train: Train
-    """How one arm is trained. Every arm gets the same number of optimiser steps."""
+    """How one arm is trained; `match` says what arms have in common."""
     suite: SuiteConfig
     """The evaluation episodes: the same initial states for every checkpoint of every arm."""
     rollout_actors: PositiveInt = 2
@@ -150,9 +150,54 @@ class SweepConfig(Section):
             return []
         assert isinstance(self.data.demo_count, tuple)
         assert isinstance(self.data.action_free_ratio, tuple)
-        return expand_grid(
-            self.data.demo_count, self.data.action_free_ratio, self.seeds, self.policy.baselines
-        )
+        return _grid(self.data, self.seeds, self.lines)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Lines of the curve, in the order of the file."""
+        return lines_of(self.policy)
+
+    def line(self, arm: Arm) -> Line:
+        """Return the arm's line. Raises KeyError if the file has none of its name."""
+        return {line.name: line for line in self.lines}[arm.kind]
+
+    def train_of(self, arm: Arm) -> Train:
+        """Return how an arm is trained: with the settings of its line, and as many steps as `train.match`
+        gives it.
+        """
+        own = self.line_train(self.line(arm))
+        if own.match != "epochs" or arm.demo_count == self.data.most_demos:
+            return own
+        return own.scaled(arm.demo_count / self.data.most_demos)
+
+    def line_train(self, line: Line) -> Train:
+        """Return how the arm of a line with the most demos is trained."""
+        return Train.model_validate(self.train.model_dump() | dict(line.train)) if line.train else self.train
+
+    def preset_of(self, line: Line) -> str:
+        """Return the preset of one of the package's own lines."""
+        return line.preset or self.policy.preset
+
+    def weights_of(self, line: Line) -> str:
+        """Return what the video models of a line start from, as in the sweep file."""
+        return self.policy.weights if line.weights is None else line.weights
+
+    def source_of(self, line: Line) -> str:
+        """Return where the video models of a line start: a folder, hub id or URI; empty for random
+        weights.
+        """
+        return weights_source(self.preset_of(line), self.weights_of(line))
+
+    def config_of(self, line: Line) -> PolicyConfig:
+        """Return the configuration of a line's policy that is trained in this package's processes."""
+        preset = self.preset_of(line)
+        if line.learner:
+            return learner_config(preset, line.learner, line.options)
+        return policy_config(preset, line.policy)
+
+    def sampler_of(self, line: Line) -> SamplerConfig | None:
+        """Return how looks become actions in a line; None for an external policy, which does that itself."""
+        return policy_config(self.preset_of(line)).sampler_on(self.suite.rung) if line.own else None
 
     def largest(self, seed: int | None = None) -> Arm:
         """Return the arm whose episodes contain those of every other arm of its seed (default: the first)."""
@@ -176,10 +221,11 @@ class SweepConfig(Section):
         """Processes that query policies: the simulators, or the one that reads held-out episodes."""
         return self.rollout_actors if self.suite.held_out is None else 1
 
-    def checkpoint_steps(self) -> list[int]:
-        """Return the steps after which an arm is saved and scored."""
-        steps = list(range(self.train.checkpoint_every, self.train.steps + 1, self.train.checkpoint_every))
-        return steps if steps and steps[-1] == self.train.steps else [*steps, self.train.steps]
+    def checkpoint_steps(self, arm: Arm | None = None) -> list[int]:
+        """Return the steps after which an arm is saved and scored; None: one with the most demos."""
+        train = self.train_of(arm) if arm else self.train
+        steps = list(range(train.checkpoint_every, train.steps + 1, train.checkpoint_every))
+        return steps if steps and steps[-1] == train.steps else [*steps, train.steps]
 
     def to_yaml(self) -> str:
         """Return the resolved sweep file, with all defaults and without credentials."""
@@ -190,6 +236,29 @@ class SweepConfig(Section):
         """Where the arms' video models start: a folder, hub id or URI; empty for random weights."""
         return weights_source(self.policy.preset, self.policy.weights)
 
+    def data_parts(
+        self,
+        manifest_fingerprint: str,
+        quarantined: Iterable[str],
+        evaluation: Iterable[str] = (),
+        stores: Sequence[MergedPart] = (),
+    ) -> dict[str, Any]:
+        """Return the parts of a training key that are of the data. evaluation, stores: as for
+        `training_key`.
+        """
+        parts: dict[str, Any] = {
+            "data": manifest_fingerprint,
+            "quarantined": sorted(quarantined),
+            "labelled tasks": sorted(self.data.labelled_tasks),
+        }
+        if self.suite.proprio is not None:
+            parts["proprioception"] = list(self.suite.proprio)
+        if held_out := sorted(evaluation):
+            parts["held out"] = held_out
+        if stores:
+            parts["stores"] = stores_key(stores)
+        return parts
+
     def training_key(
         self,
         manifest_fingerprint: str,
@@ -198,31 +267,32 @@ class SweepConfig(Section):
         packages: Mapping[str, str],
         evaluation: Iterable[str] = (),
         stores: Sequence[MergedPart] = (),
+        arm: Arm | None = None,
+        learner: str = "",
     ) -> Key:
-        """Return everything besides the arm that shapes a trained policy.
+        """Return everything besides the arm that shapes a trained policy of this package.
 
         evaluation: ids of the episodes held out from every arm; a sweep without any has no part of them.
         stores: parts of several stores; a sweep of one whole store has no part of them.
         weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
-        those of TRAINING_PACKAGES.
+        those of TRAINING_PACKAGES. arm: whose line's settings and steps count; None: those of the sweep.
+        learner: hash of the package that offers its policy.
         """
-        parts: dict[str, Any] = {
-            "data": manifest_fingerprint,
-            "quarantined": sorted(quarantined),
-            "labelled tasks": sorted(self.data.labelled_tasks),
-            "policy": self.policy.model_dump(mode="json", exclude={"baselines", "weights"}),
+        train, preset = (
+            (self.train_of(arm), self.preset_of(self.line(arm))) if arm else (self.train, self.policy.preset)
+        )
+        own: dict[str, Any] = {}
+        if arm and (line := self.line(arm)).learner:
+            own = {"learner": line.learner, "options": dict(line.options), "package": learner}
+        parts = {
+            **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores),
+            "policy": {"preset": preset} | own,
             "weights": weights,
-            "videos": [self.data.most_demos, self.data.highest_ratio] if self.train.videos == "sweep" else [],
-            "recipe": self.train.shaping(),
+            "videos": [self.data.most_demos, self.data.highest_ratio] if train.videos == "sweep" else [],
+            "recipe": train.shaping(),
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
-        if self.suite.proprio is not None:
-            parts["proprioception"] = list(self.suite.proprio)
-        if held_out := sorted(evaluation):
-            parts["held out"] = held_out
-        if stores:
-            parts["stores"] = stores_key(stores)
         return Key("training", parts)
 
 
@@ -345,7 +415,9 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence per pair of fields that contradict each other. sections: the valid fields of a
     `SweepConfig`, by name; others are not read.
     """
-    data, suite, search, train = (sections.get(name) for name in ("data", "suite", "search", "train"))
+    data, suite, search, train, policy = (
+        sections.get(name) for name in ("data", "suite", "search", "train", "policy")
+    )
     if suite:
         yield from (f"suite.{problem}" for problem in suite.task_problems())
     if suite and (
@@ -360,11 +432,33 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             f"data.{ranges[0]}: a range asks for search: {{optuna: {{trials: 40}}}}; any other search needs a"
             " list of values"
         )
-    baselines = sections["policy"].baselines if "policy" in sections else ()
+    baselines = policy.baselines if policy else ()
     if optuna and (len(sections.get("seeds", ())) > 1 or baselines):
         yield (
             "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them"
             " in a grid"
+        )
+    if policy and policy.lines:
+        yield from _contradictions_of_lines(policy, train, optuna)
+    if (
+        policy
+        and suite
+        and suite.proprio is not None
+        and (external := next((line for line in policy.lines if not line.own), None))
+    ):
+        yield (
+            f"suite.proprio: the line {external.name} learns from an export with all of the store's"
+            " proprioception; leave the field out, or the external lines"
+        )
+    if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
+        yield (
+            "train.match: a search compares arms after the same number of steps, and epochs gives arms with"
+            " fewer demos fewer; write steps, or search the grid"
+        )
+    if train and train.match == "epochs" and suite and suite.against:
+        yield (
+            "suite.decide.against: checkpoints are compared after the same number of steps, and train.match"
+            " epochs gives arms with fewer demos fewer; write {threshold: 0.8}, or match steps"
         )
     against = suite.against if suite else ""
     if against and optuna:
@@ -372,8 +466,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a"
             " grid"
         )
-    elif against and data and not ranges and {"policy", "seeds"} <= sections.keys():
-        grid = expand_grid(data.demo_count, data.action_free_ratio, sections["seeds"], baselines)
+    elif against and data and policy and not ranges and "seeds" in sections:
+        grid = _grid(data, sections["seeds"], lines_of(policy))
         if not any(reference_of(arm, against, grid) for arm in grid):
             named = ", ".join(sorted(arm.name for arm in grid))
             yield f"suite.decide.against: no arm can be compared with {against}; the arms are {named}"
@@ -385,6 +479,33 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms"
             " see the same videos"
         )
+
+
+def _grid(data: Data, seeds: tuple[int, ...], lines: Iterable[Line]) -> list[Arm]:
+    """Return every arm of these lines. data: with lists, no ranges."""
+    assert isinstance(data.demo_count, tuple)
+    assert isinstance(data.action_free_ratio, tuple)
+    swept, demos_only = (
+        tuple(line.name for line in lines if line.swept is wanted) for wanted in (True, False)
+    )
+    return expand_grid(data.demo_count, data.action_free_ratio, seeds, demos_only, swept)
+
+
+def _contradictions_of_lines(policy: PolicyChoice, train: Train | None, optuna: bool) -> Iterator[str]:
+    """Yield what contradicts `policy.lines`."""
+    if policy.baselines:
+        yield f"policy.baselines: {DIFFUSION_POLICY} is one of policy.lines where there are any; leave it out"
+    if optuna:
+        yield (
+            "search.optuna: its arms are those of one policy; leave policy.lines out, and repeat the best of"
+            " them in a grid"
+        )
+    for number, line in enumerate(policy.lines if train else ()):
+        try:
+            assert train
+            Train.model_validate(train.model_dump() | dict(line.train))
+        except ValidationError as error:
+            yield from (f"policy.lines.{number}.train.{_sentence(Train, item)}" for item in error.errors())
 
 
 def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationError) -> list[str]:

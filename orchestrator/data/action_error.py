@@ -14,8 +14,9 @@ Shapes: L frames of an episode; A action dimensions; T steps of a chunk.
 """
 
 import math
+import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,21 @@ import numpy.typing as npt
 from orchestrator.data.episode_format import Episode, EpisodeError
 from orchestrator.data.manifest import EpisodeEntry
 from policy.feature_stats import CONSTANT, Stats
-from policy.interface import ActionChunk, Observation, derived_seed
+from policy.interface import (
+    PRESENT_ONLY,
+    ActionChunk,
+    LostSessionError,
+    Observation,
+    PolicyNeeds,
+    derived_seed,
+)
 
 MEASURE = "action error on held-out episodes"
 """Name of the measure wherever it is shown."""
+PLAYINGS = 6
+"""Walks through an episode that may end because the policy has lost the session, as in a rollout."""
+NAME_IN_SESSION = 100
+"""Maximum characters of the episode's id in the name of a session."""
 
 
 @dataclass(frozen=True)
@@ -109,24 +121,54 @@ class Walk:
     looks: int
 
 
-def observation_at(episode: Episode, frame: int, entry: EpisodeEntry) -> Observation:
-    """Return what the policy observes at a frame. Its noise seed is a function of the episode's content and
-    the frame.
-    """
-    assert episode.proprio is not None
-    images = {camera: pictures[frame] for camera, pictures in episode.frames.items()}
-    seed = derived_seed(int(entry.sha256[:12], 16), frame)
-    return Observation(images, episode.proprio[frame], episode.instruction, seed)
+class _Recording:
+    """Observations of one walk through an episode, as a simulator's would be made."""
+
+    def __init__(self, episode: Episode, entry: EpisodeEntry, needs: PolicyNeeds) -> None:
+        self._episode, self._entry, self._needs = episode, entry, needs
+        self._session = f"{entry.episode_id[:NAME_IN_SESSION]}-{uuid.uuid4().hex}"
+
+    def at(self, frame: int) -> Observation:
+        """Return what the policy observes at a frame, with the history that it needs. Its noise seed is a
+        function of the episode's content and the frame.
+        """
+        seed = derived_seed(int(self._entry.sha256[:12], 16), frame)
+        before = range(frame - self._needs.observation_steps + 1, frame)
+        history = tuple(self._alone(max(0, earlier), seed) for earlier in before)
+        return replace(self._alone(frame, seed), history=history)
+
+    def _alone(self, frame: int, noise_seed: int) -> Observation:
+        episode = self._episode
+        assert episode.proprio is not None
+        images = {camera: pictures[frame] for camera, pictures in episode.frames.items()}
+        return Observation(
+            images, episode.proprio[frame], episode.instruction, noise_seed, self._session, frame
+        )
 
 
-def walk(episode: Episode, entry: EpisodeEntry, act: Callable[[Observation], ActionChunk]) -> Walk:
-    """Query a policy along an episode. Raises ValueError, with one sentence, for a chunk that is not finite
-    or has another number of dimensions than the recorded actions.
+def walk(
+    episode: Episode,
+    entry: EpisodeEntry,
+    act: Callable[[Observation], ActionChunk],
+    needs: PolicyNeeds = PRESENT_ONLY,
+) -> Walk:
+    """Query a policy along an episode, in a session of its own; after a LostSessionError again from the
+    start. Raises ValueError, with one sentence, for a chunk that is not finite or has another number of
+    dimensions than the recorded actions, and the LostSessionError of the last of PLAYINGS walks.
     """
+    for _ in range(PLAYINGS - 1):
+        try:
+            return _walk_once(episode, _Recording(episode, entry, needs), act)
+        except LostSessionError:
+            continue
+    return _walk_once(episode, _Recording(episode, entry, needs), act)
+
+
+def _walk_once(episode: Episode, recording: _Recording, act: Callable[[Observation], ActionChunk]) -> Walk:
     assert episode.action is not None
     width, parts, frame, looks = episode.action.shape[1], list[npt.NDArray[np.float64]](), 0, 0
     while frame < episode.length:
-        chunk = act(observation_at(episode, frame, entry))
+        chunk = act(recording.at(frame))
         executed = np.asarray(chunk.actions, np.float64)[: chunk.execute]
         if executed.shape[1] != width:
             raise ValueError(

@@ -77,7 +77,8 @@ class Episode:
         return self.whole_length or len(next(iter(self.frames.values())))
 
 
-def _encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
+def encode_video(frames_LHW3: npt.NDArray[np.uint8], hz: float) -> bytes:
+    """Encode (L, H, W, 3) RGB pictures as an MP4. Equal pictures give equal bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         height, width = frames_LHW3.shape[1:3]
@@ -179,7 +180,7 @@ def _array(column: pa.ChunkedArray, length: int) -> npt.NDArray[np.float32] | No
 def encode(episode: Episode, hz: float) -> bytes:
     """Encode an episode as a one-row Parquet file. Equal episodes give equal bytes."""
     cameras = {
-        f"cam.{name}": pa.array([_encode_video(frames, hz)], pa.binary())
+        f"cam.{name}": pa.array([encode_video(frames, hz)], pa.binary())
         for name, frames in episode.frames.items()
     }
     return _file(episode, cameras, {"demoscale.hz": str(hz)})

@@ -30,7 +30,14 @@ from orchestrator.provenance import ACTING_PACKAGES, SIMULATING_PACKAGES
 from orchestrator.stats.fixed_sample import Interval, mean_interval
 from orchestrator.storage.base import open_storage
 from policy.config import ClipShape, SamplerConfig
-from policy.interface import ActionChunk, Contract, Observation, derived_seed
+from policy.interface import (
+    ActionChunk,
+    Contract,
+    Observation,
+    PolicyNeeds,
+    derived_seed,
+    needs_of,
+)
 from sim_workers.rollout.worker import one_line
 
 ASKED_AT_ONCE = 8
@@ -70,18 +77,19 @@ class ActionErrorBenchmark:
         entries = tuple(manifest.select(ids, with_stats=False))
         return cls(episodes, manifest.contract, entries, scale, proprio)
 
-    def key(self, sampler: SamplerConfig, device: str, packages: Mapping[str, str]) -> Key:
+    def key(self, sampler: SamplerConfig | None, device: str, packages: Mapping[str, str]) -> Key:
         """Return everything except the weights that shapes an action error. It shares no fingerprint with the
         key of a success rate.
 
-        device: device class of the policy servers. packages: versions by name, at least those of PACKAGES.
+        sampler: None for an external policy. device: device class of the policy servers. packages: versions
+        by name, at least those of PACKAGES.
         """
-        parts = {
+        parts: dict[str, Any] = {
             "measure": MEASURE,
             "episodes": [[entry.episode_id, entry.sha256] for entry in self.entries],
             "scale": asdict(self.scale),
             "contract": self.contract.to_json(),
-            "sampler": sampler.model_dump(mode="json"),
+            "sampler": sampler and sampler.model_dump(mode="json"),
             "loss clips": LOSS_CLIPS,
             "device": device,
             "packages": {name: packages[name] for name in PACKAGES},
@@ -98,10 +106,13 @@ class ActionErrorBenchmark:
         Raises the error of a failed infrastructure; any other error is the result of its episode.
         """
         shape: ClipShape | None = client.clip() if hasattr(client, "clip") else None
+        needs = needs_of(client)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as asking:
-            return list(asking.map(lambda entry: self._measured(client, shape, entry), self.entries))
+            return list(asking.map(lambda entry: self._measured(client, needs, shape, entry), self.entries))
 
-    def _measured(self, client: Any, shape: ClipShape | None, entry: EpisodeEntry) -> "Measured":
+    def _measured(
+        self, client: Any, needs: PolicyNeeds, shape: ClipShape | None, entry: EpisodeEntry
+    ) -> "Measured":
         try:
             episode = decode_entry(fetch(open_storage(self.episodes), entry), entry, self.contract, True)
             if self.proprio is not None and episode.proprio is not None:
@@ -115,7 +126,7 @@ class ActionErrorBenchmark:
                 waited += time.perf_counter() - began
                 return chunk
 
-            walked = walk(episode, entry, act)
+            walked = walk(episode, entry, act, needs)
             loss = client.loss(*self._clips(episode, entry, shape)) if shape else None
             return Measured(entry.episode_id, action_error(entry, episode, walked, self.scale, loss, waited))
         except Exception as error:

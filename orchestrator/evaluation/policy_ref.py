@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from orchestrator.checkpoints import external_card
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.redaction import strip_credentials
+from orchestrator.storage.base import open_storage
+from policy.checkpoint_files import CheckpointError
 from policy.config import PolicyConfig, SamplerConfig
 from policy.errors import DemoscaleError
 from policy.foreign import SCHEMES, is_foreign
@@ -68,13 +71,15 @@ def resolve_policy(
     fingerprint: str = "",
     tracking: str = "",
     foreign: ForeignOptions = ForeignOptions(),  # immutable
+    run_programs: bool = False,
 ) -> PolicyRef:
     """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
     servers of one policy with commas between), openpi://..., vla-eval://..., groot://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
-    URI of the MLflow that has the logged models. foreign: for servers of other projects only.
+    URI of the MLflow that has the logged models. foreign: for servers of other projects only. run_programs:
+    whether the programs in a checkpoint of an external policy may run.
 
     Raises PolicyRefError if the arguments are wrong, and CheckpointError, StorageError or TrackingError if
     reading the policy fails.
@@ -87,7 +92,7 @@ def resolve_policy(
     if name.startswith(("s3://", "file://")) or Path(name).is_dir() or LOGGED_MODEL.fullmatch(name):
         if fingerprint:
             raise PolicyRefError("a checkpoint has a fingerprint of its own; leave out --fingerprint")
-        return _checkpoint(name, rung, own_rung, tracking)
+        return _checkpoint(name, rung, own_rung, tracking, run_programs)
     if rung and not own_rung:
         raise PolicyRefError(f"--rung {rung}: only a checkpoint's folder has rungs; leave it out")
     if fingerprint and (OURS.fullmatch(fingerprint) or not NAME.fullmatch(fingerprint)):
@@ -163,9 +168,8 @@ def _function(name: str, fingerprint: str) -> PolicyRef:
     return PolicyRef(name, contract, fingerprint, None, lambda _: FactoryPolicy(name))
 
 
-def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRef:
+def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str, run_programs: bool) -> PolicyRef:
     from orchestrator.checkpoints.reader import card_of
-    from policy.checkpoint import CheckpointError
 
     place, logged = name, ""
     if LOGGED_MODEL.fullmatch(name) and not Path(name).is_dir():
@@ -173,6 +177,8 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRe
 
         place, logged = logged_checkpoint(tracking, name)
     uri = place if "://" in place else str(Path(place).resolve())
+    if open_storage(uri).exists(external_card.CARD):
+        return _external(name, uri, logged, bool(rung) and not own_rung, run_programs)
     card, fingerprint = card_of(uri)
     if logged not in ("", fingerprint):
         changed = f"it was logged with the fingerprint {logged} and has {fingerprint} now"
@@ -186,6 +192,35 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRe
         )
     if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):
         raise PolicyRefError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
+    reach = _served_by_checkpoint(uri, fingerprint, rung)
+    return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
+
+
+def _external(name: str, uri: str, logged: str, with_rung: bool, run_programs: bool) -> PolicyRef:
+    """Return the policy of a checkpoint of an external policy. logged: fingerprint that it was logged with,
+    empty if it was not. Raises PolicyRefError unless `run_programs`,
+    CheckpointError if it is damaged.
+    """
+    from orchestrator.checkpoints.reader import open_checkpoint
+    from policy.checkpoint_files import fingerprint
+
+    card = external_card.ExternalCard.read(open_storage(uri))
+    if with_rung:
+        raise PolicyRefError(f"--rung: {name} is a checkpoint of {card.policy}, which has none; leave it out")
+    if not run_programs:
+        raise PolicyRefError(
+            f"{name} is a checkpoint of the policy {card.policy}, which programs in it serve; look at"
+            f" {uri}/{external_card.PROGRAMS}, and add --run-programs if they may run here"
+        )
+    with open_checkpoint(uri) as folder:
+        identity = fingerprint(folder)
+        if not card.is_whole(folder) or logged not in ("", identity):
+            raise CheckpointError(f"{uri}: its files are not those that it was stored with; restore them")
+    return PolicyRef(name, card.contract, identity, None, _served_by_checkpoint(uri, identity, ""))
+
+
+def _served_by_checkpoint(uri: str, fingerprint: str, rung: str) -> Callable[[int], PolicySource]:
+    """Return what connects rollout workers to policy servers of this checkpoint."""
 
     def reach(workers: int) -> PolicySource:
         from orchestrator.cluster.placement import ResourcePlan
@@ -197,7 +232,7 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str) -> PolicyRe
             policy_servers(placement.servers, placement.server_gpus, rung), CheckpointRef(uri, fingerprint)
         )
 
-    return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
+    return reach
 
 
 def _sampler(config: PolicyConfig, rung: str) -> SamplerConfig:

@@ -4,6 +4,7 @@ simulators.
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,11 @@ from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
 _log = logging.getLogger(__name__)
+
+REFUSED_S = 300.0
+"""Seconds for which an external policy that could not be started is not started again: each query would wait
+for its time limit.
+"""
 
 
 class _Asked(NamedTuple):
@@ -56,7 +62,10 @@ class PolicyServer:
 
         torch.set_num_threads(num_threads)
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
+        self._threads, self._loading = num_threads, threading.Lock()
         self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
+        # external policies that could not be started, with the time
+        self._refused: dict[CheckpointRef, tuple[float, Exception]] = {}
         self._sessions: dict[CheckpointRef, AnsweredOnce] = {}  # of the loaded policies with memory
         # by checkpoint and method of the policy
         self._waiting: dict[tuple[CheckpointRef, str], list[_Asked]] = {}
@@ -173,24 +182,49 @@ class PolicyServer:
             REPLAN_LATENCY.record(now - one.since, self._sweep)
 
     def _loaded(self, checkpoint: CheckpointRef) -> Any:
+        with self._loading:  # `load` and queries arrive in different threads
+            return self._load(checkpoint)
+
+    def _load(self, checkpoint: CheckpointRef) -> Any:
         from orchestrator.checkpoints.node_cache import cached_checkpoint
+        from orchestrator.external.command import CommandError
+        from orchestrator.external.serving import is_external, served
         from policy.inference import TrainedPolicy
 
+        if (loaded := self._policies.get(checkpoint)) and not getattr(loaded, "alive", True):
+            _unload(self._policies.pop(checkpoint))  # its server ended; it is started again
+        since, refused = self._refused.get(checkpoint, (0.0, None))
+        if refused and time.monotonic() - since < REFUSED_S:
+            raise refused
         if checkpoint not in self._policies:
             with (
                 nullcontext(cached_checkpoint(checkpoint.uri, checkpoint.fingerprint))
                 if checkpoint.fingerprint
                 else open_checkpoint(checkpoint.uri) as folder
             ):
-                policy = TrainedPolicy(folder, self._device, self._rung)
+                if is_external(folder):
+                    try:
+                        policy: Any = served(folder, checkpoint.fingerprint, self._device, self._threads)
+                    except CommandError as error:
+                        self._refused[checkpoint] = time.monotonic(), error
+                        raise
+                else:
+                    policy = TrainedPolicy(folder, self._device, self._rung)
             check_imported(self._code)
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
-                unloaded, _ = self._policies.popitem(last=False)
+                unloaded, old = self._policies.popitem(last=False)
                 self._sessions.pop(unloaded, None)
+                _unload(old)
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
+
+
+def _unload(policy: Any) -> None:
+    """End the server of an external policy; other policies have none."""
+    if close := getattr(policy, "close", None):
+        close()
 
 
 def _short(checkpoint: CheckpointRef) -> str:

@@ -2,13 +2,17 @@
 held-out episodes.
 """
 
+from functools import lru_cache
 from typing import Any
 
+from orchestrator.checkpoints.external_card import CARD, ExternalCard
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
 from orchestrator.evaluation.held_out_actor import HeldOutActor
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
+from orchestrator.storage.base import open_storage
+from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
@@ -69,7 +73,18 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
             f"no policy server has loaded {checkpoint} within {LOAD_S / 60:.0f} minutes; does the cluster"
             " have room for one?"
         ) from None
-    return RayServedPolicy(servers, checkpoint)
+    return RayServedPolicy(servers, checkpoint, needs=needs_of_checkpoint(checkpoint))
+
+
+@lru_cache(maxsize=1024)
+def needs_of_checkpoint(checkpoint: CheckpointRef) -> PolicyNeeds:
+    """Return what a checkpoint's policy needs besides the present observation, as the card of an external
+    policy states it; ours need nothing else.
+
+    Raises StorageError, or CheckpointError for a damaged card.
+    """
+    storage = open_storage(checkpoint.uri)
+    return ExternalCard.read(storage).needs if storage.exists(CARD) else PRESENT_ONLY
 
 
 def held_out_actor() -> Any:

@@ -15,13 +15,16 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.config.lines import Line
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
+from policy.config import VIDEO_ACTION
 from sim_workers.envs.render_check import processor_name
 
 NOT_OF_THE_SPEED = {
+    "match",
     "steps",
     "video_steps",
     "videos",
@@ -102,13 +105,11 @@ class Calibration:
     start: Timing
     """Time from the start of a training to its first step: loading the model."""
     steps: dict[str, Timing]
-    """Time per optimiser step of one training worker, by objective, KEPT, or `diffusion_policy` for the
-    baseline.
-    """
+    """Time per optimiser step of one training worker, by `step_kind`, or KEPT."""
     kept_clips: int
     """Number of clips whose features a training worker caches; 0 without a cache."""
     answers: dict[str, Timing]
-    """Time per batch of answers, by kind of policy and rows, such as `video_action 1`."""
+    """Time per batch of answers, by name of the line and rows, such as `video_action 1`."""
     build: Quantiles
     """Seconds to build a simulator; this, `reset` and `step` are 0 for a sweep of held-out episodes."""
     reset: Quantiles
@@ -152,11 +153,29 @@ def this_machine() -> Machine:
     return Machine(processor_name(), cores, gpus[0] if gpus else "", len(gpus))
 
 
+def step_kind(sweep: SweepConfig, line: Line) -> str:
+    """Return the key in `Calibration.steps` of a line's steps with an action head; those of an external line
+    are not measured.
+    """
+    if line.plain:
+        return sweep.train.objective if line.imagines else line.name
+    return f"line {line.name}"
+
+
+def stage_one_kind(line: Line) -> str:
+    """Return the key in `Calibration.steps` of the steps of a line's video models."""
+    return "video" if line.plain else f"video of line {line.name}"
+
+
 def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
     """Return the storage key of a calibration; the numbers of arms, steps and episodes do not change it."""
+    own = [line.model_dump(mode="json") for line in sweep.lines if line.own and not line.plain]
+    plain = [line.name for line in sweep.lines if line.plain]
+    if VIDEO_ACTION not in plain:
+        own.append({"without": VIDEO_ACTION})
     facts = [
         sweep.policy.preset,
-        sorted(sweep.policy.baselines),
+        sorted(name for name in plain if name != VIDEO_ACTION),
         sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
         sweep.suite.contract_of(PinnedData.read(sweep).manifest(sweep).contract).to_json(),
         [
@@ -166,6 +185,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
             sweep.rollout_actors,
         ],
         asdict(machine),
+        *own,
     ]
     return f"calibrations/{digest(facts)}.json"
 

@@ -17,9 +17,8 @@ from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.subset import select_episodes
-from orchestrator.planning.calibration import KEPT, Calibration, Quantiles
+from orchestrator.planning.calibration import KEPT, Calibration, Quantiles, stage_one_kind, step_kind
 from orchestrator.planning.plan import planned_arms, planned_videos
-from policy.config import SamplerConfig
 
 Bound = Literal["low", "high"]
 
@@ -52,6 +51,8 @@ class Work:
     """Stage-1 trainings, before all arms."""
     arms: tuple[TrainingWork, ...]
     rollouts: dict[Bound, int]
+    by_line: dict[str, dict[Bound, int]]
+    """Rollouts by name of the line."""
     control_steps: dict[Bound, int]
     """Control steps of one rollout: low if all rollouts succeed as soon as the quickest demonstrations, high
     if none does; or of a held-out episode.
@@ -74,6 +75,8 @@ class CostEstimate:
     budget: Budget
     stops_early: bool
     """Whether a search may stop arms before their last step."""
+    unmeasured: tuple[str, ...] = ()
+    """External lines, whose training and answers are not measured, and not part of the costs."""
     held_out: bool = False
     """Whether the action error is measured on recordings, and nothing is simulated."""
 
@@ -146,7 +149,9 @@ class CostEstimate:
             f" {self.calibration.machine}; {early}, with a core per process or all processes on the cores"
             " of this machine; scoring entirely during training or entirely after it; "
             + ("all arms stopped as early as the search can, or none; " if self.stops_early else "")
-            + "not included: starting Ray, films, other load on the machine; other machines differ"
+            + "not included: starting Ray, films, other load on the machine"
+            + "".join(f", training and answers of {name}" for name in self.unmeasured)
+            + "; other machines differ"
         )
 
 
@@ -172,9 +177,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
         where = f"not on this machine: {'; '.join(error.problems)}"
     costs, walls = {}, {}
     for bound in BOUNDS:
-        played, play_s = _playing(
-            sweep, work, calibration, sweep.sampler, len(manifest.contract.cameras), bound
-        )
+        played, play_s = _playing(sweep, work, calibration, len(manifest.contract.cameras), bound)
         if bound == "high":
             played = _crowded(played, max(1.0, processes / machine.cores), bool(machine.gpus))
         costs[bound] = added(
@@ -208,6 +211,7 @@ def estimate(sweep: SweepConfig, calibration: Calibration) -> CostEstimate:
         sweep.prices,
         sweep.budget,
         bool(sweep.search.asha or sweep.search.median),
+        tuple(line.name for line in sweep.lines if not line.own),
         sweep.suite.held_out is not None,
     )
 
@@ -231,6 +235,7 @@ def work_of(
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
     first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.steps
+    lines = {line.name: line for line in sweep.lines}
 
     def training(kind: str, steps: int, fewest: int, episodes: Collection[str]) -> TrainingWork:
         rows = [places[episode] for episode in episodes]
@@ -242,36 +247,36 @@ def work_of(
     trainings = []
     for number, arm in enumerate(arms, 1):
         subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
-        ours = arm.kind == "video_action"
-        episodes = subset.episodes if ours and sweep.train.objective != "action" else subset.demos
+        line, train = lines[arm.kind], sweep.train_of(arm)
+        videos_too = train.objective != "action" if line.imagines else line.swept
+        episodes = subset.episodes if videos_too else subset.demos
         # a search always trains one arm to the end
-        fewest = sweep.train.steps if number == len(arms) else first
-        trainings.append(
-            training(sweep.train.objective if ours else arm.kind, sweep.train.steps, fewest, episodes)
-        )
-    video_steps = sweep.train.video_steps or sweep.train.steps
+        fewest = train.steps if number == len(arms) else first
+        trainings.append(training(step_kind(sweep, line), train.steps, fewest, episodes))
     videos = [
-        training("video", video_steps, video_steps, episodes)
-        for episodes in planned_videos(sweep, manifest, quarantined, evaluation)
+        training(stage_one_kind(lines[video.line]), video.steps, video.steps, video.episodes)
+        for video in planned_videos(sweep, manifest, quarantined, evaluation)
     ]
-    shifts, rollouts = len(sweep.suite.shifts), dict[Bound, int]()
+    shifts = len(sweep.suite.shifts)
+    by_line = {name: dict.fromkeys(BOUNDS, 0) for name in lines}
     for bound in BOUNDS:
-        ends = [each.steps_at(bound) for each in trainings]
-        scored = sum(step <= end for end in ends for step in sweep.checkpoint_steps())
         of_each = len(evaluation) or (sweep.suite.fewest if bound == "low" else sweep.suite.listed)
-        rollouts[bound] = of_each * scored + sweep.suite.listed * shifts * sum(
-            end == sweep.train.steps for end in ends
-        )
+        for arm, each in zip(arms, trainings, strict=True):
+            end = each.steps_at(bound)
+            scored = sum(step <= end for step in sweep.checkpoint_steps(arm))
+            shifted = shifts * (end == each.steps)
+            by_line[arm.kind][bound] += of_each * scored + sweep.suite.listed * shifted
+    rollouts = {bound: sum(own[bound] for own in by_line.values()) for bound in BOUNDS}
     if evaluation:
         mean = round(float(lengths[[places[episode] for episode in sorted(evaluation)]].mean()))
-        return Work(tuple(videos), tuple(trainings), rollouts, {"low": mean, "high": mean})
+        return Work(tuple(videos), tuple(trainings), rollouts, by_line, {"low": mean, "high": mean})
     shown = np.concatenate([manifest.tasks[task] for task in sweep.suite.tasks])
     quickest = int(np.quantile(lengths[shown[manifest.labelled[shown]]], 0.1)) + sweep.suite.settle
     suite = sweep.to_suite()
     shortest = min(suite.rules_of(task).horizon for task in suite.tasks)
     mean = -(-suite.control_steps // sweep.suite.listed)
     control_steps: dict[Bound, int] = {"low": min(shortest, quickest), "high": mean}
-    return Work(tuple(videos), tuple(trainings), rollouts, control_steps)
+    return Work(tuple(videos), tuple(trainings), rollouts, by_line, control_steps)
 
 
 # -- and what it takes ---------------------------------------------------------------------------------------
@@ -284,7 +289,11 @@ def _at(spread: Quantiles, bound: Bound) -> float:
 def _training(
     sweep: SweepConfig, training: TrainingWork, calibration: Calibration, bound: Bound
 ) -> tuple[Cost, float]:
-    """Return the cost of a training over all its workers, and its seconds of wall-clock time."""
+    """Return the cost of a training over all its workers, and its seconds of wall-clock time; nothing for one
+    that is not measured.
+    """
+    if training.kind not in calibration.steps:
+        return Cost(), 0.0
     workers, batch_size, steps = sweep.train.workers, sweep.train.batch_size, training.steps_at(bound)
     fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
     known = 0.0  # steps on cached features: after the first epoch, as far as they fit
@@ -321,41 +330,51 @@ def _playing(
     sweep: SweepConfig,
     work: Work,
     calibration: Calibration,
-    sampler: SamplerConfig,
     cameras: int,
     bound: Bound,
 ) -> tuple[Cost, float]:
-    """Return the cost of all rollouts and answers, and their seconds of wall-clock time in sequence."""
-    rollouts, control_steps = work.rollouts[bound], work.control_steps[bound]
-    looks = -(-control_steps // sampler.execute)
-    sim_s = (
-        _at(calibration.reset, bound)
-        + control_steps * _at(calibration.step, bound)
-        + looks * _at(calibration.look, bound)
-    )
-    # The server batches the waiting queries: between one simulator's and all of them.
-    per_look = {
-        clock: [
-            _at(getattr(timed, clock), bound) / int(name.rpartition(" ")[2])
-            for name, timed in calibration.answers.items()
-            if name.startswith("video_action ")
-        ]
-        for clock in ("wall", "cpu")
-    }
-    pick = min if bound == "low" else max
-    wall, cpu = (rollouts * looks * pick(per_look[clock]) for clock in ("wall", "cpu"))
-    if sweep.suite.held_out is not None:  # what reads the recordings counts as answering, as in a run
-        infer_gpu_s = wall if calibration.machine.gpus else 0.0
-        return Cost(infer_gpu_s=infer_gpu_s, infer_cpu_s=cpu + rollouts * sim_s), rollouts * sim_s + wall
-    cost = Cost(
-        infer_gpu_s=wall if calibration.machine.gpus else 0.0,
-        infer_cpu_s=cpu,
-        sim_cpu_s=rollouts * sim_s,
-        control_steps=rollouts * control_steps,
-        frames=rollouts * looks * cameras,
-        episodes=rollouts,
-    )
-    return cost, rollouts * sim_s + wall
+    """Return the cost of all rollouts and answers, and their seconds of wall-clock time in sequence.
+
+    Answers of a line that is not measured cost nothing, and come as often as those of the sweep's policy.
+    """
+    control_steps, pick = work.control_steps[bound], min if bound == "low" else max
+    costs, wall_s = [], 0.0
+    for line in sweep.lines:
+        rollouts = work.by_line[line.name][bound]
+        looks = -(-control_steps // (sweep.sampler_of(line) or sweep.sampler).execute)
+        sim_s = (
+            _at(calibration.reset, bound)
+            + control_steps * _at(calibration.step, bound)
+            + looks * _at(calibration.look, bound)
+        )
+        # The server batches the waiting queries: between one simulator's and all of them.
+        wall, cpu = (
+            rollouts
+            * looks
+            * pick(
+                [
+                    _at(getattr(timed, clock), bound) / int(name.rpartition(" ")[2])
+                    for name, timed in calibration.answers.items()
+                    if name.rpartition(" ")[0] == line.name
+                ]
+                or [0.0]
+            )
+            for clock in ("wall", "cpu")
+        )
+        cost = Cost(infer_gpu_s=wall if calibration.machine.gpus else 0.0, infer_cpu_s=cpu)
+        if sweep.suite.held_out is not None:  # what reads the recordings counts as answering, as in a run
+            cost = replace(cost, infer_cpu_s=cpu + rollouts * sim_s)
+        else:
+            cost = replace(
+                cost,
+                sim_cpu_s=rollouts * sim_s,
+                control_steps=rollouts * control_steps,
+                frames=rollouts * looks * cameras,
+                episodes=rollouts,
+            )
+        costs.append(cost)
+        wall_s += rollouts * sim_s + wall
+    return added(costs), wall_s
 
 
 def _crowded(played: Cost, crowd: float, gpu: bool) -> Cost:

@@ -32,6 +32,8 @@ from orchestrator.planning.calibration import (
     Quantiles,
     Timing,
     save_calibration,
+    stage_one_kind,
+    step_kind,
     this_machine,
 )
 from orchestrator.planning.plan import make_plan
@@ -39,7 +41,6 @@ from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from orchestrator.training.train_events import Reported
 from policy.interface import Contract, Observation
-from policy.presets import policy_config
 
 # until the first checkpoint; their clips are of episodes that are all opened for the first time
 FIRST_STEPS = 4
@@ -87,16 +88,12 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                     _training, job, name == KEPT, Path(folder) / name, part_s
                 ).result()
                 start = start or began
-            said = manifest[jobs[sweep.train.objective].subset.demos[0]].instruction
-            for kind, name in {
-                "video_action": sweep.train.objective,
-                "diffusion_policy": "diffusion_policy",
-            }.items():
-                if name not in jobs:
-                    continue
+            for line in (line for line in sweep.lines if line.own):
+                name = step_kind(sweep, line)
+                said = manifest[jobs[name].subset.demos[0]].instruction
                 for rows in sorted({1, asked_at_once}):
-                    say(f"answers: {kind}, {rows} at once")
-                    answers[f"{kind} {rows}"] = process.submit(
+                    say(f"answers: {line.name}, {rows} at once")
+                    answers[f"{line.name} {rows}"] = process.submit(
                         _answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2
                     ).result()
             if KEPT in jobs:
@@ -120,10 +117,16 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                     sweep.sampler.execute,
                     part_s,
                 ).result()
-    assert start is not None
     measured_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     calibration = Calibration(
-        this_machine(), measured_at, process_s, start, steps, kept_clips, answers, **simulated
+        this_machine(),
+        measured_at,
+        process_s,
+        start or Timing.of([(0.0, 0.0)]),
+        steps,
+        kept_clips,
+        answers,
+        **simulated,
     )
     save_calibration(sweep, calibration)
     return calibration
@@ -146,32 +149,41 @@ def _jobs(
     episodes: str,
 ) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
-    recipe = sweep.train
-    short = recipe.model_copy(
-        update={
-            "steps": FIRST_STEPS + STEPS,
-            "checkpoint_every": FIRST_STEPS,
-            "batch_size": recipe.batch_size // recipe.workers,
-            "workers": 1,
-        }
-    )
-    arm = sweep.largest()
-    config, data = policy_config(sweep.policy.preset), sweep.data
-    job = TrainJob(
-        arm=arm,
-        arm_id="calibration",
-        episodes=episodes,
-        version=version,
-        subset=select_episodes(manifest, arm, quarantined, data.labelled_tasks, evaluation),
-        config=config,
-        train=short,
-        objective=recipe.objective,
-        weights=sweep.policy.weights,
-        proprio=sweep.suite.proprio_of(manifest.contract),
-    )
-    jobs = {"video": replace(job, objective="video")} if recipe.mode == "two_stage" else {}
-    jobs[recipe.objective] = job
-    if recipe.objective == "action" and config.diffusion.features_at == "start" and recipe.feature_cache_mb:
+    arm, data, jobs = sweep.largest(), sweep.data, dict[str, TrainJob]()
+    subset = select_episodes(manifest, arm, quarantined, data.labelled_tasks, evaluation)
+    for line in (line for line in sweep.lines if line.own):
+        recipe, config = sweep.line_train(line), sweep.config_of(line)
+        short = recipe.model_copy(
+            update={
+                "steps": FIRST_STEPS + STEPS,
+                "checkpoint_every": FIRST_STEPS,
+                "batch_size": recipe.batch_size // recipe.workers,
+                "workers": 1,
+            }
+        )
+        job = TrainJob(
+            arm=arm,
+            arm_id="calibration",
+            episodes=episodes,
+            version=version,
+            subset=subset,
+            config=config,
+            train=short,
+            objective=recipe.objective if line.imagines else "action",
+            weights=sweep.weights_of(line),
+            proprio=sweep.suite.proprio_of(manifest.contract),
+        )
+        if line.imagines and recipe.mode == "two_stage":
+            jobs[stage_one_kind(line)] = replace(job, objective="video")
+        jobs[step_kind(sweep, line)] = job
+        if not (
+            line.plain
+            and line.imagines
+            and job.objective == "action"
+            and config.diffusion.features_at == "start"
+            and recipe.feature_cache_mb
+        ):
+            continue
         task = (data.labelled_tasks or sweep.suite.tasks or [*manifest.tasks])[0]
         one_demo = Arm(1, 0.0, arm.seed)
         one = replace(
@@ -184,10 +196,6 @@ def _jobs(
         seen = -(-clips // short.batch_size)
         jobs[KEPT] = replace(
             one, train=short.model_copy(update={"steps": seen + STEPS, "checkpoint_every": seen})
-        )
-    if sweep.policy.baselines:
-        jobs["diffusion_policy"] = replace(
-            job, config=policy_config(sweep.policy.preset, "diffusion_policy"), objective="action"
         )
     return jobs
 

@@ -113,25 +113,32 @@ def planned_arms(sweep: SweepConfig) -> list[Arm]:
     return sweep.grid() or [sweep.largest()] * trials
 
 
+@dataclass(frozen=True)
+class StageOne:
+    """A training of a video model, shared by the arms of a line with the same episodes and seed."""
+
+    line: str
+    """Name of the line."""
+    seed: int
+    steps: int
+    episodes: tuple[str, ...]
+
+
 def planned_videos(
     sweep: SweepConfig, manifest: Manifest, quarantined: Set[str], evaluation: Set[str] = frozenset()
-) -> list[tuple[str, ...]]:
-    """Return the episodes of every stage-1 training; one shared by several arms is listed once. evaluation:
-    episodes held out from every arm.
+) -> list[StageOne]:
+    """Return every stage-1 training, in the order of the arms. evaluation: episodes held out from every
+    arm.
     """
-    if sweep.train.mode != "two_stage":
-        return []
-    largest = [sweep.largest(seed) for seed in sweep.seeds]
-    arms = (
-        largest
-        if sweep.train.videos == "sweep"
-        else [arm for arm in planned_arms(sweep) if arm.kind == "video_action"]
-    )
-    trained: dict[tuple[int, tuple[str, ...]], None] = {}  # in the order of the arms
-    for arm in dict.fromkeys(arms):
-        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
-        trained[arm.seed, subset.episodes] = None
-    return [episodes for _, episodes in trained]
+    trained: dict[StageOne, None] = {}
+    for arm in planned_arms(sweep):
+        train = sweep.train_of(arm)
+        if train.mode != "two_stage" or not sweep.line(arm).imagines:
+            continue
+        videos = sweep.largest(arm.seed) if train.videos == "sweep" else arm
+        subset = select_episodes(manifest, videos, quarantined, sweep.data.labelled_tasks, evaluation)
+        trained[StageOne(arm.kind, arm.seed, train.video_steps or train.steps, subset.episodes)] = None
+    return [*trained]
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
@@ -146,26 +153,17 @@ def make_plan(sweep: SweepConfig) -> Plan:
     ):
         raise SweepError(sweep.name, problems)
     manifest = pinned.manifest(sweep)
-    preset = PRESETS[sweep.policy.preset]
-    assert preset.video
-    unit = preset.video.patch * 2 ** (len(preset.video.block_out_channels) - 1)
-    if any(side % unit for side in manifest.contract.image_size):
-        size = "x".join(map(str, manifest.contract.image_size))
-        raise SweepError(
-            sweep.name,
-            [
-                f"policy.preset: {sweep.policy.preset} needs pictures whose sides are multiples of {unit};"
-                f" the store's are {size}"
-            ],
-        )
+    names = dict.fromkeys(sweep.preset_of(line) for line in sweep.lines if line.own)
+    if problems := [problem for name in names if (problem := _misfit(name, manifest))]:
+        raise SweepError(sweep.name, problems)
     arms = planned_arms(sweep)
     evaluation = pinned.evaluation(sweep, manifest)
     largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks, evaluation)
     entries = manifest.select((*largest.demos, *largest.action_free))
-    shape, batch_size = preset.clip, sweep.train.batch_size // sweep.train.workers
-    video_models = len(planned_videos(sweep, manifest, quarantined, evaluation))
-    steps = len(arms) * sweep.train.steps + video_models * (sweep.train.video_steps or sweep.train.steps)
-    checkpoints = len(arms) * len(sweep.checkpoint_steps())
+    batch_size = sweep.train.batch_size // sweep.train.workers
+    video_models = planned_videos(sweep, manifest, quarantined, evaluation)
+    steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
+    checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
     scores = checkpoints + len(arms) * len(sweep.suite.shifts)
     return Plan(
@@ -175,16 +173,22 @@ def make_plan(sweep: SweepConfig) -> Plan:
         rollouts=scores * sweep.suite.listed,
         decided=sweep.suite.decide is not None,
         control_steps=scores * suite.control_steps,
-        video_models=video_models,
+        video_models=len(video_models),
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),
-        stream_bytes=memory_bound(
-            manifest.contract,
-            shape,
-            entries,
-            batch_size,
-            bool(largest.action_free),
-            max(1, len(weights_of(manifest))),
+        stream_bytes=max(
+            (
+                memory_bound(
+                    contract,
+                    PRESETS[name].clip,
+                    entries,
+                    batch_size,
+                    bool(largest.action_free),
+                    max(1, len(weights_of(manifest))),
+                )
+                for name in names
+            ),
+            default=0,
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
@@ -192,4 +196,17 @@ def make_plan(sweep: SweepConfig) -> Plan:
         parts=manifest.parts,
         held_out=len(evaluation),
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
+    )
+
+
+def _misfit(preset: str, manifest: Manifest) -> str:
+    """Return why a preset cannot learn from the store's pictures; empty if it can."""
+    video = PRESETS[preset].video
+    assert video
+    unit = video.patch * 2 ** (len(video.block_out_channels) - 1)
+    if not any(side % unit for side in manifest.contract.image_size):
+        return ""
+    size = "x".join(map(str, manifest.contract.image_size))
+    return (
+        f"policy.preset: {preset} needs pictures whose sides are multiples of {unit}; the store's are {size}"
     )

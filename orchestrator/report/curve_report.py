@@ -11,7 +11,6 @@ from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
-from policy.config import PolicyKind
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class SeriesReport:
     """
     reach: tuple[ReachReport, ...]
     equivalence: EquivalenceReport | None
-    """None for the lowest ratio and for baselines."""
+    """None for the lowest ratio of a policy."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -145,7 +144,7 @@ class ArmReport:
 
     arm: str
     """Name of the arm."""
-    policy: PolicyKind
+    policy: str
     demo_count: int
     action_free_ratio: float
     seed: int
@@ -255,6 +254,8 @@ class CurveReport:
     name: str
     protocol: str
     caption: str
+    match: str
+    """What arms have in common: `train.match` of the sweep file."""
     answer: tuple[str, ...]
     """Main results of the sweep, one sentence each."""
     lines: tuple[SeriesReport, ...]
@@ -272,6 +273,7 @@ class CurveReport:
             "name": self.name,
             "protocol": self.protocol,
             "caption": self.caption,
+            "match": self.match,
             "answer": list(self.answer),
             "lines": [line.to_json() for line in self.lines],
             "points": [point.to_json() for point in self.points],

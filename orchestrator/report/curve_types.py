@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
+from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
 from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, PairedMeans, verdict
-from policy.config import PolicyKind
+from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
 
-WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
+WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
 """Display names of the baselines."""
 
 
@@ -17,7 +19,8 @@ WITHOUT_VIDEO: dict[PolicyKind, str] = {"diffusion_policy": "diffusion policy"}
 class Series:
     """Policy and action-free ratio, which the points of one line share."""
 
-    policy: PolicyKind
+    policy: str
+    """Name of the sweep's line (`policy.lines`)."""
     action_free_ratio: float
 
     @classmethod
@@ -32,49 +35,95 @@ class Series:
 
     @property
     def label(self) -> str:
-        """Name of the line in legends."""
+        """Name of the line in legends where the only policies are `video_action` and the baseline."""
         if self.baseline:
             return f"{WITHOUT_VIDEO[self.policy]} (no video)"
-        return (
-            f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else "demos only"
-        )
+        return self._action_free or "demos only"
+
+    @property
+    def named_label(self) -> str:
+        """Name of the line in legends among other policies."""
+        return f"{self.policy} {self._action_free}".rstrip()
 
     def words(self, demo_count: int, with_video: str = "") -> str:
-        """Return one of its points in words; `with_video` is appended for policies with video."""
+        """Return one of its points in words where the only policies are `video_action` and the baseline;
+        `with_video` is appended for policies with video.
+        """
         if self.baseline:
             return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos{with_video}" + (
-            f" + {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
-        )
+        return f"{demo_count} demos{with_video} {self._action_free}".rstrip()
+
+    def named_words(self, demo_count: int) -> str:
+        """Return one of its points in words among other policies."""
+        return f"{demo_count} demos, {self.named_label}"
+
+    @property
+    def _action_free(self) -> str:
+        return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
 
 
 Cell = tuple[Series, int]
 """Line and demo count of a point."""
 
 
-def lines_of(arms: Iterable[Arm]) -> list[Series]:
-    """Return the lines of a curve: those with video by ratio, then the baselines."""
+def lines_of(arms: Iterable[Arm], sweep: Mapping[str, Any]) -> list[Series]:
+    """Return the lines of a curve, those of each policy by ratio; policies in the order of the sweep file,
+    without `policy.lines` the baselines last.
+
+    sweep: the resolved sweep file.
+    """
+    order = {line["name"]: place for place, line in enumerate(policy_lines(sweep))}
     return sorted(
         {Series.of(arm) for arm in arms},
-        key=lambda line: (line.baseline, line.policy, line.action_free_ratio),
+        key=lambda line: (
+            order.get(line.policy, len(order)),
+            line.baseline,
+            line.policy,
+            line.action_free_ratio,
+        ),
     )
+
+
+def policy_lines(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return `policy.lines` of a resolved sweep file; empty if it has none."""
+    lines: list[Mapping[str, Any]] = sweep.get("policy", {}).get("lines") or []
+    return lines
+
+
+def are_named(lines: Iterable[Series]) -> bool:
+    """Return whether lines are called by the names of their policies: there are others than `video_action`
+    and the baseline.
+    """
+    return any(line.policy != VIDEO_ACTION and not line.baseline for line in lines)
 
 
 def compared_cells(lines: Sequence[Series], counts: Sequence[int]) -> list[list[tuple[Cell, Cell]]]:
     """Return the pairs of points that are compared, one list per question: most demos with fewest on every
-    line; and at every demo count, every ratio with the lowest and every line with every baseline.
+    line; and at every demo count, every ratio with the policy's lowest, and every two policies: at equal
+    ratios, or at all if one has a single ratio.
 
-    counts: demo counts, sorted. P-values are corrected within each question, so that one does not depend on
-    the others.
+    lines: those of one policy next to each other, by ratio. counts: demo counts, sorted. P-values are
+    corrected within each question, of the first two within each policy, so that one does not depend on the
+    others.
     """
-    ours = [line for line in lines if not line.baseline]
-    baselines = [line for line in lines if line.baseline]
-    return [
-        [((line, counts[-1]), (line, counts[0])) for line in ours if len(counts) > 1],
-        [((line, count), (ours[0], count)) for count in counts for line in ours[1:]],
-        [((line, counts[-1]), (line, counts[0])) for line in baselines if len(counts) > 1],
-        [((line, count), (baseline, count)) for count in counts for line in ours for baseline in baselines],
-    ]
+    policies = [[*own] for _, own in groupby(lines, key=lambda line: line.policy)]
+    families = list[list[tuple[Cell, Cell]]]()
+    for mine in policies:
+        families += [
+            [((line, counts[-1]), (line, counts[0])) for line in mine if len(counts) > 1],
+            [((line, count), (mine[0], count)) for count in counts for line in mine[1:]],
+        ]
+    families.append(
+        [
+            ((line, count), (other, count))
+            for count in counts
+            for mine, others in combinations(policies, 2)
+            for line in mine
+            for other in others
+            if line.action_free_ratio == other.action_free_ratio or 1 in (len(mine), len(others))
+        ]
+    )
+    return families
 
 
 @dataclass(frozen=True)
@@ -91,7 +140,7 @@ class TaskScore:
 class Point:
     """One point of the curve, pooled over replicates."""
 
-    policy: PolicyKind
+    policy: str
     demo_count: int
     action_free_ratio: float
     success_rate: float
@@ -142,8 +191,8 @@ class Comparison:
 
     first: str
     second: str
-    first_policy: PolicyKind
-    second_policy: PolicyKind
+    first_policy: str
+    second_policy: str
     result: PairedComparison
     interval: Interval
     """95 %, of the difference, with the spread between training seeds if there are several."""
@@ -193,7 +242,7 @@ class ErrorPoint:
     better.
     """
 
-    policy: PolicyKind
+    policy: str
     demo_count: int
     action_free_ratio: float
     error: float
@@ -229,8 +278,8 @@ class ErrorComparison:
 
     first: str
     second: str
-    first_policy: PolicyKind
-    second_policy: PolicyKind
+    first_policy: str
+    second_policy: str
     result: PairedMeans
     interval: Interval
     """95 %, of the difference, with the spread between training seeds if there are several."""

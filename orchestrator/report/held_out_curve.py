@@ -5,6 +5,7 @@ Lower is better. It shares no point, no comparison and no scale with success rat
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,10 +26,12 @@ from orchestrator.report.curve_types import (
     ErrorPoint,
     Series,
     TaskError,
+    are_named,
     compared_cells,
     lines_of,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
+from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Interval,
     PairedMeans,
@@ -38,6 +41,7 @@ from orchestrator.stats.fixed_sample import (
     mean_interval,
     paired_means,
 )
+from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.tracking.mlflow_reader import MeasuredArm, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import DIMENSIONS, TrackingError
 
@@ -78,7 +82,11 @@ class HeldOutCurve:
     @cached_property
     def lines(self) -> list[Series]:
         """Lines in the order of `lines_of`."""
-        return lines_of(measured.arm for measured in self.arms)
+        return lines_of((measured.arm for measured in self.arms), self.sweep)
+
+    def label(self, line: Series) -> str:
+        """Return the name of a line in legends."""
+        return line.named_label if are_named(self.lines) else line.label
 
     @cached_property
     def _cells(self) -> dict[Cell, list[MeasuredArm]]:
@@ -190,10 +198,14 @@ class HeldOutCurve:
         self, pair: tuple[Cell, Cell], result: PairedMeans, p: float, compared: int
     ) -> ErrorComparison:
         ((line, count), (other, other_count)), cells = pair, list(self._cells)
+        words = line.words(count, " with video" if line.policy != other.policy else "")
+        other_words = other.words(other_count)
+        if are_named(self.lines):
+            words, other_words = line.named_words(count), other.named_words(other_count)
         first, second = (cells.index(cell) for cell in pair)
         return ErrorComparison(
-            first=line.words(count, " with video" if line.policy != other.policy else ""),
-            second=other.words(other_count),
+            first=words,
+            second=other_words,
             first_policy=line.policy,
             second_policy=other.policy,
             result=result,
@@ -203,15 +215,48 @@ class HeldOutCurve:
             p_corrected=p,
         )
 
+    def data_equivalence(self, line: Series) -> Estimate | None:
+        """Return how many times as many demos the lowest ratio needs for the action errors of this line; None
+        for that ratio itself and for baselines.
+        """
+        return self._worth.get(line)
+
+    @cached_property
+    def _worth(self) -> dict[Series, Estimate]:
+        base = self.lines[0]
+        return {
+            line: self._worth_of(line, base)
+            for line in self.lines
+            if not (line.baseline or base.baseline or line == base)
+        }
+
+    def _worth_of(self, line: Series, base: Series) -> Estimate:
+        (demos, errors, draws), (more, mixed, mixed_draws) = self._errors(base), self._errors(line)
+        return estimated(
+            efficiency.data_equivalence((demos, -errors), (more, -mixed)),
+            [
+                efficiency.data_equivalence((demos, -own), (more, -other))
+                for own, other in zip(draws, mixed_draws, strict=True)
+            ],
+        )
+
+    def _errors(self, line: Series) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return a line's demo counts (N,), errors (N,) and drawn errors (B, N)."""
+        mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
+        points = [self.points[number] for number in mine]
+        demos = np.array([float(point.demo_count) for point in points])
+        return demos, np.array([point.error for point in points]), self._draws[:, mine]
+
     # -- in words
 
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
-        told = []
+        told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
         for line in self.lines:
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
-            label = line.label[0].upper() + line.label[1:]
+            label = self.label(line)
+            label = label if are_named(self.lines) else label[0].upper() + label[1:]
             told.append(
                 f"{label}: action error {first.error:.3f} with {first.demo_count} demos"
                 + (f", lowest {best.error:.3f} with {best.demo_count}." if best is not first else ".")
@@ -225,6 +270,31 @@ class HeldOutCurve:
                 " out differently."
             )
         return told
+
+    def equivalence_in_words(self, line: Series) -> str:
+        """Return the sentence on how many demos action-free video replaces by action error; empty for the
+        lowest ratio and for baselines.
+        """
+        factor = self.data_equivalence(line)
+        if factor is None:
+            return ""
+        value, (low, high) = factor.value, factor.interval
+        base, ratio = f"{self.lines[0].action_free_ratio:g}", f"{line.action_free_ratio:g}"
+        if not 0 < value < math.inf:  # nan too
+            return (
+                f"By action error, an action-free ratio of {ratio} and one of {base} share no error within"
+                " the demos tried, so that what the videos are worth is not bounded."
+            )
+        interval = f"95 % interval {_factor(low)} to {_factor(high)}"
+        if not low > 1 and not high < 1:
+            return (
+                f"No evidence that an action-free ratio of {ratio} replaces demos, by action error:"
+                f" {value:.2g} times the demos ({interval})."
+            )
+        return (
+            f"By action error, an action-free ratio of {ratio} is worth {value:.2g} times the demos of one of"
+            f" {base} ({interval})."
+        )
 
     def caption(self) -> str:
         """Return the figure's caption: measure, unit, episodes, training, seeds and the kind of intervals."""
@@ -274,8 +344,9 @@ class HeldOutCurve:
                 {
                     "policy": line.policy,
                     "action_free_ratio": line.action_free_ratio,
-                    "label": line.label,
+                    "label": self.label(line),
                     "dashed": line.baseline,
+                    "worth": self._worth_json(line),
                 }
                 for line in self.lines
             ],
@@ -283,6 +354,13 @@ class HeldOutCurve:
             "arms": [self._arm_json(measured) for measured in self.arms],
             "comparisons": [_comparison_json(comparison) for comparison in self.comparisons],
         }
+
+    def _worth_json(self, line: Series) -> dict[str, Any] | None:
+        factor = self.data_equivalence(line)
+        if factor is None:
+            return None
+        value = factor.value if np.isfinite(factor.value) else None
+        return {"value": value, **_bounds(factor.interval), "text": self.equivalence_in_words(line)}
 
     def _point_json(self, point: ErrorPoint) -> dict[str, Any]:
         return {
@@ -352,6 +430,10 @@ class HeldOutCurve:
 def _from_zero(interval: Interval) -> Interval:
     """Return an interval of an error, which is never negative."""
     return Interval(max(0.0, interval.low), interval.high)
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2g}" if np.isfinite(value) else "unbounded"
 
 
 def _task_error(values: list[float]) -> TaskError:

@@ -32,7 +32,7 @@ def draw(curve: "HeldOutCurve", kind: str) -> bytes:
             [point.error - point.interval.low for point in points],
             [point.interval.high - point.error for point in points],
         ]
-        axes.errorbar(x, y, bars, capsize=4, label=line.label, **style)
+        axes.errorbar(x, y, bars, capsize=4, label=curve.label(line), **style)
         if max(point.seeds for point in points) > 1:
             low, high = [point.band.low for point in points], [point.band.high for point in points]
             axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
@@ -90,7 +90,7 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
         dots, edges = [], []
         for point in curve.of_line(line):
             place = x(point.demo_count) + nudge
-            words = f"{line.label}, {point.demo_count} demos: {_in_words(point)}"
+            words = f"{curve.label(line)}, {point.demo_count} demos: {_in_words(point)}"
             low, high = point.interval
             dots.append(Marker(place, y(point.error), y(low), y(high), words))
             edges.append((place, y(point.band.low), y(point.band.high)))

@@ -84,7 +84,7 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
             [max(0.0, p.success_rate - p.interval.low) for p in points],
             [max(0.0, p.interval.high - p.success_rate) for p in points],
         ]
-        axes.errorbar(x, y, spread, capsize=4, label=line.label, **style)
+        axes.errorbar(x, y, spread, capsize=4, label=curve.label(line), **style)
         for point in points:
             right = 2 * index >= len(curve.lines)
             early = "*" if point.early else ""

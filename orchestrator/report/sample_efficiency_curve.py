@@ -1,6 +1,4 @@
-"""Scores -> sample-efficiency curve: success over demo count, one line per action-free ratio and per
-baseline.
-"""
+"""Scores -> sample-efficiency curve: success over demo count, one line per policy and action-free ratio."""
 
 import json
 from collections import Counter
@@ -23,8 +21,10 @@ from orchestrator.report.curve_types import (
     Point,
     Series,
     TaskScore,
+    are_named,
     compared_cells,
     lines_of,
+    policy_lines,
 )
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
@@ -105,8 +105,33 @@ class Curve:
 
     @cached_property
     def lines(self) -> list[Series]:
-        """Lines with video by ratio, then the baselines."""
-        return lines_of(scored.arm for scored in self.arms)
+        """Lines in the order of `lines_of`."""
+        return lines_of((scored.arm for scored in self.arms), self.sweep)
+
+    @property
+    def policy_lines(self) -> list[Mapping[str, Any]]:
+        """`policy.lines` of the sweep file; empty if it has none."""
+        return policy_lines(self.sweep)
+
+    @property
+    def match(self) -> str:
+        """What arms have in common: `train.match`."""
+        return str(self.sweep.get("train", {}).get("match", "steps"))
+
+    @cached_property
+    def named(self) -> bool:
+        """Whether lines are called by the names of their policies: there are others than `video_action` and
+        the baseline.
+        """
+        return are_named(self.lines)
+
+    def label(self, line: Series) -> str:
+        """Return the name of a line in legends."""
+        return line.named_label if self.named else line.label
+
+    def base(self, line: Series) -> Series:
+        """Return the line of the same policy with the lowest ratio."""
+        return next(other for other in self.lines if other.policy == line.policy)
 
     @cached_property
     def _cells(self) -> dict[Cell, list[ScoredArm]]:
@@ -210,19 +235,14 @@ class Curve:
         return [self.reach(line, success_rate) for line in self.lines]
 
     def data_equivalence(self, line: Series) -> Estimate | None:
-        """Return how many times as many demos the lowest ratio needs as this line; None for that ratio itself
-        and for baselines.
+        """Return how many times as many demos the policy's lowest ratio needs as this line; None for that
+        ratio itself.
         """
         return self._worth.get(line)
 
     @cached_property
     def _worth(self) -> dict[Series, Estimate]:
-        base = self.lines[0]
-        return {
-            line: self._worth_of(line, base)
-            for line in self.lines
-            if not (line.baseline or base.baseline or line == base)
-        }
+        return {line: self._worth_of(line, base) for line in self.lines if (base := self.base(line)) != line}
 
     def _worth_of(self, line: Series, base: Series) -> Estimate:
         (demos, rates, draws), (more, mixed, mixed_draws) = self._rates(base), self._rates(line)
@@ -268,6 +288,9 @@ class Curve:
     ) -> Comparison:
         (line, count), (other, other_count) = first, second
         words = line.words(count, " with video" if line.policy != other.policy else "")
+        other_words = other.words(other_count)
+        if self.named:
+            words, other_words = line.named_words(count), other.named_words(other_count)
         cells = list(self._cells)
         interval = interval_of(
             np.clip(self._draws[:, cells.index(first)] - self._draws[:, cells.index(second)], -1, 1)
@@ -278,7 +301,7 @@ class Curve:
         test = "anytime-valid" if self.looked_at else "exact McNemar"
         return Comparison(
             first=words,
-            second=other.words(other_count),
+            second=other_words,
             first_policy=line.policy,
             second_policy=other.policy,
             result=result,

@@ -23,6 +23,11 @@ from orchestrator.report.curve_types import Series
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
+IN_COMMON = {
+    "steps": "every arm is trained for as many optimiser steps",
+    "epochs": "every arm is trained for as many passes over its demos",
+}
+"""What arms have in common, by `train.match`."""
 RATES = (0.5, 0.8, 0.9)
 """Success rates whose demo counts are reported."""
 HOURS = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
@@ -36,6 +41,7 @@ def report(curve: Curve) -> CurveReport:
         name=curve.name,
         protocol=curve.protocol,
         caption=caption(curve),
+        match=curve.match,
         answer=tuple(answer(curve)),
         lines=tuple(_line(curve, line) for line in curve.lines),
         points=tuple(PointReport(point, cost_report(curve, point.cost)) for point in curve.points),
@@ -52,9 +58,11 @@ def answer(curve: Curve) -> list[str]:
     seeds.
     """
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    if curve.named or curve.match != "steps":
+        told.insert(0, f"Between lines and demo counts, {IN_COMMON[curve.match]}.")
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
-        told.append(f"{_title(line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
+        told.append(f"{_title(curve, line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
     if (several := len(curve.seeds)) == 1:
         told.append(
             "One seed: what is said holds for these trained policies; another training of each could come out"
@@ -73,15 +81,19 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
     if factor is None:
         return ""
     value, (low, high) = factor.value, factor.interval
-    base = f"{curve.lines[0].action_free_ratio:g}"
+    lowest = curve.base(line)
+    base = f"{lowest.action_free_ratio:g}"
     ratio = f"An action-free ratio of {line.action_free_ratio:g}"
+    if curve.named:
+        ratio = f"{ratio} for {line.policy}"
     if math.isnan(value):
         return f"{ratio} cannot be told from one of {base} in demos: both lines are flat."
     interval = f"95 % interval {_factor(low)} to {_factor(high)}"
     if value in (0, math.inf):
-        first, second = (line, curve.lines[0]) if value else (curve.lines[0], line)
+        first, second = (line, lowest) if value else (lowest, line)
         return (
-            f"{_title(first)} reaches more with its fewest demos than {second.label} with its most: what"
+            f"{_title(curve, first)} reaches more with its fewest demos than {curve.label(second)} with its"
+            " most: what"
             f" demos are worth is not bounded ({interval})."
         )
     if low <= 1 <= high:
@@ -114,8 +126,7 @@ def caption(curve: Curve) -> str:
     each = f"{counted[0]}" if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
     tasks = sorted({task for point in curve.points for task in point.by_task})
     said = [
-        f"Success of {sweep.get('policy', {}).get('preset', 'one policy')} on"
-        f" {', '.join(tasks) if len(tasks) < 4 else f'{len(tasks)} tasks'}"
+        f"Success of {_policies(curve)} on {', '.join(tasks) if len(tasks) < 4 else f'{len(tasks)} tasks'}"
     ]
     said.append(
         f"{each} held-out episodes per arm, the same for all"
@@ -124,7 +135,10 @@ def caption(curve: Curve) -> str:
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
     if steps := sweep.get("train", {}).get("steps"):
-        said.append(f"every arm trained for {steps:,} steps, the last checkpoint scored")
+        trained = f"every arm trained for {steps:,} steps"
+        if curve.match == "epochs":
+            trained = f"arms with the most demos trained for {steps:,} steps, others for as many epochs"
+        said.append(f"{trained}, the last checkpoint scored")
     several = len(curve.seeds) > 1
     said.append(f"seeds {', '.join(map(str, curve.seeds))}" + (", one thin line each" if several else ""))
     said.append(f"{curve.errors} errors, none of them counted as a failure" if curve.errors else "no errors")
@@ -168,7 +182,7 @@ def _line(curve: Curve, line: Series) -> SeriesReport:
     factor = curve.data_equivalence(line)
     return SeriesReport(
         series=line,
-        label=line.label,
+        label=curve.label(line),
         area=curve.area(line) if len(curve.of_line(line)) > 1 else None,
         reach=tuple(
             ReachReport(curve.reach(line, rate), reach_in_words(curve, line, rate)) for rate in RATES
@@ -233,7 +247,7 @@ def _protocol_facts(curve: Curve) -> tuple[Fact, ...]:
     facts = [("protocol", curve.protocol)]
     for section, names in {
         "suite": ("tasks", "episodes", "horizon", "settle", "success", "gl", "rung", "decide"),
-        "train": ("mode", "steps", "video_steps", "batch_size", "checkpoint_every"),
+        "train": ("match", "mode", "steps", "video_steps", "batch_size", "checkpoint_every"),
     }.items():
         facts += [
             (f"{section}.{name}", _words(sweep[section][name]))
@@ -241,6 +255,7 @@ def _protocol_facts(curve: Curve) -> tuple[Fact, ...]:
             if sweep.get(section, {}).get(name) not in (None, "", [])
         ]
     facts += [(name, _words(sweep[name])) for name in ("seeds", "search") if name in sweep]
+    facts += [(f"line {line['name']}", _own_settings(line)) for line in curve.policy_lines]
     return tuple(facts)
 
 
@@ -262,8 +277,22 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
 # -- in words ------------------------------------------------------------------------------------------------
 
 
-def _title(line: Series) -> str:
-    return line.label[0].upper() + line.label[1:]
+def _title(curve: Curve, line: Series) -> str:
+    label = curve.label(line)
+    return label if curve.named else label[0].upper() + label[1:]
+
+
+def _policies(curve: Curve) -> str:
+    """Return the name of the preset, or of several lines."""
+    if curve.named:
+        return ", ".join(dict.fromkeys(line.policy for line in curve.lines))
+    return str(curve.sweep.get("policy", {}).get("preset", "one policy"))
+
+
+def _own_settings(line: Mapping[str, Any]) -> str:
+    """Return a line's policy, and its settings that are not those of the sweep."""
+    own = {name: value for name, value in line.items() if name not in ("name", "policy") and value}
+    return "; ".join([line["policy"], *(f"{name}: {_words(value)}" for name, value in own.items())])
 
 
 def _times(value: float) -> str:

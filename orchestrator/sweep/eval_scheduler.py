@@ -16,7 +16,7 @@ from orchestrator.evaluation.action_error_score import (
 )
 from orchestrator.evaluation.held_out_scorer import ActionErrors, HeldOutScorer
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.ray_actors import held_out_actor, policy_servers
+from orchestrator.evaluation.ray_actors import held_out_actor, needs_of_checkpoint, policy_servers
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, HeldOutJob
@@ -75,7 +75,9 @@ def eval_backend(
 
     without_pool = EvalBackend(
         pool=None,
-        source=lambda checkpoint, imagines: RayServedPolicy(servers, checkpoint, imagines),
+        source=lambda checkpoint, imagines: RayServedPolicy(
+            servers, checkpoint, imagines, needs_of_checkpoint(checkpoint)
+        ),
         answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
         server_gpus=placement.server_gpus,
         judge=judged,
@@ -158,10 +160,11 @@ class EvalScheduler:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
         state = self._state
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
-        last, arm = step == state.sweep.train.steps, self._board.arms[arm_id].arm
-        source = self._backend.source(checkpoint, arm.kind == "video_action")
+        last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
+        source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
         if isinstance(self.scorer, HeldOutScorer):
-            return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, state.protocol, source, arm.name))
+            protocol = state.protocol_of("nominal", arm)
+            return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name))
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -172,7 +175,7 @@ class EvalScheduler:
                 step=step,
                 checkpoint=checkpoint,
                 suite=suite,
-                protocol=state.protocol_of(shift),
+                protocol=state.protocol_of(shift, arm),
                 source=source,
                 films=last,
                 rule=rule,
@@ -185,8 +188,9 @@ class EvalScheduler:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be
         scored.
         """
-        if self._backend.judge and self._board.arms[job.arm_id].arm.kind == "video_action":
-            self.videos.submit(job)
+        line = self._state.sweep.line(self._board.arms[job.arm_id].arm)
+        if self._backend.judge and line.imagines:
+            self.videos.submit(job, line)
 
     @property
     def workers(self) -> int:

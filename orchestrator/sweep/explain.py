@@ -107,16 +107,21 @@ def explain(state: SweepState, name: str) -> Explanation:
         there = ", ".join(sorted(arm.name for arm in arms.values())) or "none yet"
         raise SweepError(f"sweep {state.sweep.name}", [f"{name} is no arm of it; there are {there}"])
     training = _training(state, arm)
-    score = _score(state, training.stored)
+    score = _score(state, arm, training.stored)
     done = state.checkpoints(training.now)
     first_step = max(done, default=0)
     return Explanation(
-        arm.name, training, score, first_step, state.sweep.train.steps, _episodes(state, arm, done)
+        arm.name,
+        training,
+        score,
+        first_step,
+        state.sweep.train_of(arm).steps,
+        _episodes(state, arm, done),
     )
 
 
 def _training(state: SweepState, arm: Arm) -> Compared:
-    key = state.training_key
+    key = state.key_of(arm)
     now, prefix = arm.arm_id(key.fingerprint), f"checkpoints/{arm.name}_"
     stored = {found.split("/")[1] for found in state.storage.list(prefix)}
     if now in stored:
@@ -127,11 +132,11 @@ def _training(state: SweepState, arm: Arm) -> Compared:
     return Compared("training", max(stored, default=""), now, None)
 
 
-def _score(state: SweepState, arm_id: str) -> Compared:
+def _score(state: SweepState, arm: Arm, arm_id: str) -> Compared:
     """Compare the nominal suite's protocol with that of the arm's last stored checkpoint that has
     outcomes.
     """
-    key = state.protocol_key("nominal")
+    key = state.protocol_key("nominal", state.sweep.line(arm))
     now = key.fingerprint
     for _, checkpoint in sorted(state.checkpoints(arm_id).items(), reverse=True) if arm_id else ():
         folder = f"{'action_errors' if state.held_out else 'outcomes'}/{checkpoint.fingerprint}/"
@@ -153,13 +158,13 @@ def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) ->
     """Return the number of episodes that the arm's checkpoints lack, including checkpoints not
     trained yet.
     """
-    left = 0
-    for step in state.sweep.checkpoint_steps():
+    left, steps = 0, state.sweep.checkpoint_steps(arm)
+    for step in steps:
         if state.held_out:
-            measured = state.action_error(done[step].fingerprint).episodes if step in done else 0
+            measured = state.action_error(arm, done[step].fingerprint).episodes if step in done else 0
             left += len(state.held_out) - measured
             continue
-        for shift in ("nominal", *(state.sweep.suite.shifts if step == state.sweep.train.steps else ())):
+        for shift in ("nominal", *(state.sweep.suite.shifts if step == steps[-1] else ())):
             left += state.sweep.to_suite(shift).episodes * len(state.sweep.suite.tasks)
             if step in done:
                 score, _ = state.score(arm, done[step].fingerprint, shift)

@@ -167,8 +167,8 @@ class Heartbeat:
         """Return the optimiser steps and the episodes that are left."""
         state, board = self._run.state, self._run.board
         of_each = len(state.held_out) or state.sweep.suite.listed
-        listed = len(state.sweep.checkpoint_steps()) * of_each
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
             played = (sum(done + of_each - of for done, of in arm.scoring.values()) for arm in going_on)
-            return sum(arm.steps - arm.step for arm in going_on), listed * len(going_on) - sum(played)
+            listed = sum(len(state.sweep.checkpoint_steps(arm.arm)) * of_each for arm in going_on)
+            return sum(arm.steps - arm.step for arm in going_on), listed - sum(played)

@@ -45,17 +45,15 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
         measured = sorted(_measured_arms(state, arms, costs), key=lambda one: one.arm)
         names = state.manifest.contract.action
         return HeldOutCurve(state.sweep.name, tuple(measured), sweep, tags, names) if measured else None
-    scored = [*_scored_arms(state, arms, costs, state.possible_video_test())]
+    scored = [*_scored_arms(state, arms, costs)]
     if not scored:
         return None
     return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
 
 
-def _scored_arms(
-    state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost], test: VideoBenchmark | None
-) -> Iterator[ScoredArm]:
-    last = state.sweep.train.steps
+def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[ScoredArm]:
     for arm_id, arm in arms.items():
+        last, test = state.sweep.train_of(arm).steps, state.possible_video_test(arm)
         checkpoints = state.checkpoints(arm_id)
         if last not in checkpoints:
             continue
@@ -74,25 +72,25 @@ def _scored_arms(
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
             cost=costs[arm_id],
-            imagined=_imagined(state, arm, checkpoints, test) if test and arm.kind == "video_action" else {},
-            films=_film_notes(state, checkpoint),
+            imagined=_imagined(state, arm, checkpoints, test) if test else {},
+            films=_film_notes(state, arm, checkpoint),
         )
 
 
 def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[MeasuredArm]:
-    last = state.sweep.train.steps
     for arm_id, arm in arms.items():
+        last = state.sweep.train_of(arm).steps
         if checkpoint := state.checkpoints(arm_id).get(last):
-            score = state.action_error(checkpoint.fingerprint)
+            score = state.action_error(arm, checkpoint.fingerprint)
             if score.complete:
                 yield MeasuredArm(arm, state.comparable, last, score.errors, costs[arm_id])
 
 
-def _film_notes(state: SweepState, checkpoint: str) -> tuple[dict[str, Any], ...]:
+def _film_notes(state: SweepState, arm: Arm, checkpoint: str) -> tuple[dict[str, Any], ...]:
     """Return `ScoredArm.films` of a checkpoint."""
     notes: dict[str, dict[str, Any]] = {}
     for shift in ("nominal", *state.sweep.suite.shifts):
-        notes |= Ledger(state.storage, checkpoint, state.protocol_of(shift)).film_notes()
+        notes |= Ledger(state.storage, checkpoint, state.protocol_of(shift, arm)).film_notes()
     return tuple(note for _, note in sorted(notes.items()))
 
 
@@ -113,6 +111,6 @@ def films_from_ledger(state: SweepState, arms: Sequence[ScoredArm]) -> list[Roll
     """Return the films of the last checkpoints of these arms, see `films_of_arm`."""
     films = list[RolloutVideo]()
     for scored in arms:
-        keys = state.films(scored.arm.arm_id(state.training))
+        keys = state.films(scored.arm)
         films += films_of_arm(scored, keys, state.storage.get)
     return films

@@ -8,15 +8,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.external.fit import fit_external
+from orchestrator.external.job import ExternalJob
 from orchestrator.redaction import redact
+from orchestrator.training import ray_train
 from orchestrator.training.claimed_resources import release_claims
 from orchestrator.training.control_channel import ANSWER_S, send
+from orchestrator.training.loop import TrainJob
 from orchestrator.training.train_events import Failed, Finished, Reported, TrainEvent
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[Reported]]
-"""(job, folder, resources of a worker, control channel, attempts) -> reports of all checkpoints;
-`orchestrator.training.ray_train.fit`.
-"""
+"""(job, folder, resources of a worker, control channel, attempts) -> reports of all checkpoints; `fit`."""
+Resources = Callable[[Any], dict[str, float]]
+"""Job -> resources of one of its workers."""
+
+
+def fit(
+    job: TrainJob | ExternalJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
+) -> list[Reported]:
+    """Train an arm with Ray Train, or with its external policy's own command."""
+    if isinstance(job, ExternalJob):
+        return fit_external(job, folder, resources, channel, attempts)
+    return ray_train.fit(job, folder, resources, channel, attempts)
+
+
+def resources_of(placement: ResourcePlan, job: TrainJob | ExternalJob) -> dict[str, float]:
+    """Return the resources of one worker of a training run."""
+    if not isinstance(job, ExternalJob):
+        return placement.trainer
+    wants = job.policy.manifest.resources
+    return placement.external(wants.cpus, wants.gpus)
 
 
 class Runs(Protocol):
@@ -37,7 +59,7 @@ def run_trials(
     on_trial_end: Callable[[str, bool], None],
     fit: Fit,
     folder: str,
-    resources: dict[str, float],
+    resources: Resources,
     channel: Any,
     attempts: int,
 ) -> None:
@@ -68,7 +90,7 @@ def run_trials(
 
 
 def _trainable(
-    fit: Fit, folder: str, resources: dict[str, float], channel: Any, attempts: int
+    fit: Fit, folder: str, resources: Resources, channel: Any, attempts: int
 ) -> Callable[[dict[str, Any]], None]:
     def train_run(config: dict[str, Any]) -> None:
         import traceback
@@ -79,7 +101,7 @@ def _trainable(
         run = config["run"]
         try:
             job = ray.get(channel.take_job.remote(run), timeout=ANSWER_S)
-            event: TrainEvent = Finished(run, tuple(fit(job, folder, resources, channel, attempts)))
+            event: TrainEvent = Finished(run, tuple(fit(job, folder, resources(job), channel, attempts)))
         except Exception:  # reported, not raised: `fit` has made all attempts, and Tune would repeat them
             # this process has other secrets than the driver
             event = Failed(run, redact(traceback.format_exc()))

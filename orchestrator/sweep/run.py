@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from orchestrator.cluster.placement import ResourcePlan
@@ -51,14 +51,13 @@ from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
-from orchestrator.sweep.ray_tune import Fit, run_trials
+from orchestrator.sweep.ray_tune import Fit, fit, resources_of, run_trials
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.train_scheduler import TrainScheduler
 from orchestrator.tracking.mlflow_writer import local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
-from orchestrator.training.ray_train import fit
 from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
 from policy.errors import DemoscaleError
 from sim_workers.rollout.pool_state import OnRetry
@@ -227,7 +226,7 @@ class SweepRun:
             self._search,
             channel,
             placement.concurrent_arms,
-            placement.trainer.get("GPU", 0.0),
+            partial(resources_of, placement),
             self._retry_failed,
         )
         self._replay()
@@ -237,7 +236,7 @@ class SweepRun:
                 self._on_trial_end,
                 self._fit,
                 self.state.uri("arms"),
-                placement.trainer,
+                partial(resources_of, placement),
                 channel,
                 self.state.sweep.attempts,
             )
@@ -407,7 +406,7 @@ class SweepRun:
         else:
             self.board.record_training(run, step, event.loss)
         if not earlier:
-            self.spending.add(run, self.training.cost(event.usage))
+            self.spending.add(run, self.training.cost(run, event.usage))
             CLIPS.record(event.usage.clips, name)
             OPTIMISER_STEPS.record(event.usage.steps, name)
             OPTIMISER_STEP_S.record(event.usage.step_s, name)
@@ -416,7 +415,11 @@ class SweepRun:
             self._publisher.stage_one(arm_id, step, event.loss_video)
         if not arms:
             self._publisher.training(run, step, event.metrics)
-        scheduled = (self.training.steps(run),) if arms else self.state.sweep.checkpoint_steps()
+        scheduled = (
+            (self.training.steps(run),)
+            if arms
+            else self.state.sweep.checkpoint_steps(self.board.arms[run].arm)
+        )
         if event.checkpoint and step in scheduled:
             self.state.record_checkpoint(event)
             if not arms:
@@ -570,8 +573,8 @@ class SweepRun:
         """Return the URIs of the rollout videos of every arm's last checkpoint, by the arm's name."""
         return {
             arm.name: [self.state.uri(key) for key in films.values()]
-            for arm_id, arm in self.board.arms.items()
-            if (films := self.state.films(arm_id))
+            for arm in self.board.arms.values()
+            if (films := self.state.films(arm.arm))
         }
 
 
@@ -581,4 +584,6 @@ def _sentence(trace: str) -> str:
     """
     # before it is cut, which would hide where a secret ends
     last = re.sub(r"^[\w.]+\.(?=[A-Z]\w*: )", "", redact(trace).strip().splitlines()[-1])
-    return re.sub(r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError): ", "", last)[:300]
+    return re.sub(
+        r"^(EpisodeError|WeightsError|CheckpointError|NotFiniteError|Command(Refused)?Error): ", "", last
+    )[:300]

@@ -21,10 +21,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
 from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records, write_record
 from orchestrator.config.arms import Arm, reference_of
+from orchestrator.config.lines import Line
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
 from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import NOTHING_TO_PLAY, SweepConfig, SweepError
@@ -40,6 +42,7 @@ from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import Score, protocol_key, score_so_far
 from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.evaluation.video_score import VideoBenchmark
+from orchestrator.external.job import ExternalJob
 from orchestrator.fingerprints import Key, stored_like
 from orchestrator.provenance import (
     ACTING_PACKAGES,
@@ -54,6 +57,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
 from orchestrator.storage.notes import read_json_objects
+from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learners
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -91,6 +95,12 @@ class SweepState:
     """Versions of the packages that affect numerical results."""
     weights: str = ""
     """`weights_label` of the initial weights of the sweep's video models."""
+    line_weights: Mapping[str, str] = field(default_factory=dict)
+    """`weights_label` of the initial weights of lines that start from others, by source."""
+    external: Mapping[str, ExternalLine] = field(default_factory=dict)
+    """External lines by name."""
+    learners: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the packages that offer lines' policies (entry points), by name of the line."""
     stored: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
@@ -103,6 +113,12 @@ class SweepState:
     """
     _subsets: dict[Arm, Subset] = field(default_factory=dict, init=False, compare=False, repr=False)
     """Episodes selected so far, by arm."""
+    _trainings: dict[Arm, str] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """`training_of` so far, by arm."""
+    _video_tests: dict[str, VideoBenchmark | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """`video_test` so far, by preset."""
 
     @classmethod
     def open(cls, sweep: SweepConfig, pin: bool = False, here: bool = False) -> "SweepState":
@@ -122,6 +138,14 @@ class SweepState:
         weights, known = weights_label(sweep.weights, ask=pin), before.get("weights", {})
         if known.get("source") == sweep.weights:
             weights = same_weights(known["label"], weights)
+        line_weights = {
+            source: weights_label(source, ask=pin)
+            for source in sorted({sweep.source_of(line) for line in sweep.lines if line.own})
+            if source != sweep.weights
+        }
+        for source, label in before.get("line_weights", {}).items():
+            if source in line_weights:
+                line_weights[source] = same_weights(label, line_weights[source])
         device, manifest = before.get("device", ""), data.manifest(sweep)
         if pin and manifest.parts:
             publish_merged(storage, manifest)
@@ -140,27 +164,36 @@ class SweepState:
             device,
             packages,
             weights,
+            line_weights,
+            read_external_lines(sweep, storage, before.get("external", {}), pin, here),
+            read_learners(sweep, before.get("learners", {}), pin or here),
             held_out=tuple(sorted(held_out)),
             episodes=data.place(sweep, manifest),
         )
         if pin:
-            state._refuse_shorter(before.get("sweep", {}).get("train", {}).get("steps", 0))
+            state._refuse_shorter(before.get("sweep", {}))
             state.pin()
         return state
 
-    def _refuse_shorter(self, before: int) -> None:
-        """Raise SweepError if an arm was trained beyond `train.steps` by this sweep, or beyond it with no
+    def _refuse_shorter(self, before: Mapping[str, Any]) -> None:
+        """Raise SweepError if an arm was trained beyond its last step by this sweep, or beyond it with no
         checkpoint at that step.
 
-        before: `train.steps` of the sweep's last run, 0 if there was none. MLflow keeps an arm's newest
+        before: the resolved sweep of the last run, empty if there was none. MLflow keeps an arm's newest
         scores, so the curve would show those.
         """
-        steps, fix = self.sweep.train.steps, "give the sweep another name"
+        fix, train = "give the sweep another name", self.sweep.train
+        was, demos = before.get("train", {}), before.get("data", {}).get("demo_count")
+        alike = was.get("match", "steps") == train.match and (
+            train.match == "steps" or demos == self.sweep.data.model_dump(mode="json")["demo_count"]
+        )
+        shorter_before = not was or (alike and was["steps"] <= train.steps)
         for arm_id, arm in self.arms().items():
+            steps = self.sweep.train_of(arm).steps
             trained = sorted(read_records(self.storage, arm_id))
-            if (last := max(trained, default=0)) <= steps or (steps in trained and before <= steps):
+            if (last := max(trained, default=0)) <= steps or (steps in trained and shorter_before):
                 continue
-            if steps not in trained:
+            if steps not in trained and train.match == "steps":
                 fix = f"set train.steps to {', '.join(map(str, trained))} or more"
             raise SweepError(
                 self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"]
@@ -181,6 +214,15 @@ class SweepState:
                 "label": strip_credentials(self.weights),
             },
         }
+        if self.line_weights:
+            kept["line_weights"] = {
+                strip_credentials(source): strip_credentials(label)
+                for source, label in self.line_weights.items()
+            }
+        if self.external:
+            kept["external"] = {name: line.pinned() for name, line in self.external.items()}
+        if self.learners:
+            kept["learners"] = dict(self.learners)
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
@@ -247,15 +289,56 @@ class SweepState:
 
     @property
     def training(self) -> str:
-        """Fingerprint of `training_key`."""
-        return self._stored_as(self.training_key)
+        """Fingerprint of what shapes the policies of all lines; of `training_key` if every line is the
+        package's own without settings of its own.
+        """
+        sweep = self.sweep
+        if sweep.train.match == "steps" and all(line.plain for line in sweep.lines):
+            return self._stored_as(self.training_key)
+        most, seed = sweep.data.most_demos, sweep.seeds[0]
+        lines = {line.name: self.training_of(Arm(most, 0.0, seed, line.name)) for line in sweep.lines}
+        return digest([lines, sweep.train.match])
+
+    def training_of(self, arm: Arm) -> str:
+        """Return the fingerprint of everything besides the arm that shapes its policy."""
+        if arm not in self._trainings:
+            self._trainings[arm] = self._stored_as(self.key_of(arm))
+        return self._trainings[arm]
+
+    def key_of(self, arm: Arm) -> Key:
+        """Return the key of every input to an arm's policy other than the arm."""
+        line = self.sweep.line(arm)
+        if not line.own:
+            parts = self.sweep.data_parts(
+                self.manifest.fingerprint, self.quarantined, self.held_out, self.manifest.parts
+            )
+            return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
+        return self.sweep.training_key(
+            self.manifest.fingerprint,
+            self.quarantined,
+            self._weights_of(line),
+            self.packages,
+            self.held_out,
+            self.manifest.parts,
+            arm,
+            self.learners.get(line.name, ""),
+        )
+
+    def arm_id(self, arm: Arm) -> str:
+        """Return the arm's id, which names its checkpoints and its run in MLflow."""
+        return arm.arm_id(self.training_of(arm))
+
+    def _weights_of(self, line: Line) -> str:
+        """Return the `weights_label` of what a line's video models start from."""
+        source = self.sweep.source_of(line)
+        return self.weights if source == self.sweep.weights else self.line_weights[source]
 
     def _stored_as(self, key: Key) -> str:
         return self.stored.get(key.fingerprint, key.fingerprint)
 
     @property
     def training_key(self) -> Key:
-        """Key of every input to a trained policy other than the arm."""
+        """Key of every input to a policy with the sweep's own settings other than the arm."""
         return self.sweep.training_key(
             self.manifest.fingerprint,
             self.quarantined,
@@ -270,9 +353,11 @@ class SweepState:
         """Fingerprint of the scoring protocol of the nominal suite."""
         return self.protocol_of("nominal")
 
-    def protocol_of(self, shift: str) -> str:
-        """Return the fingerprint of the scoring protocol under a shift."""
-        return self._stored_as(self.protocol_key(shift))
+    def protocol_of(self, shift: str, arm: Arm | None = None) -> str:
+        """Return the fingerprint of the scoring protocol under a shift; arm: of its line, None: of the
+        sweep's own policy.
+        """
+        return self._stored_as(self.protocol_key(shift, self.sweep.line(arm) if arm else None))
 
     @property
     def proprio(self) -> tuple[int, ...] | None:
@@ -284,14 +369,16 @@ class SweepState:
         """Conventions of the sweep's policies: the store's, with the chosen proprioception."""
         return self.sweep.suite.contract_of(self.manifest.contract)
 
-    def protocol_key(self, shift: str) -> Key:
-        """Return the key of every input to the outcomes under a shift, or to the action errors, other than
-        the weights.
+    def protocol_key(self, shift: str, line: Line | None = None) -> Key:
+        """Return the key of every input to the outcomes of a line under a shift, or to its action errors,
+        other than the weights; None: of the sweep's own policy.
         """
         if test := self.action_error_test:
-            return test.key(self.sweep.sampler, self.device or "cpu", self.packages)
+            sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
+            return test.key(sampler, self.device or "cpu", self.packages)
         suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
-        return protocol_key(suite, self.contract, self.sweep.sampler, gl, self.device or "cpu", self.packages)
+        sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
+        return protocol_key(suite, self.contract, sampler, gl, self.device or "cpu", self.packages)
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
@@ -299,8 +386,21 @@ class SweepState:
             key.keep(self.storage)
 
     def all_keys(self) -> tuple[Key, ...]:
-        """Return the keys of the training and of every suite."""
-        return (self.training_key, *map(self.protocol_key, ("nominal", *self.sweep.suite.shifts)))
+        """Return the keys of the training of every line, and of every suite."""
+        sweep = self.sweep
+        own = (
+            sweep.grid()
+            if sweep.train.match == "epochs"
+            else [Arm(sweep.data.most_demos, 0.0, sweep.seeds[0], line.name) for line in sweep.lines]
+        )
+        trainings = {key.fingerprint: key for key in (self.training_key, *map(self.key_of, own))}
+        shifts = ("nominal", *sweep.suite.shifts)
+        protocols = {
+            key.fingerprint: key
+            for line in (None, *sweep.lines)
+            for key in (self.protocol_key(shift, line) for shift in shifts)
+        }
+        return (*trainings.values(), *protocols.values())
 
     def on_device(self, device: str) -> "SweepState":
         """Return the sweep with policy servers of this device class, which is pinned."""
@@ -312,9 +412,13 @@ class SweepState:
 
     @property
     def comparable(self) -> str:
-        """Fingerprint shared by the scores of one curve: the protocol and the rule that ends scoring."""
+        """Fingerprint shared by the scores of one curve: the protocols of its lines and the rule that ends
+        scoring.
+        """
         told = self.sweep.suite.decide
-        return f"{self.protocol}+{digest(told.model_dump(mode='json'))}" if told else self.protocol
+        keys = {self._stored_as(self.protocol_key("nominal", line)) for line in self.sweep.lines}
+        own = self.protocol if keys == {self.protocol} else digest(sorted({self.protocol, *keys}))
+        return f"{own}+{digest(told.model_dump(mode='json'))}" if told else own
 
     @property
     def tracking_uri(self) -> str:
@@ -323,7 +427,7 @@ class SweepState:
 
     def arms(self) -> dict[str, Arm]:
         """Return the arms by id: the grid's, or those proposed so far."""
-        return {arm.arm_id(self.training): arm for arm in self.sweep.grid() or self.proposed()}
+        return {self.arm_id(arm): arm for arm in self.sweep.grid() or self.proposed()}
 
     @property
     def _decisions(self) -> str:
@@ -412,12 +516,19 @@ class SweepState:
         subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
         return frozenset(self.quarantined).union(*(subset.episodes for subset in subsets))
 
-    def video_test(self) -> VideoBenchmark | None:
-        """Return the test of the checkpoints' generated video; None if none is requested or generated.
+    def video_test(self, line: Line) -> VideoBenchmark | None:
+        """Return the test of the generated video of a line's checkpoints; None if none is requested or
+        generated.
 
         Raises SubsetError if too few held-out clips are left.
         """
-        sweep, shape = self.sweep, policy_config(self.sweep.policy.preset).clip
+        preset = self.sweep.preset_of(line)
+        if line.imagines and preset not in self._video_tests:
+            self._video_tests[preset] = self._video_test(preset)
+        return self._video_tests[preset] if line.imagines else None
+
+    def _video_test(self, preset: str) -> VideoBenchmark | None:
+        sweep, shape = self.sweep, policy_config(preset).clip
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
         clips = HeldOut.choose(
@@ -428,12 +539,13 @@ class SweepState:
             self.used(),
             shape,
         )
-        return VideoBenchmark(replace(clips, proprio=self.proprio), sweep.sampler)
+        sampler = policy_config(preset).sampler_on(sweep.suite.rung)
+        return VideoBenchmark(replace(clips, proprio=self.proprio), sampler)
 
-    def possible_video_test(self) -> VideoBenchmark | None:
-        """Return `video_test`; None also if too few held-out clips are left."""
+    def possible_video_test(self, arm: Arm) -> VideoBenchmark | None:
+        """Return `video_test` of an arm's line; None also if too few held-out clips are left."""
         try:
-            return self.video_test()
+            return self.video_test(self.sweep.line(arm))
         except SubsetError:
             return None
 
@@ -446,26 +558,53 @@ class SweepState:
             return None
         return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out, self.proprio)
 
-    def action_error(self, checkpoint: str) -> ActionErrorScore:
-        """Return the action error of a checkpoint, given its fingerprint, from the ledger so far."""
-        errors = ActionErrorLedger(self.storage, checkpoint, self.protocol).read()
+    def action_error(self, arm: Arm, checkpoint: str) -> ActionErrorScore:
+        """Return the action error of an arm's checkpoint, given its fingerprint, from the ledger so far."""
+        errors = ActionErrorLedger(self.storage, checkpoint, self.protocol_of("nominal", arm)).read()
         found = [errors[episode] for episode in self.held_out if episode in errors]
         return ActionErrorScore.of(found, len(self.held_out))
 
-    def job(self, arm: Arm) -> TrainJob:
-        """Return the arm's training job."""
-        sweep, with_video = self.sweep, arm.kind == "video_action"
-        return TrainJob(
+    def job(self, arm: Arm) -> TrainJob | ExternalJob:
+        """Return the arm's training job. Raises SweepError if the folder of its external policy was not
+        read.
+        """
+        return self.own_job(arm) if self.sweep.line(arm).own else self._external_job(arm)
+
+    def _external_job(self, arm: Arm) -> ExternalJob:
+        line = self.external[arm.kind]
+        if line.policy is None:
+            raise SweepError(
+                self.sweep.name, [f"{arm.name}: the folder of its policy is not on this machine"]
+            )
+        return ExternalJob(
             arm=arm,
-            arm_id=arm.arm_id(self.training),
+            arm_id=self.arm_id(arm),
             episodes=self.episodes,
             version=self.version,
             subset=self.subset(arm),
-            config=policy_config(sweep.policy.preset, arm.kind),
-            train=sweep.train,
-            objective=sweep.train.objective if with_video else "action",
-            weights=self.weights if COMMIT_OF_HUB.search(self.weights) else sweep.policy.weights,
-            label=self.weights,
+            policy=line.policy,
+            options=line.options,
+            train=self.sweep.train_of(arm),
+            storage=self.storage.uri,
+            lock=line.lock,
+            code=file_hashes(),
+        )
+
+    def own_job(self, arm: Arm) -> TrainJob:
+        """Return the training job of an arm of this package's own policies."""
+        sweep, line, train = self.sweep, self.sweep.line(arm), self.sweep.train_of(arm)
+        label = self._weights_of(line)
+        return TrainJob(
+            arm=arm,
+            arm_id=self.arm_id(arm),
+            episodes=self.episodes,
+            version=self.version,
+            subset=self.subset(arm),
+            config=sweep.config_of(line),
+            train=train,
+            objective=train.objective if line.imagines else "action",
+            weights=label if COMMIT_OF_HUB.search(label) else sweep.weights_of(line),
+            label=label,
             code=file_hashes(),
             decode=sweep.data.decode,
             proprio=self.proprio,
@@ -475,31 +614,40 @@ class SweepState:
         """Return the training job of the video model that the arm's head reads, shared by arms with the same
         one; None if none is separate.
         """
-        if self.sweep.train.mode != "two_stage" or arm.kind != "video_action":
+        if not self.sweep.line(arm).imagines or self.sweep.train_of(arm).mode != "two_stage":
             return None
         videos = self.sweep.largest(arm.seed) if self.sweep.train.videos == "sweep" else arm
-        return self.job(arm).stage_one(self.manifest, self.subset(videos))
+        return self.own_job(arm).stage_one(self.manifest, self.subset(videos))
 
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
-        return ArmStatus(arm, self.sweep.train.steps, video.arm_id if video else "")
+        return ArmStatus(arm, self.sweep.train_of(arm).steps, video.arm_id if video else "")
+
+    def last_step(self, arm_id: str) -> int:
+        """Return the optimiser step at which an arm's training ends."""
+        if self.sweep.train.match == "steps":
+            return self.sweep.train.steps
+        return self.sweep.train_of(self.arms()[arm_id]).steps
 
     def checkpoints(self, arm_id: str) -> dict[int, CheckpointRecord]:
         """Return the complete checkpoints of a training run by step.
 
-        An arm's checkpoints beyond `train.steps` are left out: another sweep may train the same arm for
+        An arm's checkpoints beyond its last step are left out: another sweep may train the same arm for
         longer.
         """
         records = read_records(self.storage, arm_id)
         if arm_id.startswith(STAGE_ONE):
             return records
-        return {step: record for step, record in records.items() if step <= self.sweep.train.steps}
+        last = self.last_step(arm_id)
+        return {step: record for step, record in records.items() if step <= last}
 
-    def films(self, arm_id: str) -> dict[str, str]:
+    def films(self, arm: Arm) -> dict[str, str]:
         """Return the rollout videos of an arm's last checkpoint: episode id -> storage key."""
-        checkpoint = self.checkpoints(arm_id).get(self.sweep.train.steps)
-        return Ledger(self.storage, checkpoint.fingerprint, self.protocol).films() if checkpoint else {}
+        checkpoint = self.checkpoints(self.arm_id(arm)).get(self.sweep.train_of(arm).steps)
+        if not checkpoint:
+            return {}
+        return Ledger(self.storage, checkpoint.fingerprint, self.protocol_of("nominal", arm)).films()
 
     def record_checkpoint(self, report: Reported) -> None:
         """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
@@ -547,7 +695,7 @@ class SweepState:
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint.loss
                 if self.held_out:
-                    measured = self.action_error(checkpoint.fingerprint)
+                    measured = self.action_error(state.arm, checkpoint.fingerprint)
                     state.scoring[step] = measured.episodes, measured.listed
                     if measured.complete:
                         state.scores[step] = measured
@@ -556,7 +704,7 @@ class SweepState:
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
-                if step == self.sweep.train.steps:
+                if step == state.steps:
                     shifted = {
                         shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
@@ -577,7 +725,7 @@ class SweepState:
             return StoppingRule(told.look_every, told.confidence, told.threshold)
         reference = reference_of(arm, told.against, self.sweep.grid())
         return (
-            StoppingRule(told.look_every, told.confidence, against=reference.arm_id(self.training))
+            StoppingRule(told.look_every, told.confidence, against=self.arm_id(reference))
             if reference
             else None
         )
@@ -588,7 +736,7 @@ class SweepState:
         """
         rule = self.rule(arm) if shift == "nominal" else None
         return score_so_far(
-            Ledger(self.storage, checkpoint, self.protocol_of(shift)), self.sweep.to_suite(shift), rule
+            Ledger(self.storage, checkpoint, self.protocol_of(shift, arm)), self.sweep.to_suite(shift), rule
         )
 
 

@@ -27,6 +27,7 @@ from orchestrator.tracking.mlflow_writer import (
     DIMENSIONS,
     SCORE_METRICS,
     SCORED_STEP,
+    STEPS,
     STORAGE,
     USER,
     MlflowWriter,
@@ -101,9 +102,13 @@ class TrackingPublisher:
 
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
-        state, arm_id, subset = self._state, arm.arm_id(self._state.training), self._state.subset(arm)
+        state, arm_id, subset = self._state, self._state.arm_id(arm), self._state.subset(arm)
         uri = strip_credentials(state.episodes)
-        facts = {"demoscale.subset": subset.digest, **self._arm_tags}
+        facts = {
+            "demoscale.subset": subset.digest,
+            STEPS: str(state.sweep.train_of(arm).steps),
+            **self._arm_tags,
+        }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
             "digest": state.manifest.fingerprint,
@@ -324,15 +329,15 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
     Raises TrackingError if MLflow does not accept everything now.
     """
     views, scores = TrackingPublisher(state, settings=settings), 0
-    test = state.possible_video_test()
     for arm_id, arm in state.arms().items():
+        test = state.possible_video_test(arm)
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint.metrics)
             views.checkpoint(arm_id, step, checkpoint.fingerprint)
             if test and (video := test.known(state.storage, checkpoint.fingerprint)):
                 views.video(arm_id, step, video)
             if state.held_out:
-                measured = state.action_error(checkpoint.fingerprint)
+                measured = state.action_error(arm, checkpoint.fingerprint)
                 if measured.complete:
                     views.action_error(arm_id, step, checkpoint.fingerprint, measured)
                     scores += 1

@@ -6,11 +6,13 @@ Arms that need the same video model wait for one run of it.
 
 import threading
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
+from orchestrator.external.job import ExternalJob
 from orchestrator.sweep.arm_search import ArmSearch
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
@@ -18,6 +20,8 @@ from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.training.control_channel import ANSWER_S, StopRequest
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.worker_usage import WorkerUsage
+
+Job = TrainJob | ExternalJob
 
 
 class TrainScheduler:
@@ -35,23 +39,24 @@ class TrainScheduler:
         search: ArmSearch,
         channel: Any,
         slots: int,
-        gpus: float,
+        resources: Callable[[Job], Mapping[str, float]],
         retry_failed: bool,
     ) -> None:
         """Create the queue; no run starts yet.
 
         channel: handle of the control actor, which gets jobs and stop requests. slots: limit of concurrent
-        runs. gpus: GPUs of one training worker; may be a fraction. retry_failed: train the arms that failed
+        runs. resources: those of one worker of a run (`CPU`, `GPU`). retry_failed: train the arms that failed
         before, and no others.
         """
         self._state, self._board, self._publisher, self._search = state, board, publisher, search
-        self._channel, self._slots, self._gpus, self._retry_failed = channel, slots, gpus, retry_failed
+        self._channel, self._slots, self._retry_failed = channel, slots, retry_failed
+        self._resources = resources
         self._lock = threading.RLock()
-        self._running: dict[str, TrainJob] = {}
+        self._running: dict[str, Job] = {}
         self._ending = False
         self._proposed = 0
         self._exhausted = False
-        self._ready: deque[TrainJob] = deque()
+        self._ready: deque[Job] = deque()
         """Jobs to start before further arms are proposed: those of arms whose video model is trained."""
         self._waiting: dict[str, list[TrainJob]] = {}
         """Jobs of arms that wait for a video model, by its training run."""
@@ -94,7 +99,7 @@ class TrainScheduler:
         """Set the limit of concurrent runs."""
         self._slots = slots
 
-    def _next_ready(self) -> TrainJob | None:
+    def _next_ready(self) -> Job | None:
         """Return the next arm's job whose video model is trained, skipping arms that the search stopped
         meanwhile; None if there is none.
         """
@@ -105,7 +110,7 @@ class TrainScheduler:
                 return job
         return None
 
-    def _next_job(self) -> TrainJob | None:
+    def _next_job(self) -> Job | None:
         """Return the next proposed arm's job, or that of the video model it needs first, for which all arms
         that share it wait.
         """
@@ -114,7 +119,7 @@ class TrainScheduler:
             if not self._to_train(arm_id):
                 continue
             job, video = self._state.job(arm), self._state.stage_one(arm)
-            if video is None:
+            if video is None or isinstance(job, ExternalJob):
                 return job
             if video.train.steps in self._state.checkpoints(video.arm_id):
                 return self._on(job, video)
@@ -130,7 +135,7 @@ class TrainScheduler:
 
     def _admit(self, arm: Arm) -> str:
         """Return the arm's id; store, show and publish the arm if it is new."""
-        arm_id = arm.arm_id(self._state.training)
+        arm_id = self._state.arm_id(arm)
         if arm_id not in self._board.arms:
             self._state.record_proposal(arm, self._proposed)
             with self._board.lock:
@@ -178,11 +183,11 @@ class TrainScheduler:
                 return self._board.arms[run].name
             return f"the video model of {', '.join(job.arm.name for job in self._waiting[run])}"
 
-    def cost(self, usage: WorkerUsage) -> Cost:
-        """Return the cost of training workers."""
-        return Cost(
-            train_gpu_s=usage.wall_s * self._gpus, train_cpu_s=usage.cpu_s, bytes_read=usage.bytes_read
-        )
+    def cost(self, run: str, usage: WorkerUsage) -> Cost:
+        """Return the cost of the workers of a run in progress."""
+        with self._lock:
+            gpus = self._resources(self._running[run]).get("GPU", 0.0)
+        return Cost(train_gpu_s=usage.wall_s * gpus, train_cpu_s=usage.cpu_s, bytes_read=usage.bytes_read)
 
     def request_stop(self, run: str, request: StopRequest) -> None:
         """Request a run to end, if it is in progress."""
@@ -202,8 +207,9 @@ class TrainScheduler:
     def finish(self, run: str) -> None:
         """Remove a run that was trained to its last step; arms that wait for its video model may start."""
         with self._lock:
-            video = self._running.pop(run)
-            self._ready += [self._on(job, video) for job in self._waiting.pop(run, ())]
+            done = self._running.pop(run)
+            if isinstance(done, TrainJob):
+                self._ready += [self._on(job, done) for job in self._waiting.pop(run, ())]
 
     def fail(self, run: str) -> list[str]:
         """Remove a run that failed permanently; return the arms that failed with it: its own, or those that

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from orchestrator.config.lines import Line
 from orchestrator.cost import Cost
 from orchestrator.data.subset import SubsetError
 from orchestrator.evaluation.score_events import GeneratedVideoScored
@@ -35,21 +36,27 @@ class VideoEvalQueue:
         judge: scores a checkpoint's video, which may take long; returns the score and its cost.
         """
         self._state, self._judge, self._on_event, self._say = state, judge, on_event, say
-        self._todo: queue.Queue[EvalJob | HeldOutJob | None] = queue.Queue()  # None: no more follow
+        self._todo: queue.Queue[tuple[EvalJob | HeldOutJob, Line] | None] = queue.Queue()
+        """Checkpoints with their lines; None: no more follow."""
         self._ending = False
         self.failure: BaseException | None = None
         """Error that ended the thread; None if there is none."""
-        self._test: VideoBenchmark | None = None
-        try:
-            self._test = state.video_test()
-        except SubsetError as error:
-            say(f"no video score: {error}; record more episodes, or set suite.video_clips lower (0: none)")
+        self._tests: dict[str, VideoBenchmark | None] = {}
+        """By name of the line."""
+        for line in state.sweep.lines:
+            try:
+                self._tests[line.name] = state.video_test(line)
+            except SubsetError as error:
+                self._tests[line.name] = None
+                say(
+                    f"no video score: {error}; record more episodes, or set suite.video_clips lower (0: none)"
+                )
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def submit(self, job: EvalJob | HeldOutJob) -> None:
-        """Enqueue a scored checkpoint whose policy generates video."""
-        self._todo.put(job)
+    def submit(self, job: EvalJob | HeldOutJob, line: Line) -> None:
+        """Enqueue a scored checkpoint of a line that generates video."""
+        self._todo.put((job, line))
 
     def wind_down(self) -> None:
         """Finish the current measurement and start no other."""
@@ -66,9 +73,10 @@ class VideoEvalQueue:
 
     def _run(self) -> None:
         try:
-            while (job := self._todo.get()) and not self._ending:
-                if self._test:
-                    self._measure(self._test, job)
+            while (item := self._todo.get()) and not self._ending:
+                job, line = item
+                if test := self._tests[line.name]:
+                    self._measure(test, job)
         except BaseException as error:
             self.failure = error
 

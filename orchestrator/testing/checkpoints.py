@@ -10,7 +10,7 @@ from torch import Tensor
 from orchestrator.testing.episodes import CAMERA, CONTRACT
 from policy.batch import Batch
 from policy.checkpoint import Card, new_model, save
-from policy.config import PolicyConfig, PolicyKind
+from policy.config import VIDEO_ACTION, PolicyConfig
 from policy.feature_stats import Stats
 from policy.interface import Contract, Observation
 from policy.presets import PRESETS, policy_config
@@ -19,12 +19,12 @@ TINY = PRESETS["tiny"]
 INSTRUCTION = "lift the red cube"
 
 
-def make_card(kind: PolicyKind = "video_action") -> Card:
+def make_card(policy: str = VIDEO_ACTION) -> Card:
     """Return the card of a `tiny` checkpoint under `CONTRACT`, with statistics of random numbers."""
     action, proprio = (
         Stats.of(np.random.default_rng(seed).normal(size=(20, width))) for seed, width in ((0, 7), (1, 9))
     )
-    return Card(policy_config("tiny", kind), CONTRACT, action, proprio, {"step": 3, "demos": ["a"]})
+    return Card(policy_config("tiny", policy), CONTRACT, action, proprio, {"step": 3, "demos": ["a"]})
 
 
 def make_checkpoint(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import yaml
 
@@ -36,7 +36,7 @@ from orchestrator.tracking.mlflow_writer import (
     tagged,
 )
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
-from policy.config import PolicyKind
+from policy.config import VIDEO_ACTION
 
 AT_ONCE = 8
 """Number of parallel requests to a tracking server."""
@@ -183,7 +183,9 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         found = mlflow.search_runs([experiment.experiment_id], wanted, max_results=10_000)
         runs += [run for run in found if run.data.tags.get(STORE, "") in ("", now.get(STORE, ""))]
     # The latest value of a metric is that of the largest step.
-    scored = sorted((run for run in runs if run.data.metrics.get(SCORED_STEP) == int(now[STEPS])), key=rank)
+    scored = sorted(
+        (run for run in runs if run.data.metrics.get(SCORED_STEP) == _last_step(run, now)), key=rank
+    )
     tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
     file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
     try:
@@ -282,7 +284,7 @@ def _deleting(name: str, *run_ids: str) -> str:
 
 
 def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
-    run_id, metrics, step = run.info.run_id, run.data.metrics, int(now[STEPS])
+    run_id, metrics, step = run.info.run_id, run.data.metrics, _last_step(run, now)
     files = _files(mlflow, run)
     if "outcomes" not in files:
         raise TrackingError(
@@ -321,8 +323,13 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
     )
 
 
+def _last_step(run: Any, now: Mapping[str, str]) -> int:
+    """Return the step at which the training of an arm's run ends: its own, or that of all arms."""
+    return int(run.data.tags.get(STEPS, now[STEPS]))
+
+
 def _measured_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> MeasuredArm:
-    run_id, step, files = run.info.run_id, int(now[STEPS]), _files(mlflow, run)
+    run_id, step, files = run.info.run_id, _last_step(run, now), _files(mlflow, run)
     if "action_errors" not in files or "demo_count" not in run.data.params:
         raise TrackingError(
             f"run {run_id} has a score and no action errors; `demoscale status {now[SWEEP]} --rebuild`"
@@ -379,5 +386,5 @@ def _folder(run: Any) -> Path | None:
 
 def _arm(params: dict[str, str]) -> Arm:
     """Return the arm of a run's params. Runs without a policy are older than the baselines."""
-    policy = cast(PolicyKind, params.get("policy", "video_action"))
+    policy = params.get("policy", VIDEO_ACTION)
     return Arm(int(params["demo_count"]), float(params["action_free_ratio"]), int(params["seed"]), policy)

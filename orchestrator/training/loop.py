@@ -56,6 +56,7 @@ NOT_OF_THE_VIDEO = {
     "video_steps",
     "videos",
     "checkpoint_every",
+    "match",
     "head_learning_rate",
     "feature_cache_mb",
 }
@@ -199,7 +200,7 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
             "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
-            "train": job.train.model_dump(mode="json"),
+            "train": job.train.model_dump(mode="json", exclude={"match"}),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),

@@ -48,10 +48,10 @@ class GrootPolicy:
         }
         if self._layout.instruction:
             batch["language"] = {self._layout.instruction: [[one.instruction] for one in observations]}
-        told = self._asked(
+        content = self._asked(
             {"endpoint": "get_action", "data": {"observation": batch, "options": None}}, len(observations)
         )
-        actions = told[0] if isinstance(told, list) and told else told
+        actions = content[0] if isinstance(content, list) and content else content
         if not isinstance(actions, dict) or any(name not in actions for name in self._layout.actions):
             raise RemoteError(
                 f"{self._where} answered without {', '.join(printable(n, 60) for n in self._layout.actions)}"
@@ -79,10 +79,10 @@ class GrootPolicy:
             if isinstance(error, zmq.ZMQError):
                 raise UnreachableError(f"{self._where} cannot be asked ({error})") from None
             raise
-        told = messages.unpack(answer, _decode, most_bytes, self._where)
-        if isinstance(told, dict) and "error" in told:
-            raise RemoteError(f"{self._where} failed: {printable(str(told['error']))}")
-        return told
+        content = messages.unpack(answer, _decode, most_bytes, self._where)
+        if isinstance(content, dict) and "error" in content:
+            raise RemoteError(f"{self._where} failed: {printable(str(content['error']))}")
+        return content
 
     def _connected(self, most_bytes: int) -> Any:
         connection = getattr(self._of_thread, "connection", None)

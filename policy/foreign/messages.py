@@ -13,7 +13,7 @@ from policy.http_protocol import RemoteError, one_line
 from policy.interface import MOST_STEPS, Contract
 
 SPARE_BYTES = 1 << 20
-"""Bytes allowed in an answer besides its actions."""
+"""Bytes allowed in an answer in addition to its actions."""
 
 Encode = Callable[[npt.NDArray[Any]], dict[Any, Any]]
 Decode = Callable[[dict[Any, Any]], Any]

@@ -57,11 +57,11 @@ class OpenpiPolicy:
         if isinstance(answer, str):
             self.close()  # the server closes it too
             raise RemoteError(f"{self._where} failed: {_last_line(answer)}")
-        told = messages.unpack(answer, _decode, messages.answer_bytes(self.contract), self._where)
+        content = messages.unpack(answer, _decode, messages.answer_bytes(self.contract), self._where)
         (name,) = self._layout.actions
-        if not isinstance(told, dict) or name not in told:
+        if not isinstance(content, dict) or name not in content:
             raise RemoteError(f"{self._where} answered without {printable(name, 60)}")
-        return chunk_of(told[name], self.contract, self._execute, self._where)
+        return chunk_of(content[name], self.contract, self._execute, self._where)
 
     def _asked(self, message: bytes) -> bytes | str:
         for left in range(TRIES, 0, -1):

@@ -70,16 +70,16 @@ class VlaEvalPolicy:
             message |= self._layout.vectors(observation)
             if self._layout.instruction:
                 message[self._layout.instruction] = observation.instruction
-            told = self._sessions[session].asked("observation", message, "action")
+            content = self._sessions[session].asked("observation", message, "action")
         except (BrokenError, UnreachableError) as error:
             self._end(session)
             if isinstance(error, UnreachableError) and observation.step == 0:
                 raise
             raise LostSessionError(f"{self._where} lost a session: {error}") from None
         (name,) = self._layout.actions
-        if name not in told:
+        if name not in content:
             raise RemoteError(f"{self._where} answered without {printable(name, 60)}")
-        return chunk_of(np.asarray(told[name]), self.contract, self._execute, self._where)
+        return chunk_of(np.asarray(content[name]), self.contract, self._execute, self._where)
 
     def _begin(self, observation: Observation) -> None:
         self._end(observation.episode)
@@ -116,8 +116,10 @@ class _Session:
             raise RemoteError(
                 f"{self._where} sent a text, {printable(data, 200)}, where vla-eval sends bytes"
             )
-        told = messages.unpack(data, _decode, self._most_bytes, self._where)
-        said, content = (told.get("type"), told.get("payload")) if isinstance(told, dict) else (None, None)
+        message = messages.unpack(data, _decode, self._most_bytes, self._where)
+        said, content = (
+            (message.get("type"), message.get("payload")) if isinstance(message, dict) else (None, None)
+        )
         if not isinstance(content, dict) or said not in (answer, "error"):
             raise RemoteError(f"{self._where} answered {kind} with {printable(repr(said), 60)}")
         if said == "error":

@@ -144,9 +144,9 @@ class _Observer:
         self._seen.append(now)
         return replace(now, history=history)
 
-    def precede(self, step: int, next_look: int) -> None:
-        """Observe the state after `step` control steps if the observation at `next_look` shows it."""
-        if next_look - self._preceding <= step < next_look:
+    def precede(self, step: int, next_seen: int) -> None:
+        """Observe the state after `step` control steps if the observation at `next_seen` shows it."""
+        if next_seen - self._preceding <= step < next_seen:
             self._seen.append(replace(self._env.observe(0), episode=self._session, step=step))
 
 
@@ -189,7 +189,7 @@ def episode(
                 f"in control step {steps + 1} the policy answered with an empty chunk; `execute` and the"
                 " number of actions must be at least 1"
             )
-        next_look = steps + len(actions)
+        next_seen = steps + len(actions)
         for action in actions:
             try:
                 if not np.isfinite(action).all():
@@ -204,8 +204,8 @@ def episode(
             yield Stepped(steps, done)
             if steps == end:
                 break
-            if next_look < end:
-                observer.precede(steps, next_look)
+            if next_seen < end:
+                observer.precede(steps, next_seen)
     won = done if rules.success == "at_end" else first_success is not None
     sim_s = time.perf_counter() - began - policy_s
     return Outcome(spec, "success" if won else "failure", steps, looks, sim_s, policy_s, first_success, done)

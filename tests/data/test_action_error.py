@@ -14,7 +14,7 @@ from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.subset import SubsetError, evaluation_episodes, select_episodes
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode, make_episode_store
-from policy.interface import ActionChunk, Observation
+from policy.interface import ActionChunk, LostSessionError, Observation, PolicyNeeds
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,31 @@ def test_dimension_that_never_changes_has_no_unit_and_does_not_count(tmp_path: P
 def test_unusable_answers_raise_one_sentence(tmp_path: Path, actions: np.ndarray, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         walk(make_episode(3), entry_of(tmp_path), lambda observation: ActionChunk(actions, 2))
+
+
+def test_policy_with_memory_and_history_is_walked_in_sessions(tmp_path: Path) -> None:
+    """A lost session is walked again from its start, in another one; the history repeats the first frame."""
+    entry, episode, seen = entry_of(tmp_path), make_episode(3), list[Observation]()
+
+    def act(observation: Observation) -> ActionChunk:
+        seen.append(observation)
+        if len(seen) == 2:
+            raise LostSessionError("the server was restarted")
+        return ActionChunk(np.zeros((5, 7), np.float32), 5)
+
+    assert walk(episode, entry, act, PolicyNeeds(memory=True, observation_steps=3)).looks == 3
+    assert [observation.step for observation in seen] == [0, 5, 0, 5, 10]
+    assert len({observation.episode for observation in seen[:2]}) == 1
+    assert len({observation.episode for observation in seen}) == 2
+    assert seen[0].noise_seed == seen[2].noise_seed
+    assert [[one.step for one in observation.history] for observation in seen[2:]] == [[0, 0], [3, 4], [8, 9]]
+    assert all(one.noise_seed == seen[4].noise_seed for one in seen[4].history)
+
+    def forgetful(observation: Observation) -> ActionChunk:
+        raise LostSessionError("the server was restarted")
+
+    with pytest.raises(LostSessionError):
+        walk(episode, entry, forgetful, PolicyNeeds(memory=True))
 
 
 def test_held_out_episodes_are_in_no_arm_and_depend_on_none(manifest: Manifest) -> None:

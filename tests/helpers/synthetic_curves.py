@@ -9,13 +9,12 @@ from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm
-from policy.config import PolicyKind
 
 DEMOS, SEEDS, EPISODES = (10, 20, 40, 80), (0, 1, 2), 100
 
 
 def scored(
-    demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: PolicyKind = "video_action"
+    demos: int, ratio: float, wins: int, episodes: int = 10, seed: int = 0, kind: str = "video_action"
 ) -> ScoredArm:
     outcomes = {f"Lift-{i}-{i}": i < wins for i in range(episodes)}
     return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
@@ -84,17 +83,13 @@ def whole() -> Curve:
         ("diffusion_policy", 0.0, 2): (1,),
         ("diffusion_policy", 0.0, 8): (5,),
     }
-    kinds: dict[str, PolicyKind] = {
-        "video_action": "video_action",
-        "diffusion_policy": "diffusion_policy",
-    }
     arms = []
     for (kind, ratio, demos), replicates in wins.items():
         for seed, won in enumerate(replicates):
             number, ours = len(arms), kind == "video_action"
             arms.append(
                 ScoredArm(
-                    Arm(demos, ratio, seed, kinds[kind]),
+                    Arm(demos, ratio, seed, kind),
                     "protocol",
                     100,
                     won,

@@ -54,6 +54,7 @@ def rich() -> CurveReport:
             " most 400 control steps each; seeds 0, 1, 2, one thin line each; bars: Wilson 95 % intervals of"
             " the pooled episodes; shaded: 95 % with the spread between seeds."
         ),
+        match="steps",
         answer=(
             "79 demos with one action-free video each reach 0.80; without video it takes 196.",
             "One action-free video per demo is worth 2.3 times the demos (95 % interval 1.4 to 4.0).",
@@ -160,6 +161,7 @@ def bare() -> CurveReport:
         name="quickstart",
         protocol="6b82c47c0ff95b91",
         caption="Wilson 95 % intervals; one seed, so no spread between seeds is known.",
+        match="steps",
         answer=("No evidence: one demo count makes no curve. 4 demos: 17/25 = 0.68 [0.48, 0.83].",),
         lines=(SeriesReport(DEMOS_ONLY, DEMOS_ONLY.label, None, (), None),),
         points=(PointReport(point, None),),

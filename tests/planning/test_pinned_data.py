@@ -74,7 +74,7 @@ def test_plan_and_estimate_count_the_episodes_of_the_jobs_after_a_quarantine(sto
         for read in [manifest.select(job.subset.demos)]
     ]
     videos = {job.arm_id: job.subset.episodes for arm in swept.grid() if (job := state.stage_one(arm))}
-    assert planned_videos(swept, manifest, quarantined) == list(videos.values())
+    assert [video.episodes for video in planned_videos(swept, manifest, quarantined)] == list(videos.values())
     measured = _jobs(swept, manifest, state.version, quarantined, frozenset(), state.episodes)
     assert measured["action"].subset == largest
 

@@ -362,7 +362,7 @@ def with_column(data: bytes, changes: dict[str, Callable[[Any], Any]]) -> bytes:
 
 def film(length: int, side: int = 0) -> bytes:
     frames = make_episode(length=length).frames[CAMERA]
-    return episodes._encode_video(frames if not side else np.ascontiguousarray(frames[:, :side, :side]), 20.0)
+    return episodes.encode_video(frames if not side else np.ascontiguousarray(frames[:, :side, :side]), 20.0)
 
 
 WHOLE = encode(make_episode(length=12), 20.0)

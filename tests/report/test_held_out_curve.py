@@ -1,6 +1,7 @@
 """The curve of action errors: points, comparisons episode by episode, page and figure."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -82,6 +83,29 @@ def test_comparisons_are_paired_by_episode_and_corrected() -> None:
     assert "lower on 16 of them" in str(more)
 
 
+def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
+    base = [arm_of(demos, 0.0, seed) for demos in (5, 10, 20, 40) for seed in (0, 1)]
+    twice = [
+        replace(arm_of(2 * demos, 1.0, seed), arm=Arm(demos, 1.0, seed))
+        for demos in (5, 10, 20)
+        for seed in (0, 1)
+    ]
+    made = HeldOutCurve("worth", (*base, *twice))
+    _, mixed = made.lines
+    factor = made.data_equivalence(mixed)
+    assert factor
+    assert factor.value == pytest.approx(2, rel=0.1)
+    assert made.answer()[0].startswith(
+        "By action error, an action-free ratio of 1 is worth 2 times the demos of"
+    )
+    assert made.data_equivalence(made.lines[0]) is None
+    same = curve()
+    assert same.answer()[0].startswith(
+        "No evidence that an action-free ratio of 1 replaces demos, by action error"
+    )
+    assert all(line["worth"] is None or line["worth"]["text"] for line in same.to_json()["lines"])
+
+
 def test_paired_test_uses_the_differences_of_common_episodes() -> None:
     rng = np.random.default_rng(0)
     hard = {f"e{i}": float(value) for i, value in enumerate(rng.normal(5, 3, 20))}
@@ -141,8 +165,6 @@ def test_page_and_figures_say_what_was_measured() -> None:
 
 
 def test_arms_of_two_protocols_are_not_on_one_curve() -> None:
-    from dataclasses import replace
-
     first, second = arm_of(5, 0, 0), replace(arm_of(20, 0, 0), protocol="another")
     with pytest.raises(ValueError, match="different protocols"):
         HeldOutCurve("mixed", (first, second))

@@ -86,7 +86,9 @@ def test_training_failure_is_redacted_before_it_is_truncated(state: SweepState) 
     arm = next(iter(state.arms().values()))
     run_id, lines = arm.arm_id(state.training), list[str]()
     run = SweepRun(state.sweep, lines.append)
-    run.training = TrainScheduler(state, run.board, _no_views(), GridSearch([]), None, 1, 0.0, False)
+    run.training = TrainScheduler(
+        state, run.board, _no_views(), GridSearch([]), None, 1, lambda job: {}, False
+    )
     run.training._running[run_id] = state.job(arm)
     trace = f"Traceback:\nRuntimeError: {'x' * 270} https://me:{SECRET}{SECRET}@host"
     run.handle(Retried(run_id, trace))

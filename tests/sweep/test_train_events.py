@@ -59,7 +59,14 @@ class Driver:
         self.run.evaluation = self.evaluation  # type: ignore[assignment]
         self.run.__dict__["_publisher"] = self.publisher
         self.run.training = TrainScheduler(
-            self.state, self.run.board, self.publisher, GridSearch([]), channel, 1, 0.5, False
+            self.state,
+            self.run.board,
+            self.publisher,
+            GridSearch([]),
+            channel,
+            1,
+            lambda job: {"GPU": 0.5},
+            False,
         )  # type: ignore[arg-type]
         ((self.arm_id, self.arm),) = self.run.board.arms.items()
         self.run.training._running[self.arm_id] = self.state.job(self.arm.arm)

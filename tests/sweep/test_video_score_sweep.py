@@ -45,14 +45,16 @@ def sweep(folder: Path, store: str, clips: int = 3, **sections: Any) -> SweepCon
 
 def test_held_out_episodes_are_read_by_no_arm(folder: Path, store: str) -> None:
     state = SweepState.open(sweep(folder, store, seeds=[0, 1, 2]))
-    test = state.video_test()
+    test = state.video_test(state.sweep.lines[0])
     assert test
     chosen = {clip.episode.episode_id for clip in test.held_out.clips}
     assert len(chosen) == 3
     for arm in state.arms().values():
         subset = state.subset(arm)
         assert not chosen & {*subset.demos, *subset.action_free}
-    damaged = replace(state, quarantined={next(iter(chosen)): "a flipped bit"}).video_test()
+    damaged = replace(state, quarantined={next(iter(chosen)): "a flipped bit"}).video_test(
+        state.sweep.lines[0]
+    )
     assert damaged
     assert not {clip.episode.episode_id for clip in damaged.held_out.clips} & {next(iter(chosen))}
 
@@ -62,7 +64,7 @@ def test_video_clips_field_changes_no_fingerprint_and_no_decision(folder: Path, 
     assert few.training == many.training
     assert few.protocol == many.protocol
     assert few._decisions == many._decisions
-    assert few.video_test() is None
+    assert few.video_test(few.sweep.lines[0]) is None
 
 
 def test_video_test_with_too_few_episodes_raises_one_sentence(folder: Path, store: str) -> None:
@@ -71,7 +73,7 @@ def test_video_test_with_too_few_episodes_raises_one_sentence(folder: Path, stor
         SubsetError,
         match="Lift: 8 held-out episodes of at least 9 frames are asked for, 6 are left that no arm uses",
     ):
-        state.video_test()
+        state.video_test(state.sweep.lines[0])
 
 
 class FakeJudge:
@@ -145,7 +147,7 @@ def test_sweep_measures_the_video_of_every_checkpoint_once(folder: Path, store: 
     assert len(arms) == 2
     assert len(run.board.arms) == 4, "the baselines generate no video"
     assert len(judge.asked) == len(set(judge.asked)) == 2 * 2
-    digest = run.state.video_test().digest
+    digest = run.state.video_test(run.state.sweep.lines[0]).digest
     for arm_id, metrics in logged(asked).items():
         told = {name for name in metrics if name.startswith("video_")}
         assert set(metrics["success_rate"]) == {3, 6}

@@ -4,12 +4,14 @@
 The stored videos are copied byte for byte, one file per episode and camera. Layout as in Hugging Face's
 `lerobot` (src/lerobot/datasets, version 3.0): meta/info.json, meta/stats.json, meta/tasks.parquet,
 meta/episodes/, data/, videos/. The store's contract is kept whole in meta/info.json, under `demoscale`;
-fields of an episode that LeRobot does not have are in columns demoscale/<name> of meta/episodes.
-`orchestrator/data/exporters/robomimic.py` writes the other format.
+fields of an episode that LeRobot does not have are in columns demoscale/<name> of meta/episodes. An episode
+that is exported without its actions has zeros there, and false in the column `has_action`; its actions count
+in no statistics. `orchestrator/data/exporters/robomimic.py` and `diffusion_policy_zarr.py` write the other
+formats.
 """
 
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.episode_format import CODEC_OPTIONS, Episode, EpisodeError, decode, read_parquet
+from orchestrator.data.clip_stream import decode_entry
+from orchestrator.data.episode_format import CODEC_OPTIONS, Episode, EpisodeError, encode_video, read_parquet
 from orchestrator.data.episode_store import fetch
+from orchestrator.data.exporters.roles import HAS_ACTION, filled
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
@@ -42,11 +46,8 @@ def exportable(
     """Return the episodes that a data set of that kind can hold. Raises EpisodeError for a rate or episodes
     that it cannot express.
     """
-    if kind == LEROBOT and manifest.contract.control_hz % 1:
-        raise EpisodeError(
-            f"{storage.uri}: LeRobot's fps is a whole number, the store has {manifest.contract.control_hz:g}"
-            " steps per second"
-        )
+    if kind == LEROBOT:
+        check_rate(storage, manifest.contract)
     entries = list(manifest.entries)
     labelled = [entry for entry in entries if entry.labelled]
     if not labelled:
@@ -58,6 +59,15 @@ def exportable(
             f" ({named(entry.episode_id for entry in entries if not entry.labelled)})"
         )
     return labelled
+
+
+def check_rate(storage: Storage, contract: Contract) -> None:
+    """Raise EpisodeError if LeRobot cannot express the store's control rate."""
+    if contract.control_hz % 1:
+        raise EpisodeError(
+            f"{storage.uri}: LeRobot's fps is a whole number, the store has {contract.control_hz:g} steps per"
+            " second"
+        )
 
 
 def named(episodes: Iterable[str]) -> str:
@@ -119,12 +129,16 @@ def _stated_in_hdf5(path: Path) -> Any:
 
 
 def export(
-    storage: Storage, contract: Contract, entries: list[EpisodeEntry], folder: Path
+    storage: Storage,
+    contract: Contract,
+    entries: list[EpisodeEntry],
+    folder: Path,
+    action_free: Collection[str] = (),
 ) -> Generator[EpisodeEntry, None, None]:
-    """Write the labelled episodes to an empty or new folder, yielding each when it is written.
+    """Write the episodes to an empty or new folder, yielding each when it is written.
 
-    meta/info.json, which makes the folder a dataset, is written last. Raises EpisodeError if the folder is
-    not empty.
+    meta/info.json, which makes the folder a dataset, is written last. action_free: ids of episodes whose
+    actions are not written; all others must be labelled. Raises EpisodeError if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
@@ -137,15 +151,21 @@ def export(
         data = fetch(storage, entry)
         length = entry.length
         sampled = range(0, length, max(1, length // SAMPLED_FRAMES))
-        episode = decode(data, contract.cameras, with_actions=True, wanted=sampled)
+        has_action = entry.episode_id not in action_free
+        episode = decode_entry(data, entry, contract, has_action, sampled)
+        episode = episode if has_action else filled(episode, contract)
         columns = _columns(episode, index, first, instructions.index(entry.instruction), contract.control_hz)
         statistics.append({name: _statistics(values) for name, values in columns.items()})
+        if action_free:
+            columns[HAS_ACTION] = np.full(length, has_action)
+        if not has_action:
+            statistics[-1]["action"]["count"] = np.array([0])
         for camera in contract.cameras:
             statistics[-1][_video_key(camera)] = _pixel_statistics(episode.frames[camera])
             place = {"chunk_index": index // FILES_PER_CHUNK, "file_index": index % FILES_PER_CHUNK}
             _write_bytes(
                 folder / VIDEO_PATH.format(video_key=_video_key(camera), **place),
-                read_parquet(data, [f"cam.{camera}"])[0][0].as_py(),
+                _video(data, entry, contract, camera),
             )
         rows.append(_table(columns))
         lines.append(
@@ -160,14 +180,25 @@ def export(
     _write_table(pa.Table.from_pylist(lines), folder / "meta/episodes/chunk-000/file-000.parquet")
     _write_table(_tasks(instructions), folder / "meta/tasks.parquet")
     merged = {
-        key: {name: value.tolist() for name, value in _merged([part[key] for part in statistics]).items()}
+        key: {name: value.tolist() for name, value in _merged(parts).items()}
         for key in statistics[0]
+        if (parts := [part[key] for part in statistics if part[key]["count"].any()])
     }
     _write_bytes(folder / "meta/stats.json", json.dumps(merged, indent=1).encode())
     _write_bytes(
         folder / "meta/info.json",
-        json.dumps(_info(contract, len(entries), first, len(instructions)), indent=1).encode(),
+        json.dumps(
+            _info(contract, len(entries), first, len(instructions), bool(action_free)), indent=1
+        ).encode(),
     )
+
+
+def _video(data: bytes, entry: EpisodeEntry, contract: Contract, camera: str) -> bytes:
+    """Return the stored video of a camera, or one of the contract's view if the episode has other cameras."""
+    if entry.cameras == contract.cameras and entry.image_size == contract.image_size:
+        stored: bytes = read_parquet(data, [f"cam.{camera}"])[0][0].as_py()
+        return stored
+    return encode_video(decode_entry(data, entry, contract, False).frames[camera], contract.control_hz)
 
 
 def _video_key(camera: str) -> str:
@@ -226,7 +257,7 @@ def _line(entry: EpisodeEntry, index: int, first: int, contract: Contract) -> di
     return line | {f"demoscale/{name}": value for name, value in own.items()}
 
 
-def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[str, Any]:
+def _info(contract: Contract, episodes: int, frames: int, tasks: int, roles: bool) -> dict[str, Any]:
     height, width = contract.image_size
     fps = int(contract.control_hz)
     facts = {
@@ -251,6 +282,8 @@ def _info(contract: Contract, episodes: int, frames: int, tasks: int) -> dict[st
         for key, names in vectors.items()
     }
     features |= {"timestamp": {"dtype": "float32", "shape": [1], "names": None}}
+    if roles:
+        features[HAS_ACTION] = {"dtype": "bool", "shape": [1], "names": None}
     features |= {
         key: {"dtype": "int64", "shape": [1], "names": None}
         for key in ("frame_index", "episode_index", "index", "task_index")

@@ -11,6 +11,8 @@
     data/demo_3/obs/<vector>            (L, D) float32; concatenated in the order of demoscale.proprio_keys,
                                         they are the proprioception
     mask/train                          names of all demonstrations, if requested
+    mask/with_actions, action_free      names of those with actions, and of those whose actions are zeros
+                                        (attribute demoscale.has_action false), if there are any of the latter
 
 The pictures are the decoded frames of the store's videos.
 """
@@ -19,7 +21,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from orchestrator.data.episode_format import Episode, EpisodeError, decode
-from orchestrator.data.episode_store import fetch
+from orchestrator.data.episode_format import Episode, EpisodeError
+from orchestrator.data.exporters.roles import HAS_ACTION, read_episode
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
@@ -71,11 +73,13 @@ def export_robomimic(
     entries: Sequence[EpisodeEntry],
     path: Path,
     train_mask: bool = False,
+    action_free: Collection[str] = (),
 ) -> Generator[EpisodeEntry, None, None]:
-    """Write the labelled episodes to a new file, yielding each when it is written; the file gets its name
-    when it is complete.
+    """Write the episodes to a new file, yielding each when it is written; the file gets its name when it is
+    complete.
 
-    One episode at a time is in memory. Raises EpisodeError for an existing file, a name that robomimic does
+    One episode at a time is in memory. action_free: ids of episodes whose actions are not written; all others
+    must be labelled. Raises EpisodeError for an existing file, a name that robomimic does
     not accept, or a failed write.
     """
     _refuse(storage, contract, path)
@@ -86,14 +90,20 @@ def export_robomimic(
         file = h5py.File(partial, "w")
     try:
         for index, entry in enumerate(entries):
-            episode = decode(fetch(storage, entry), contract.cameras, with_actions=True)
+            episode = read_episode(storage, contract, entry, action_free)
             with _writing(path):
                 _write_demo(file.create_group(f"data/demo_{index}"), episode, groups)
+                if entry.episode_id in action_free:
+                    file[f"data/demo_{index}"].attrs[f"demoscale.{HAS_ACTION}"] = False
             yield entry
         with _writing(path):
             file["data"].attrs.update(_attributes(contract, entries, groups))
             if train_mask:
                 file["mask/train"] = np.array([f"demo_{index}" for index in range(len(entries))], "S")
+            if action_free:
+                for name, wanted in (("with_actions", False), ("action_free", True)):
+                    chosen = [i for i, e in enumerate(entries) if (e.episode_id in action_free) is wanted]
+                    file[f"mask/{name}"] = np.array([f"demo_{index}" for index in chosen], "S")
             file.close()
             _publish(partial, path)
     finally:

@@ -1,0 +1,1 @@
+"""External policies: programs of other libraries, in environments of their own, as lines of a sweep."""

@@ -1,0 +1,1 @@
+"""What the shipped external policies share: their side of training and of serving."""

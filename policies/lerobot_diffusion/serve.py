@@ -1,0 +1,6 @@
+"""Serves a checkpoint of LeRobot's policy `diffusion`."""
+
+from lerobot_common.serve import serve_checkpoint
+
+if __name__ == "__main__":
+    serve_checkpoint("diffusion")

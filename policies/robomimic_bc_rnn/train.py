@@ -1,0 +1,162 @@
+"""Trains robomimic's BC-RNN on a robomimic HDF5 file, with robomimic's own configuration, data set, algorithm
+and files of a checkpoint.
+
+The loop is this project's, since robomimic's `train.py` trains in epochs, between which alone it can be
+stopped. It does in every step what robomimic's `TrainUtils.run_epoch` does.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from common.train_job import TrainJob, take_steps
+from robomimic.algo import algo_factory
+from robomimic.config import config_factory
+from robomimic.utils import file_utils, obs_utils, torch_utils, train_utils
+from torch.utils.data import default_collate
+
+MODEL, STATE = "model.pth", "training_state.pth"
+"""Files of a checkpoint: robomimic's own, and the state of the random generators."""
+
+
+def config_of(job: TrainJob) -> Any:
+    """Return robomimic's configuration of BC with an LSTM, of the data's pictures and vectors.
+
+    Options are paths into it (`algo.rnn.hidden_dim`). Raises SystemExit with a sentence for one that it does
+    not have.
+    """
+    with h5py.File(job.data, "r") as file:
+        vectors = json.loads(file["data"].attrs["demoscale.proprio_keys"])
+    config = config_factory("bc")
+    config.algo.rnn.enabled = True
+    config.observation.modalities.obs.rgb = [f"{camera}_image" for camera in job.contract["cameras"]]
+    config.observation.modalities.obs.low_dim = vectors
+    config.train.data = [{"path": str(job.data)}]
+    config.train.cuda = job.device == "cuda"
+    config.train.seed, config.train.batch_size = job.seed, job.batch_size
+    with config.unlocked():
+        for path, value in job.options.items():
+            _set(config, path, value)
+    if config.train.seq_length != config.algo.rnn.horizon:
+        raise SystemExit(
+            f"options: train.seq_length is {config.train.seq_length} and algo.rnn.horizon"
+            f" {config.algo.rnn.horizon}; BC-RNN wants the same number"
+        )
+    config.lock()
+    return config
+
+
+def _set(config: Any, path: str, value: Any) -> None:
+    *folders, last = path.split(".")
+    for name in folders:
+        if name not in config:
+            raise SystemExit(f"options: robomimic's configuration of BC has no {path}")
+        config = config[name]
+    # arguments of networks are free; everything else must be there
+    if last not in config and not folders[-1].endswith("kwargs"):
+        raise SystemExit(f"options: robomimic's configuration of BC has no {path}")
+    config[last] = list(value) if isinstance(value, list) else value
+
+
+def train() -> None:
+    """Train as the job of this process says."""
+    job = TrainJob.read()
+    torch.set_num_threads(job.threads)
+    random.seed(job.seed)
+    np.random.seed(job.seed % 2**32)
+    torch.manual_seed(job.seed)
+
+    config = config_of(job)
+    obs_utils.initialize_obs_utils_with_config(config)
+    shapes = file_utils.get_shape_metadata_from_dataset(
+        dataset_config=config.train.data[0],
+        action_keys=config.train.action_keys,
+        all_obs_keys=config.all_obs_keys,
+    )
+    dataset = train_utils.dataset_factory(config, list(shapes["all_obs_keys"]))
+    normalization = dataset.get_obs_normalization_stats() if config.train.hdf5_normalize_obs else None
+    # what robomimic's train.py sets for schedules of the learning rate, whose epochs are passes over the data
+    passes = -(-len(dataset) // job.batch_size)
+    with config.values_unlocked():
+        for optimized in config.algo.optim_params.values():
+            optimized["num_train_batches"] = passes
+            optimized["num_epochs"] = max(1, -(-job.steps // passes))
+    device = torch_utils.get_torch_device(try_to_use_cuda=config.train.cuda)
+    model = algo_factory(config.algo_name, config, shapes["all_shapes"], shapes["ac_dim"], device)
+    if job.resume is not None:
+        # written by this command in an earlier attempt at the same training
+        saved = torch.load(job.resume / MODEL, map_location=device, weights_only=False)
+        model.deserialize(saved["model"], load_optimizers=True)
+    model.set_train()
+    batches = _batches(dataset, job)
+    if job.resume is not None:
+        _set_random_state(torch.load(job.resume / STATE, weights_only=False))
+    taken = job.first_step
+
+    def step() -> float:
+        nonlocal taken
+        batch = model.process_batch_for_training(next(batches))
+        batch = model.postprocess_batch_for_training(batch, obs_normalization_stats=normalization)
+        info = model.train_on_batch(batch, epoch=taken // passes + 1, validate=False)
+        model.on_gradient_step()
+        taken += 1
+        if taken % passes == 0:
+            model.on_epoch_end(taken // passes)
+        return float(model.log_info(info)["Loss"])
+
+    def save(folder: Path, number: int) -> None:
+        train_utils.save_model(
+            model=model,
+            config=config,
+            env_meta=None,
+            shape_meta=shapes,
+            ckpt_path=str(folder / MODEL),
+            variable_state={"step": number},
+            obs_normalization_stats=normalization,
+            action_normalization_stats=dataset.get_action_normalization_stats(),
+        )
+        torch.save(_random_state(), folder / STATE)
+
+    take_steps(job, step, save)
+
+
+def _batches(dataset: Any, job: TrainJob) -> Iterator[dict[str, Any]]:
+    """Yield batches for ever, from the job's first step on: each pass in an order of its own, which is a
+    function of the seed and of the number of the pass.
+    """
+    passes = -(-len(dataset) // job.batch_size)
+    number, first = divmod(job.first_step, passes)
+    while True:
+        seed = int(np.random.SeedSequence([job.seed, number]).generate_state(1, np.uint64)[0])
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        for index in range(first, passes):
+            chosen = order[index * job.batch_size : (index + 1) * job.batch_size]
+            yield default_collate([dataset[sample] for sample in chosen])
+        number, first = number + 1, 0
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+if __name__ == "__main__":
+    train()
