@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policy.interface import Observation
 from sim_workers.rollout.episode import Outcome, Stepped, episode, run_episode
 from sim_workers.rollout.suite import (
     FIRST_EVALUATION_SEED,
@@ -83,9 +84,9 @@ class Countdown:
     def step(self, action: np.ndarray) -> None:  # type: ignore[type-arg]
         self.steps += 1
 
-    def observe(self, noise_seed: int) -> object:
+    def observe(self, noise_seed: int) -> Observation:
         self.looks += 1
-        return noise_seed
+        return Observation({}, np.zeros(0, np.float32), "", noise_seed)
 
     @property
     def succeeded(self) -> bool:
