@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 PYTHON312 ?= python3.12
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo lines test coverage test-full stress check setup debian browser libero pusht lerobot bench lock image-lock clean
+.PHONY: demo lines test coverage test-full stress check setup debian browser libero pusht policies lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -45,6 +45,9 @@ libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 pusht: setup  ## also gym-pusht and the example package with own tasks, docs/own_tasks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-pusht.txt --editable '.[dev,pusht]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable examples/own_tasks
+
+policies: setup  ## the environments of the external policies in policies/: 3 GB of downloads, Python 3.12
+	$(BIN)/demoscale policy prepare policies/lerobot_act policies/lerobot_diffusion policies/robomimic_bc_rnn
 
 lerobot: .venv-lerobot/ready  ## Hugging Face's LeRobot, with which tests compare imports and exports: an environment of its own, with Python 3.12
 

@@ -31,6 +31,11 @@ CARD_BYTES = 32 << 20
 """Size limit of a card in bytes."""
 
 
+def is_external(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint of an external policy."""
+    return (folder / CARD).exists()
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """Size and hash of one file."""

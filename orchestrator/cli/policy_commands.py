@@ -18,12 +18,31 @@ if TYPE_CHECKING:
 
 @click.group()
 def policy() -> None:
-    """Check a policy or a policy server before it is scored.
+    """Check a policy or a policy server before it is scored, and make the environments of external policies.
 
     \b
     demoscale policy check http://127.0.0.1:8000
     demoscale policy check my_package.my_policy:make
+    demoscale policy prepare policies/lerobot_act
     """
+
+
+@policy.command()
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
+@report_user_errors
+def prepare(folders: tuple[Path, ...]) -> None:
+    """Make the environments of external policies on this machine, before a sweep needs them. FOLDER holds a
+    policy.yaml. An environment that is there already is kept.
+
+    \b
+    demoscale policy prepare policies/lerobot_act policies/robomimic_bc_rnn
+    """
+    from orchestrator.config.policy_manifest import load
+    from orchestrator.external import environment
+
+    for one in [load(folder) for folder in folders]:
+        click.echo(f"{one.name}: {'is there' if environment.is_ready(one) else 'making its environment'}")
+        environment.prepare(one)
 
 
 @policy.command()

@@ -264,7 +264,7 @@ class PolicyManifest(Section):
         if isinstance(raw, dict) and (found := list(fields_with_credentials(raw))):
             raise ValueError(
                 "\n".join(
-                    f"{name}: it holds credentials; set them in the environment of the machines"
+                    f"there are credentials in {name}; set them in the environment of the machines"
                     for name in found
                 )
             )

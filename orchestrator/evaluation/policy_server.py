@@ -9,8 +9,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.checkpoints.external_card import is_external
 from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.clips import ClipBatch
@@ -187,12 +189,11 @@ class PolicyServer:
 
     def _load(self, checkpoint: CheckpointRef) -> Any:
         from orchestrator.checkpoints.node_cache import cached_checkpoint
-        from orchestrator.external.command import CommandError
-        from orchestrator.external.serving import is_external, served
         from policy.inference import TrainedPolicy
 
         if (loaded := self._policies.get(checkpoint)) and not getattr(loaded, "alive", True):
             _unload(self._policies.pop(checkpoint))  # its server ended; it is started again
+            self._sessions.pop(checkpoint, None)
         since, refused = self._refused.get(checkpoint, (0.0, None))
         if refused and time.monotonic() - since < REFUSED_S:
             raise refused
@@ -202,14 +203,11 @@ class PolicyServer:
                 if checkpoint.fingerprint
                 else open_checkpoint(checkpoint.uri) as folder
             ):
-                if is_external(folder):
-                    try:
-                        policy: Any = served(folder, checkpoint.fingerprint, self._device, self._threads)
-                    except CommandError as error:
-                        self._refused[checkpoint] = time.monotonic(), error
-                        raise
-                else:
-                    policy = TrainedPolicy(folder, self._device, self._rung)
+                policy = (
+                    self._served(folder, checkpoint)
+                    if is_external(folder)
+                    else TrainedPolicy(folder, self._device, self._rung)
+                )
             check_imported(self._code)
             self._policies[checkpoint] = policy
             while len(self._policies) > self.KEPT:
@@ -219,6 +217,20 @@ class PolicyServer:
         check_imported(self._code)  # includes modules that earlier answers imported
         self._policies.move_to_end(checkpoint)
         return self._policies[checkpoint]
+
+    def _served(self, folder: Path, checkpoint: CheckpointRef) -> Any:
+        """Return the policy of an external checkpoint. A server that failed to start is not started again for
+        REFUSED_S.
+        """
+        # imported here: what an external policy needs is no part of how the project's own policies act
+        from orchestrator.external.command import CommandError
+        from orchestrator.external.serving import served
+
+        try:
+            return served(folder, checkpoint.fingerprint, self._device, self._threads)
+        except CommandError as error:
+            self._refused[checkpoint] = time.monotonic(), error
+            raise
 
 
 def _unload(policy: Any) -> None:

@@ -134,16 +134,26 @@ def prepare(policy: ExternalPolicy, lock: str = "", root: Path | None = None) ->
     if not isinstance(wanted, UvEnvironment):
         return Environment(policy, Path(sys.executable).parent)
     lock = lock or policy.lock
-    root = root or user_folder("environments")
-    key = digest([wanted.python, policy.requirements, wanted.index, lock])
-    place = root / key
-    with FileLock(root / f"{key}.lock"):
+    place = _place(policy, wanted, lock, root)
+    with FileLock(place.with_suffix(".lock")):
         if not (place / "ready").exists():
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             _make(policy, wanted, lock, place)
             (place / "ready").touch()
     return Environment(policy, place / "env" / "bin")
+
+
+def is_ready(policy: ExternalPolicy) -> bool:
+    """Return whether `prepare` has nothing to make on this node."""
+    wanted = policy.manifest.environment
+    return not isinstance(wanted, UvEnvironment) or (_place(policy, wanted, policy.lock) / "ready").exists()
+
+
+def _place(policy: ExternalPolicy, wanted: UvEnvironment, lock: str, root: Path | None = None) -> Path:
+    """Return the folder of an environment, which may not exist yet."""
+    key = digest([wanted.python, policy.requirements, wanted.index, lock])
+    return (root or user_folder("environments")) / key
 
 
 def resolved(policy: ExternalPolicy, storage: Storage) -> str:

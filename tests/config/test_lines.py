@@ -76,9 +76,7 @@ def test_own_policies_as_lines_have_the_arms_and_ids_of_a_sweep_without_lines(
     assert len(before.all_keys()) == len(state(folder, store, list(OWN)).all_keys()) == 2
 
 
-def test_line_of_a_policy_without_action_free_episodes_has_one_arm_per_demo_count(
-    folder: Path, store: str
-) -> None:
+def test_line_without_action_free_episodes_has_one_arm_per_demo_count(folder: Path, store: str) -> None:
     videos = make_policy(folder / "videos", manifest="action_free: true\n")
     demos = make_policy(folder / "demos")
     lines = ["video_action", str(videos), str(demos), {"name": "ours-demos", "policy": "video_action"}]
@@ -241,9 +239,7 @@ def test_job_of_an_own_line_is_a_training_job(folder: Path, store: str) -> None:
     assert isinstance(state(folder, store).job(Arm(2, 1.0, 0)), TrainJob)
 
 
-def test_plan_says_what_an_external_line_does_not_follow_and_that_nobody_ran_it(
-    folder: Path, store: str
-) -> None:
+def test_plan_says_what_an_external_line_ignores_and_that_it_was_not_run(folder: Path, store: str) -> None:
     policy = make_policy(folder / "counter", manifest="tested: false\n")
     plan = make_plan(state(folder, store, [str(policy)], train={"learning_rate": 0.01}).sweep)
     assert plan.notes == (

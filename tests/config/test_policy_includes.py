@@ -1,4 +1,4 @@
-"""A policy's folder may include folders beside it."""
+"""A policy's folder may include folders next to it."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_included_programs_are_part_of_the_policy_and_of_its_fingerprint(tmp_pat
 
 
 @pytest.mark.parametrize("path", ["shared", "../../shared", "/shared", "../none"])
-def test_only_folders_beside_the_policy_are_included(tmp_path: Path, path: str) -> None:
+def test_only_folders_next_to_the_policy_are_included(tmp_path: Path, path: str) -> None:
     folder = _make(tmp_path)
     (folder / "policy.yaml").write_text(MANIFEST.replace("../shared", path))
     with pytest.raises(ManifestError, match="include"):

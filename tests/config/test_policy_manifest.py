@@ -82,7 +82,7 @@ def test_mistake_is_one_sentence(change: str, said: str, tmp_path: Path) -> None
 
 def test_credentials_are_refused_and_not_repeated(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, RIGHT + "options: {wandb_api_key: hunter2secret}\n")
-    assert "options.wandb_api_key: it holds credentials" in problem
+    assert "there are credentials in options.wandb_api_key" in problem
     assert "hunter2secret" not in problem
 
 
