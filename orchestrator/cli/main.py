@@ -21,7 +21,7 @@ from orchestrator.cli.export_command import export
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
-from orchestrator.cli.options import HELP, JSON, SET, STORAGE
+from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.score_command import score
@@ -257,6 +257,7 @@ for command in (
     task,
 ):
     main.add_command(command)
+take_short_help(main)
 
 
 def _spent(cost: Any, prices: Any) -> str:

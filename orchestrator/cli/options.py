@@ -9,6 +9,17 @@ from orchestrator.cli.parameters import InputPath
 
 HELP = {"help_option_names": ["-h", "--help"]}
 """Settings of commands that are also programs of their own, `python -m jobs.*`; others have the group's."""
+
+
+def take_short_help(command: click.Command) -> None:
+    """Give a command and all commands below it `-h`: click keeps a command's help option from its first use,
+    whichever group it was used in.
+    """
+    command.context_settings = {**HELP, **command.context_settings}
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        take_short_help(below)
+
+
 STORAGE = click.option(
     "--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in."
 )

@@ -114,7 +114,11 @@ class Environment:
             f"--workdir={folder}",
             *(f"--volume={bind}" for bind in binds),
             *(f"--env={key}={value}" for key, value in known.items()),
-            *(["--gpus=all" if self.engine == "docker" else "--device=nvidia.com/gpu=all"] if gpus else []),
+            *(
+                ["--gpus=all" if Path(self.engine).name == "docker" else "--device=nvidia.com/gpu=all"]
+                if gpus
+                else []
+            ),
             self.policy.manifest.environment.image,
             *paths,
         ]

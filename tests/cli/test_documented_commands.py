@@ -56,4 +56,4 @@ def test_documented_command_on_its_own_line_is_complete(line: str, monkeypatch: 
 @pytest.mark.parametrize("line", sorted({*shown(INLINE)}))
 def test_documented_command_in_a_sentence_has_known_options(line: str) -> None:
     command, arguments = resolved(shlex.split(line)[1:])
-    command.make_parser(click.Context(command)).parse_args([*arguments, "VALUE"])
+    command.make_parser(click.Context(command, **command.context_settings)).parse_args([*arguments, "VALUE"])

@@ -135,7 +135,7 @@ def test_job_parameters_that_name_places_have_a_place_type() -> None:
 
 def test_score_defaults_and_choices_equal_the_schema() -> None:
     fields, options = SuiteConfig.model_fields, {option.name: option for option in score.params}
-    context = click.Context(score)
+    context = click.Context(score, **score.context_settings)
     for name in ("settle", "success", "rung"):
         assert options[name].get_default(context) == fields[name].default
     success = options["success"].type

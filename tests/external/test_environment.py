@@ -140,7 +140,13 @@ def test_container_runs_with_what_it_reads_mounted_and_is_removed(
     words = " ".join(launch.words)
     assert words.startswith("/usr/bin/docker run --rm --init --name=demoscale-")
     assert f"--volume={tmp_path / 'data'}:{tmp_path / 'data'}:ro" in words
-    assert words.endswith(f"--gpus=all lerobot/gpu@sha256 python -S {tmp_path / 'home' / 'train.py'}")
+    program, *arguments = policy.manifest.train
+    assert arguments[-1] == "train.py"
+    assert words.endswith(
+        " ".join(
+            ["--gpus=all lerobot/gpu@sha256", program, *arguments[:-1], str(tmp_path / "home" / "train.py")]
+        )
+    )
     assert "--env=DEMOSCALE_TRAIN=x" in words
     assert launch.cleanup[:3] == ("/usr/bin/docker", "rm", "--force")
     monkeypatch.setattr(shutil, "which", lambda name, **_: None)

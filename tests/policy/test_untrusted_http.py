@@ -11,7 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import Any
 
@@ -45,7 +45,8 @@ def exchange(url: str, request: bytes, timeout_s: float = 10.0) -> tuple[int, st
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout_s) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the server may have refused the connection by now
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         while some := connection.recv(1 << 16):
             answer += some

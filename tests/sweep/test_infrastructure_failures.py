@@ -127,7 +127,9 @@ class WatchedRun:
             name="s", budget=budget, rollout_actors=2, suite=suite, checkpoint_steps=lambda: [1]
         )
         self.state = SimpleNamespace(
-            sweep=named, storage=SimpleNamespace(put=lambda key, data: self.written.append(time.monotonic()))
+            held_out=(),
+            sweep=named,
+            storage=SimpleNamespace(put=lambda key, data: self.written.append(time.monotonic())),
         )
         self.say = self.said.append
 

@@ -30,6 +30,7 @@ from policy.checkpoint import CheckpointError, new_model
 from policy.config import Recipe
 from policy.finite import NotFiniteError, not_finite
 from policy.inference import TrainedPolicy
+from policy.interface import Observation
 from policy.presets import PRESETS, policy_config
 from policy.trainer import Trainer, _refuse, _Watched
 from selected_episodes import selected
@@ -211,8 +212,8 @@ class Rig:
         if self.steps == self._diverges_in:
             raise DivergedError("the simulation diverged: somewhere")
 
-    def observe(self, noise_seed: int) -> Any:
-        return noise_seed
+    def observe(self, noise_seed: int) -> Observation:
+        return Observation({}, np.zeros(9, np.float32), "", noise_seed)
 
     @property
     def succeeded(self) -> bool:
@@ -335,12 +336,12 @@ class Recorded:
         if self._diverges:
             raise DivergedError("the simulation diverged: somewhere")
 
-    def pictures(self) -> dict[str, Any]:
-        return {CAMERA: np.zeros((64, 64, 3), np.uint8)}
+    def observe(self, noise_seed: int) -> Observation:
+        proprio = np.full(9, self._proprio if self._steps == 1 else 0.0, np.float32)
+        return Observation({CAMERA: np.zeros((64, 64, 3), np.uint8)}, proprio, "", noise_seed)
 
-    @property
-    def proprio(self) -> Any:
-        return np.full(9, self._proprio if self._steps == 1 else 0.0, np.float32)
+    def from_delta_pose(self, action: Any) -> Any:
+        return action
 
     @property
     def succeeded(self) -> bool:
