@@ -520,7 +520,13 @@ class SuiteConfig(Section):
                 stated["controller"] = self.controller, embodiment_of(store, self.tasks[0]).controller
             except EmbodimentError as error:
                 found.append(f"suite.controller: {self.controller}, but of the store's actions {error}")
-        if self.cameras is not None:
+        if lacking := [camera.name for camera in self.cameras or () if camera.name not in store.cameras]:
+            found.append(
+                f"suite.cameras: the store has no pictures of {', '.join(lacking)}; it has"
+                f" {', '.join(store.cameras)}; record it with `demoscale collect --suite`, or leave the camera"
+                " out"
+            )
+        elif self.cameras is not None:
             mine = tuple(camera.pose() for camera in self.cameras if camera.name in store.cameras)
             if set(mine) != set(store.poses):
                 found.append(

@@ -69,6 +69,7 @@ CAMERA = {"name": "corner", "position": [1, 0, 1.5], "lookat": [0, 0, 0.8]}
         ),
         ({"cameras": [{**CAMERA, "position": [0, 0, 0.8]}]}, "corner: lookat is the camera's own position"),
         ({"cameras": [{**CAMERA, "mount": "robot1_hand"}]}, "corner is mounted on robot1_hand; Lift has"),
+        ({"cameras": [CAMERA]}, "suite.cameras: the store has no pictures of corner; it has"),
         ({"cameras": [CAMERA, CAMERA]}, "suite.cameras: each camera may appear once"),
         ({"tasks": ["Lfit"]}, "unknown task Lfit; did you mean Lift?"),
     ],
