@@ -523,8 +523,8 @@ class SuiteConfig(Section):
         if lacking := [camera.name for camera in self.cameras or () if camera.name not in store.cameras]:
             found.append(
                 f"suite.cameras: the store has no pictures of {', '.join(lacking)}; it has"
-                f" {', '.join(store.cameras)}; record it with `demoscale collect --suite`, or leave the camera"
-                " out"
+                f" {', '.join(store.cameras)}; record it with `demoscale collect --suite`, or leave the"
+                " camera out"
             )
         elif self.cameras is not None:
             mine = tuple(camera.pose() for camera in self.cameras if camera.name in store.cameras)
