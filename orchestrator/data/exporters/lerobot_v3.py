@@ -364,13 +364,12 @@ def _pixel_statistics(frames: npt.NDArray[np.uint8]) -> Statistics:
 
     def ranked(rank: int) -> npt.NDArray[np.float64]:
         """Return the value of that rank of each channel, from 0 on."""
-        return levels[(below <= rank).sum(axis=1)]
+        return np.asarray(levels[(below <= rank).sum(axis=1)])
 
     def quantile(q: float) -> npt.NDArray[np.float64]:
         rank = q * (pixels - 1)
         low, high = ranked(math.floor(rank)), ranked(math.ceil(rank))
-        between: npt.NDArray[np.float64] = low + (high - low) * (rank % 1)
-        return between
+        return np.asarray(low + (high - low) * (rank % 1))
 
     mean = counts @ levels / pixels
     variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / pixels
