@@ -24,8 +24,6 @@ VIDEO_ACTION = "video_action"
 """Name of the video-action policy."""
 DIFFUSION_POLICY = "diffusion_policy"
 """Name of the behaviour-cloning baseline."""
-ENTRY_POINTS = "demoscale.policies"
-"""Group of the entry points of other packages' policies (`policy.learner`)."""
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
 """Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1.

@@ -27,6 +27,7 @@ from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.tracking.mlflow_writer import MlflowWriter, client
 from policy.checkpoint import fingerprint
 from score_cli import score
+from sim_workers.checkout import Files
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
@@ -129,7 +130,7 @@ def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], StandaloneEval]:
     suites = [Suite(("Lift",), 4, EpisodeRules(10), shift=shift) for shift in ("nominal", "lighting")]
 
     def make(pool: FakeRolloutPool) -> StandaloneEval:
-        def make_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> Any:
+        def make_pool(simulators: Simulators, gl: str, portraits: RenderReferences, code: Files) -> Any:
             assert (simulators, gl) == (Simulators(2, 1.0), "egl"), "a simulator per CPU"
             return pool
 
