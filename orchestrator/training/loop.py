@@ -254,6 +254,7 @@ def train(
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
         model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
+    card = replace(card, needs=model.needs)
     model.learn(job.objective)
     model.to(device)
     if not resume and (which := not_finite(model.state_dict())):
