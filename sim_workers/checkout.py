@@ -23,6 +23,7 @@ installed package, with `/`.
 """
 MOST_NAMED = 3
 """Largest number of files that an error names."""
+_OWN = tuple(f"{package}/" for package in PACKAGES)
 # by the path of a module's file: its key in `Files`, and its hash when first seen
 _imported: dict[str, tuple[str, str]] = {}
 
@@ -69,7 +70,8 @@ def check_imported(expected: Files | None) -> None:
     """
     if not expected:
         return
-    watched = {file.partition("/")[0].removesuffix(".py") for file in expected}.union(PACKAGES)
+    packaged = [file for file in expected if not file.startswith(_OWN)]
+    watched = {*PACKAGES, *(file.partition("/")[0].removesuffix(".py") for file in packaged)}
     modules = [
         (name, place)
         for name, module in sys.modules.copy().items()
@@ -81,23 +83,19 @@ def check_imported(expected: Files | None) -> None:
         if place not in _imported:
             _imported[place] = _name_and_hash(name, Path(place).resolve())
     found = {_imported[place] for _, place in modules}
-    own = [file for file, has in found if _is_own(file) and has != expected.get(file)]
+    own = [file for file, has in found if file.startswith(_OWN) and has != expected.get(file)]
     if own:
         raise CodeChangedError(
             f"the checkout was edited while the run was in progress ({_listed(sorted(own))}); start the"
             " same command again"
         )
-    theirs = [file for file, has in found if not _is_own(file) and has != expected.get(file, has)]
+    theirs = [file for file, has in found if not file.startswith(_OWN) and has != expected.get(file, has)]
     if theirs:
         raise CodeChangedError(
             "an installed package was edited while the run was in progress, or is another version on this"
             f" node ({_listed(sorted(theirs))}); install one version on every node and start the same command"
             " again"
         )
-
-
-def _is_own(file: str) -> bool:
-    return file.startswith(tuple(f"{package}/" for package in PACKAGES))
 
 
 def _name_and_hash(module: str, file: Path) -> tuple[str, str]:
