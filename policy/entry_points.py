@@ -110,7 +110,7 @@ def _points(group: Group) -> Mapping[str, tuple[EntryPoint, ...]]:
 
 
 def forget() -> None:
-    """Read the installed packages anew at the next call; for tests that install one."""
+    """Read the installed packages again at the next call; for tests that install one."""
     _points.cache_clear()
 
 

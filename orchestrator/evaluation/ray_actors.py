@@ -94,7 +94,7 @@ def needs_of_checkpoint(checkpoint: CheckpointRef) -> PolicyNeeds:
     storage = open_storage(checkpoint.uri)
     if storage.exists(CARD):
         return ExternalCard.read(storage).needs
-    # what is wrong with a card, the policy server says
+    # the policy server reports a damaged card
     with suppress(NoObject, ValueError, TypeError, LookupError):
         return needs_in(storage.get(checkpoint_files.CARD))
     return PRESENT_ONLY

@@ -169,7 +169,7 @@ def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path,
     assert "nothing to play" in scored
 
 
-def test_outcomes_and_actions_of_a_policy_with_memory_ignore_the_number_of_workers(
+def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     place: Place, swept: dict[Path, int]
 ) -> None:
     (checkpoint,) = place.folder.glob("runs/arms/slow_*/step_000012")

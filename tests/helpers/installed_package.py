@@ -38,7 +38,7 @@ def install(
 
 
 def forget() -> None:
-    """Have this process read the installed packages and their files anew, as a new process does."""
+    """Have this process read the installed packages and their files again, as a new process does."""
     entry_points.forget()
     plugins.load.cache_clear()
     package_code.cache_clear()
