@@ -1,4 +1,4 @@
-"""Throw-away packages, as pip would install them, for tests of what packages offer by entry points."""
+"""Temporary packages, as pip would install them, for tests of what packages offer by entry points."""
 
 import os
 import sys
