@@ -55,9 +55,12 @@ class TrainedPolicy:
         self._proprio = Normalizer(card.proprio_stats, "minmax")
         self.normalizer = ClipNormalizer(self._proprio, self._actions)
         """Normalisation of the batches of `loss`."""
+        self.memory, self.observation_steps = card.needs.memory, card.needs.observation_steps
         self.clip = card.config.clip
         """Shape of the clips of `loss`."""
-        self.memory, self.observation_steps = card.needs.memory, card.needs.observation_steps
+        if card.config.learner:  # as it was trained
+            as_trained = {"frames_per_view": 1, "history": self.observation_steps - 1}
+            self.clip = self.clip.model_copy(update=as_trained)
         self._has_needs = card.needs != PRESENT_ONLY
         self._sessions = SessionStates(lambda _: _Session(self._model.begin()))
 

@@ -53,8 +53,9 @@ class Learner(nn.Module):
     contract: Contract
     needs: PolicyNeeds = PRESENT_ONLY
     """What acting needs besides the present observation; a function of configuration and contract. Any other
-    than the default: `act` and, with memory, `begin` are called instead of `sample`. Training batches hold
-    the present observation alone.
+    than the default: `act` and, with memory, `begin` are called instead of `sample`. With N observation steps
+    the batches of `forward` have N frames of each view, (B, V, N, H, W, 3), and proprioception (B, N, P), the
+    present one last. Clips of a batch are of any episodes and steps: no state goes from one to the next.
     """
 
     def learn(self, objective: Objective) -> None:

@@ -3,20 +3,26 @@ project's own.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from installed_package import forget, on_path
 from learner_package import MODULE, install_linear
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data.clips import ClipBatch, cut_clip
 from orchestrator.evaluation.ray_actors import needs_of_checkpoint
 from orchestrator.testing.checkpoints import make_batch, make_card, make_checkpoint, make_observation
-from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.episodes import CONTRACT, make_episode, make_episode_store
+from orchestrator.training.loop import TrainJob, train
 from policy.check import check_policy
 from policy.checkpoint import CheckpointError, fingerprint, load, load_card, new_model, save
 from policy.config import PolicyConfig, Recipe
@@ -28,6 +34,7 @@ from policy.learner import Learner
 from policy.model import VideoActionModel
 from policy.presets import PRESETS, learner_config, policy_config
 from policy.trainer import Trainer
+from selected_episodes import selected
 
 BROKEN = """
 def broken(config, contract):
@@ -152,6 +159,28 @@ def test_failed_batch_of_a_learner_advances_no_session(
             policy.act(second)
     for one, wanted in zip(policy.act(second), undisturbed.act(second), strict=True):
         assert (one.actions == wanted.actions).all()
+
+
+def test_learner_with_history_trains_and_is_measured_on_clips_of_its_length(
+    package: Path, tmp_path: Path
+) -> None:
+    """`Remembering.forward` refuses other clips."""
+    store, arm = make_episode_store(tmp_path / "store", 4), Arm(2, 0.0, 0)
+    settings = Train(steps=2, batch_size=2, checkpoint_every=2, warmup_steps=0)
+    config = learner_config("tiny", "remembering", {})
+    job = TrainJob(
+        arm, "a", store, 1, selected(store, arm), config, settings, "action", "none", proprio=(0, 3, 4)
+    )
+    place = tmp_path / "checkpoint"
+    train(job, 0, 1, None, lambda _, folder: folder and shutil.copytree(folder, place))  # type: ignore[arg-type, func-returns-value]
+    policy = TrainedPolicy(place)
+    assert (policy.memory, policy.observation_steps) == (True, 3)
+    assert len(policy.contract.proprio) == 3
+    shape = policy.clip
+    episode = replace(make_episode(), proprio=np.ones((12, 3), np.float32))
+    clips = ClipBatch.stack([cut_clip(episode, start, shape, policy.contract) for start in (0, 5)])
+    loss = policy.loss(clips.to(policy.device, policy.normalizer), 0)
+    assert 0 < loss < 100
 
 
 def test_checkpoint_states_the_needs_of_its_learner_and_of_no_other_policy(
