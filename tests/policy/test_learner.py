@@ -23,7 +23,7 @@ from orchestrator.evaluation.ray_actors import needs_of_checkpoint
 from orchestrator.testing.checkpoints import make_batch, make_card, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT, make_episode, make_episode_store
 from orchestrator.training.loop import TrainJob, train
-from policy.check import check_policy
+from policy.check_policy import check_policy
 from policy.checkpoint import CheckpointError, fingerprint, load, load_card, new_model, save
 from policy.config import PolicyConfig, Recipe
 from policy.diffusion_policy import DiffusionPolicy
