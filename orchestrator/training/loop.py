@@ -254,6 +254,7 @@ def train(
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
         model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
+    check_imported(job.code)  # again, for the package of a Learner
     card = replace(card, needs=model.needs)
     shape = job.clip.model_copy(update={"history": model.needs.observation_steps - 1})
     model.learn(job.objective)

@@ -96,7 +96,9 @@ class Place:
     def written(self) -> dict[Path, int]:
         """Return outcomes and checkpoints, and the time at which each was written."""
         root = self.folder / "runs"
-        files = [*root.glob("outcomes/**/*.parquet"), *root.glob("arms/*/step_*/*.json")]
+        complete = [file.relative_to(root / "checkpoints") for file in root.glob("checkpoints/*/*.json")]
+        files = [root / "arms" / step.with_suffix("") / "checkpoint.json" for step in complete]
+        files += root.glob("outcomes/**/*.parquet")
         return {file.relative_to(root): file.stat().st_mtime_ns for file in files}
 
 
