@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
-    from orchestrator.sweep.tracking_publisher import republish
+    from orchestrator.sweep.republish import republish
 
     done = Run(sweep(folder, store))()
     assert set(done.states.values()) == {"scored"}

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.sweep.republish import republish
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
