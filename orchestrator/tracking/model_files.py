@@ -54,12 +54,8 @@ def model_files(
     }
     files = {REFERENCE: json.dumps(dict(reference)).encode()}
     if example:
-        card["saved_input_example_info"] = {
-            "artifact_path": EXAMPLE,
-            "type": "ndarray",
-            "format": "tf-serving",
-        }
-        files[EXAMPLE] = json.dumps({"inputs": _example(contract)}, separators=(",", ":")).encode()
+        card["saved_input_example_info"] = {"artifact_path": EXAMPLE, "type": "ndarray"}
+        files[EXAMPLE] = json.dumps(_example(contract), separators=(",", ":")).encode()
     return files | {"MLmodel": yaml.safe_dump(card).encode()}
 
 
