@@ -19,13 +19,14 @@ from orchestrator.report.curve_report import (
     SeriesReport,
     VideoReport,
 )
-from orchestrator.report.curve_types import Series
+from orchestrator.report.curve_types import OWN, Series
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
 IN_COMMON = {
     "steps": "every arm is trained for as many optimiser steps",
     "epochs": "every arm is trained for as many passes over its demos",
+    OWN: "each sweep is trained as its own file says",
 }
 """What arms have in common, by `train.match`."""
 RATES = (0.5, 0.8, 0.9)

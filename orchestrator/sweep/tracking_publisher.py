@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from orchestrator.code_fingerprint import SIMULATING_CODE, code_hashes
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, added
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
-from orchestrator.provenance import PACKAGES, commit_hash, digest, git_commit
+from orchestrator.fingerprints import Key
+from orchestrator.provenance import PACKAGES, SIMULATING_PACKAGES, commit_hash, digest, git_commit
 from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.report.curve_metrics import curve_metrics, description
 from orchestrator.report.held_out_curve import HeldOutCurve
@@ -34,6 +36,7 @@ from orchestrator.tracking.mlflow_writer import (
     FINISHED,
     GIT_COMMIT,
     KILLED,
+    PROTOCOL_FILE,
     RUNNING,
     SCORE_METRICS,
     SCORED_STEP,
@@ -101,6 +104,8 @@ class TrackingPublisher:
         self._ended: dict[str, str] = {}  # statuses by arm id, of the arms whose end is published
         self._arm_tags = redacted_in(arm_tags(state))
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
+        if not state.held_out:
+            self.artifact(PROTOCOL_FILE, json.dumps(shared_protocol(state), sort_keys=True).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
         )
@@ -408,6 +413,22 @@ def arm_tags(state: SweepState) -> dict[str, str]:
         "demoscale.environment": digest(redacted_in(environment())),
         "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if decide else "",
     } | ({DIMENSIONS: json.dumps(state.manifest.contract.action)} if state.held_out else {})
+
+
+def shared_protocol(state: SweepState) -> dict[str, Any]:
+    """Return the parts of the sweep's scoring protocol that do not depend on a policy: scenes, rules, physics
+    and the rule that ends scoring; JSON-safe.
+    """
+    # the stored key names the code that played the episodes, which may be an earlier version's
+    key = Key.kept(state.storage, state.protocol) or state.protocol_key("nominal")
+    parts, decide = json.loads(json.dumps(key.parts)), state.sweep.suite.decide
+    simulating = code_hashes(SIMULATING_CODE)
+    shared = {name: parts[name] for name in ("suite", "episode list", "GL", "plug-ins") if name in parts}
+    shared["packages"] = {name: parts["packages"].get(name) for name in SIMULATING_PACKAGES}
+    shared["code"] = {name: value for name, value in parts["code"].items() if name in simulating}
+    for name in ("simulator", "robot", "control_hz", "action"):
+        shared[name] = parts["contract"].get(name)
+    return shared | {"decide": decide.model_dump(mode="json") if decide else None}
 
 
 def _now_ms() -> int:

@@ -22,6 +22,7 @@ from orchestrator.tracking.mlflow_writer import (
     EXPERIMENT,
     PLACE,
     PROTOCOL,
+    PROTOCOL_FILE,
     SCORED_STEP,
     STEPS,
     STORAGE,
@@ -111,6 +112,8 @@ class TrackedSweep:
     """The resolved sweep file."""
     tags: Mapping[str, str]
     """Tags of the sweep's run and of an arm's: origin of data and code."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Content of PROTOCOL_FILE; empty for sweeps that earlier versions published."""
 
 
 _Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
@@ -213,7 +216,9 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         (run for run in runs if run.data.metrics.get(SCORED_STEP) == _last_step(run, now)), key=rank
     )
     tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
-    file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
+    files = _files(mlflow, parents[0])
+    file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in files else "{}"
+    rules = json.loads(_text(mlflow, parents[0], PROTOCOL_FILE)) if PROTOCOL_FILE in files else {}
     try:
         sweep = read_yaml(file)
     except yaml.YAMLError as error:
@@ -227,7 +232,7 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
             measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
         else:
             arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
-    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags)
+    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, rules)
 
 
 def holds_out(sweep: Mapping[str, Any]) -> bool:

@@ -29,6 +29,10 @@ EXPERIMENT = "demoscale"
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (
     f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps")
 )
+PROTOCOL_FILE = "protocol.json"
+"""File of a sweep's run: the parts of its scoring protocol that policies of different kinds share, which two
+sweeps must have in common to be compared.
+"""
 STORE, STORAGE = "demoscale.store", "demoscale.storage"
 """Tags: identity of the sweep's storage, on a parent and its children; a URI of that storage, on a parent."""
 USER = "mlflow.user"
