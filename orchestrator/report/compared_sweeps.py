@@ -140,8 +140,8 @@ def _common(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values[0].items():
         own = [other.get(name) for other in values]
-        if all(isinstance(one, dict) for one in own):
-            found[name] = _common(own)
+        if len(inner := [one for one in own if isinstance(one, dict)]) == len(own):
+            found[name] = _common(inner)
         elif all(one == value for one in own):
             found[name] = value
     return found

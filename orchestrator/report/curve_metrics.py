@@ -8,6 +8,7 @@ from orchestrator.report.curve_types import ErrorPoint, Point
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.summary import answer, caption
+from orchestrator.report.surface_report import surface_metrics
 from policy.config import VIDEO_ACTION
 
 
@@ -16,8 +17,11 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
 
     A metric is called `success_rate/ratio-1`, for a line of another policy than `video_action` with the
     policy's name before the ratio; so are its bounds and denominators. complete: whether no arm is still to
-    come; if one is, points without all seeds of the sweep file are left out.
+    come; if one is, points without all seeds of the sweep file are left out. Of a search over ranges the
+    metrics are those of its surface.
     """
+    if isinstance(curve, Curve) and curve.searched:
+        return surface_metrics(curve)
     planned = len(curve.sweep.get("seeds", ()))
     found: dict[int, dict[str, float]] = {}
     for point in curve.points:

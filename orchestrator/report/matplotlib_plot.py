@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import Series
 from orchestrator.report.summary import HOURS, caption, cost_axis, cost_report
+from orchestrator.report.surface_report import draw_surface
 from orchestrator.tracking.mlflow_reader import VIDEO
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
     """
     from matplotlib.figure import Figure
 
+    if curve.surface:
+        return draw_surface(curve, curve.surface, kind)
     costs, imagined = [cost_report(curve, point.cost) for point in curve.points], curve.imagined
     spent, unit = cost_axis(costs, HOURS)
     panels = 1 + bool(spent) + bool(imagined)

@@ -99,15 +99,16 @@ def _result(path: str | Path, number: int, entry: Any) -> PublishedResult:
     rate, tasks, versions = entry.get("rate"), entry.get("tasks", []), entry.get("versions", {})
     if ("successes" in entry) == ("rate" in entry):
         raise PublishedError(f"{where}: write either successes or rate")
-    if "rate" in entry and not (isinstance(rate, int | float) and 0 <= rate <= 1):
+    if "rate" not in entry:
+        successes = _count(where, "successes", entry.get("successes"), 0)
+    elif isinstance(rate, int | float) and 0 <= rate <= 1:
+        successes = round(rate * episodes)
+    else:
         raise PublishedError(f"{where}: rate is {rate!r}; write a number from 0 to 1")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise PublishedError(f"{where}: tasks is {tasks!r}; write a list of names")
     if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
         raise PublishedError(f"{where}: versions is {versions!r}; write a version in quotes for each package")
-    successes = (
-        round(rate * episodes) if "rate" in entry else _count(where, "successes", entry.get("successes"), 0)
-    )
     if successes > episodes:
         raise PublishedError(f"{where}: successes is {successes}, more than its {episodes} episodes")
     return PublishedResult(

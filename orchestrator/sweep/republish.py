@@ -56,8 +56,8 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX, *, m
     ends = {ended_as(arm, shifts) for arm in board.arms.values()}
     if scores:
         publish_curve(views, state, complete="" not in ends)
-    for arm_id, arm in board.arms.items():
-        views.end_arm(arm_id, arm, "" if may_run else KILLED)
+    for arm_id, status in board.arms.items():
+        views.end_arm(arm_id, status, "" if may_run else KILLED)
     if ends and (not may_run or not ends & {"", FAILED}):
         views.end(KILLED if "" in ends else FAILED if FAILED in ends else FINISHED)
     if left := views.finish(done=False):
