@@ -107,8 +107,8 @@ def protocol_difference(first: TrackedSweep, second: TrackedSweep) -> str:
     if found := [*_differences(suites), *_differences(versions)]:
         return str(_telling(found))
     return (
-        "an earlier version published one of them without the parts of its protocol; `demoscale status NAME"
-        " --rebuild` adds them"
+        "an earlier version published one of them without the parts of its protocol;"
+        " `demoscale status NAME --rebuild` adds them"
     )
 
 

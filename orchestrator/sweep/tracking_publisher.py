@@ -424,10 +424,10 @@ def shared_protocol(state: SweepState) -> dict[str, Any]:
     parts, decide = json.loads(json.dumps(key.parts)), state.sweep.suite.decide
     simulating = code_hashes(SIMULATING_CODE)
     shared = {name: parts[name] for name in ("suite", "episode list", "GL", "plug-ins") if name in parts}
-    shared["packages"] = {name: parts["packages"].get(name) for name in SIMULATING_PACKAGES}
-    shared["code"] = {name: value for name, value in parts["code"].items() if name in simulating}
+    shared["packages"] = {name: parts.get("packages", {}).get(name) for name in SIMULATING_PACKAGES}
+    shared["code"] = {name: value for name, value in parts.get("code", {}).items() if name in simulating}
     for name in ("simulator", "robot", "control_hz", "action"):
-        shared[name] = parts["contract"].get(name)
+        shared[name] = parts.get("contract", {}).get(name)
     return shared | {"decide": decide.model_dump(mode="json") if decide else None}
 
 
