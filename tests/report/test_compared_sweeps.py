@@ -1,4 +1,4 @@
-"""Sweeps side by side, and a sweep beside published results."""
+"""Sweeps side by side, and a sweep next to published results."""
 
 import json
 from pathlib import Path
