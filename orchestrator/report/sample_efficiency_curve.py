@@ -384,7 +384,8 @@ class Curve:
         from orchestrator.report.html import page
 
         sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
-        return page(self.report(), videos, sweep_file)
+        surface = self.draw("png") if self.surface else b""
+        return page(self.report(), videos, sweep_file, surface=surface)
 
     def save(self, path: str | Path) -> None:
         """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""

@@ -96,6 +96,7 @@ def test_answer_of_a_search_over_ranges_is_its_surface_and_front() -> None:
     assert len(metrics) == 8
     assert all(len(values) == 6 for values in metrics.values())
     assert searched.draw("svg").count(b"Pareto front") >= 1
+    assert '<figure class="surface"><img src="data:image/png;base64,' in searched.page([])
 
 
 def test_answer_of_a_search_with_few_arms_says_so() -> None:
