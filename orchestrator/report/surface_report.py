@@ -86,14 +86,12 @@ def front_arms(curve: "Curve") -> list[int]:
     empty for a search on success alone, or if a cost is unknown.
     """
     against = (curve.sweep.get("search", {}).get("optuna") or {}).get("against", "")
-    if not against or (against == "seconds" and not all(arm.cost for arm in curve.arms)):
-        return []
-    costs = [
-        float(arm.arm.demo_count) if against == "demo_count" else arm.cost.cpu_s + arm.cost.gpu_s
-        for arm in curve.arms
-        if against == "demo_count" or arm.cost
-    ]
-    return pareto_front(_success(curve), np.array(costs))
+    if against == "demo_count":
+        return pareto_front(_success(curve), _tried(curve)[0])
+    spent = [arm.cost.cpu_s + arm.cost.gpu_s for arm in curve.arms if arm.cost]
+    if against == "seconds" and len(spent) == len(curve.arms):
+        return pareto_front(_success(curve), np.array(spent))
+    return []
 
 
 def surface_metrics(curve: "Curve") -> dict[int, dict[str, float]]:

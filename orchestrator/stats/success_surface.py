@@ -113,7 +113,7 @@ def pareto_front(success: Floats, cost: Floats) -> list[int]:
 def _knots(values: Floats) -> Floats:
     """Return the ends of the values and quantiles between them; one value if all are equal."""
     pieces = min(KNOTS, len(np.unique(values)) - 1)
-    return np.unique(np.quantile(values, np.linspace(0, 1, pieces + 1)))
+    return np.asarray(np.unique(np.quantile(values, np.linspace(0, 1, pieces + 1))), np.float64)
 
 
 def _ramps(values: Floats, knots: Floats) -> list[Floats]:
