@@ -269,7 +269,8 @@ class TrackingPublisher:
         self.artifact("curve.html", page.encode())
         at = _now_ms()
         for demos, values in curve_metrics(curve, complete=complete).items():
-            self._relay.enqueue(LogCurve(step=demos, values=values, at=at))
+            named = {metric_name(name): value for name, value in values.items()}
+            self._relay.enqueue(LogCurve(step=demos, values=named, at=at))
         links = {"page": "curve.html", "picture": "curve.png", "numbers": "curve.json"}
         links |= {"sweep file": "sweep.yaml", "cost": "cost.json"}
         self._relay.enqueue(Describe(arm_id=None, text=redact(description(curve)), links=links))
