@@ -449,6 +449,7 @@ class SweepRun:
         for arm_id in self.training.fail(event.run):
             self.state.record_failure(arm_id, sentence, event.trace)
             self.board.record_failure(arm_id, self.state.failures()[arm_id])
+            self._publisher.end_arm(arm_id, self.board.arms[arm_id])
 
     def _on_trial_end(self, run: str, died: bool) -> None:
         """Process the end of a trial; called by Tune's loop. died: its process died in every attempt."""

@@ -19,6 +19,8 @@ from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
     ARM,
     CHECKPOINT,
+    DESCRIBED,
+    DESCRIPTION,
     EXPERIMENT,
     PLACE,
     PROTOCOL,
@@ -215,7 +217,12 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
     scored = sorted(
         (run for run in runs if run.data.metrics.get(SCORED_STEP) == _last_step(run, now)), key=rank
     )
-    tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
+    tags = {
+        name: value
+        for run in (*runs[:1], parents[0])
+        for name, value in run.data.tags.items()
+        if name not in (DESCRIPTION, DESCRIBED)
+    }
     files = _files(mlflow, parents[0])
     file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in files else "{}"
     rules = json.loads(_text(mlflow, parents[0], PROTOCOL_FILE)) if PROTOCOL_FILE in files else {}
