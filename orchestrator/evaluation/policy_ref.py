@@ -77,8 +77,9 @@ def resolve_policy(
     foreign: ForeignOptions = ForeignOptions(),  # immutable
     run_programs: bool = False,
 ) -> PolicyRef:
-    """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
-    servers of one policy with commas between), openpi://..., vla-eval://..., groot://..., or MODULE:FUNCTION.
+    """Return the policy with a name: a folder, s3://..., models:/ID, models:/NAME/VERSION,
+    models:/NAME@ALIAS, http(s)://... (several servers of one policy with commas between), openpi://...,
+    vla-eval://..., groot://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:

@@ -19,10 +19,10 @@ from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.eval_scheduler import EvalBackend
 from orchestrator.sweep.explain import explain
 from orchestrator.sweep.ledger_curve import curve_from_ledger
+from orchestrator.sweep.republish import republish
 from orchestrator.sweep.run import SweepRun, UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmLine
-from orchestrator.sweep.tracking_publisher import republish
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_action_errors
