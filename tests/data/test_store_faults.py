@@ -1,5 +1,6 @@
 """Storage faults: nothing is lost or partly visible, and each fault is one sentence."""
 
+import os
 import pickle
 import traceback
 from collections.abc import Callable

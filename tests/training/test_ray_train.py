@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,34 +91,27 @@ def _no_ray() -> None:
     torch.set_num_threads(1)
 
 
-@dataclass(frozen=True)
-class Whole:
-    """An uninterrupted run of six steps, with what it took."""
-
-    kept: CheckpointFolder
-    cpu_s: float
-    wall_s: float
-
-
 @pytest.fixture(scope="module")
-def whole(lift_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(lift_store: Path, tmp_path_factory: pytest.TempPathFactory) -> CheckpointFolder:
+    """Return the checkpoints and reports of an uninterrupted run of six steps."""
     torch.set_num_threads(1)
     kept = CheckpointFolder(tmp_path_factory.mktemp("whole"))
-    cpu, wall = time.process_time(), time.perf_counter()
     train(job(lift_store), 0, 1, None, kept)
-    return Whole(kept, time.process_time() - cpu, time.perf_counter() - wall)
+    return kept
 
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: Path, whole: Whole) -> None:
+def test_train_resumed_equals_the_uninterrupted_run(
+    lift_store: Path, tmp_path: Path, whole: CheckpointFolder
+) -> None:
     rest = CheckpointFolder(tmp_path)
-    train(job(lift_store), 0, 1, whole.kept.folder / "step_000003", rest)
-    assert [step for step, _ in whole.kept.reports if step > 3] == [step for step, _ in rest.reports]
-    assert [without_spent(m) for step, m in whole.kept.reports if step > 3] == [
+    train(job(lift_store), 0, 1, whole.folder / "step_000003", rest)
+    assert [step for step, _ in whole.reports if step > 3] == [step for step, _ in rest.reports]
+    assert [without_spent(m) for step, m in whole.reports if step > 3] == [
         without_spent(m) for _, m in rest.reports
     ]
-    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole.kept, rest))
+    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, rest))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -126,10 +119,13 @@ def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
-    lift_store: Path, whole: Whole
+    lift_store: Path, tmp_path: Path
 ) -> None:
-    cpu, wall = whole.cpu_s, whole.wall_s
-    told = [[metrics[name] for name in USAGE] for _, metrics in whole.kept.reports]
+    kept = CheckpointFolder(tmp_path)
+    cpu, wall = time.process_time(), time.perf_counter()
+    train(job(lift_store), 0, 1, None, kept)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    told = [[metrics[name] for name in USAGE] for _, metrics in kept.reports]
     assert all(cpu_s > 0 and wall_s > 0 for cpu_s, wall_s, *_ in told)
     sums = [sum(column) for column in zip(*told, strict=True)]
     assert 0.9 * cpu < sums[0] <= cpu
@@ -145,13 +141,13 @@ def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
     assert (clips, steps) == (6 * 4, 6)
     assert 0 < step_s < wall
     assert 0 < stall_s < wall - step_s
-    assert not set(USAGE) & set(load_card(whole.kept.folder / "step_000006").provenance)
+    assert not set(USAGE) & set(load_card(tmp_path / "step_000006").provenance)
 
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
 def test_train_paused_at_any_step_resumes_as_if_uninterrupted(
-    lift_store: Path, tmp_path: Path, whole: Whole
+    lift_store: Path, tmp_path: Path, whole: CheckpointFolder
 ) -> None:
     paused, stopped = CheckpointFolder(tmp_path / "paused"), CheckpointFolder(tmp_path / "stopped")
     for kept in (paused, stopped):
@@ -160,9 +156,9 @@ def test_train_paused_at_any_step_resumes_as_if_uninterrupted(
     train(job(lift_store), 0, 1, None, paused, stop_request=lambda: next(requests))
     assert paused.reports[-1][0] == 4
     train(job(lift_store), 0, 1, paused.folder / "step_000004", paused)
-    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole.kept, paused))
+    ours, theirs = (load_trainer(kept.folder / "step_000006") for kept in (whole, paused))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert fingerprint(whole.kept.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
+    assert fingerprint(whole.folder / "step_000006") == fingerprint(paused.folder / "step_000006")
     train(job(lift_store), 0, 1, None, stopped, stop_request=lambda: StopRequest.STOP)
     assert [step for step, _ in stopped.reports] == [1]
     assert not any(stopped.folder.iterdir()), "a stopped arm saves no checkpoint"
