@@ -248,7 +248,19 @@ LONG_STORAGES = (
     pytest.param("moto", marks=pytest.mark.full),
     pytest.param("weed", marks=pytest.mark.weed),
 )
-"""Of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
+"""Storages of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
+KILLED_STORAGES = (
+    "folder",
+    pytest.param("moto", marks=pytest.mark.full),
+    pytest.param("weed", marks=[pytest.mark.weed, pytest.mark.full]),
+)
+"""Storages of tests that kill a writer. A folder is where half an object could be left."""
+SHARED_STORAGES = (
+    pytest.param("folder", marks=pytest.mark.full),
+    pytest.param("moto", marks=pytest.mark.full),
+    pytest.param("weed", marks=pytest.mark.weed),
+)
+"""Storages of tests with two writing processes. A server is what two machines write to."""
 
 
 @pytest.fixture(params=STORAGES)
