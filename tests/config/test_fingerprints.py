@@ -280,6 +280,7 @@ def test_scoring_code_contains_every_module_imported_to_act(tmp_path: Path) -> N
     assert set(SIMULATING_CODE) < set(SCORING_CODE)
 
 
+@pytest.mark.full
 def test_training_code_contains_every_module_imported_to_train(tmp_path: Path) -> None:
     imported = imported_by(TRAIN, make_episode_store(tmp_path / "store", 8))
     relevant = {file for file in imported if file.startswith(("policy/", "orchestrator/data/"))}

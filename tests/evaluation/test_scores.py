@@ -75,7 +75,8 @@ def test_policy_server_batches_concurrent_requests_with_unchanged_answers(
     together = asyncio.run(ask())
     assert max(sizes) > 1, "nothing was batched"
     assert sum(sizes) == len(looks)
-    alone = [act(TrainedPolicy(checkpoint), [one])[0].actions for one in looks]
+    policy = TrainedPolicy(checkpoint)
+    alone = [act(policy, [one])[0].actions for one in looks]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 

@@ -128,6 +128,7 @@ def test_plan_counts_held_out_episodes_and_no_rollout(folder: Path, store: str) 
     assert "held out       6 episodes of 72 control steps, on which no arm trains" in str(plan)
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sweep_ends_in_a_curve_of_action_errors(folder: Path, store: str) -> None:

@@ -36,9 +36,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
     from orchestrator.sweep.republish import republish
 
-    done = Run(sweep(folder, store))()
+    asked = sweep(folder, store)
+    done = Run(asked)()
     assert set(done.states.values()) == {"scored"}
     assert done.curve
+    assert done.curve.points == Curve.read(asked.mlflow, folder.name).points
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
         assert point.interval.low <= truth <= point.interval.high, "the fake arms' rates are known"

@@ -202,6 +202,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     check(server.url, state, steps=2)
 
 
+@pytest.mark.full
 def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
     tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
