@@ -95,6 +95,10 @@ def train() -> None:
     normalization = None
     if job.options.get("normalize_vectors", OWN_OPTIONS["normalize_vectors"]):
         normalization = _normalization(config, shapes["all_shapes"])
+        with (
+            config.values_unlocked()
+        ):  # after the data set, which would measure pictures too; checkpoints state it
+            config.train.hdf5_normalize_obs = True
     # what robomimic's train.py sets for schedules of the learning rate, whose epochs are passes over the data
     passes = -(-len(dataset) // job.batch_size)
     with config.values_unlocked():
