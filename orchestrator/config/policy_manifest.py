@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.config.schema import Section, distinct
+from orchestrator.config.schema import Section, Train, distinct
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.provenance import digest
 from orchestrator.redaction import fields_with_credentials, redact
@@ -49,6 +49,7 @@ ALWAYS = ("steps",)
 """Knobs that every policy has to follow."""
 KNOBS = (
     "steps",
+    "seconds",
     "batch_size",
     "checkpoint_every",
     "seed",
@@ -224,7 +225,9 @@ class PolicyManifest(Section):
     resources: Resources = Resources()
     """What one training run takes of a node."""
     understands: tuple[str, ...] = ("batch_size", "checkpoint_every", "seed")
-    """Fields of the sweep file that the training command follows, besides the number of steps."""
+    """Fields of the sweep file that the training command follows, besides the number of steps; `seconds`: it
+    can end by a budget of time.
+    """
     options: Mapping[str, Option] = Field(default_factory=dict)
     """Settings of the policy's own, with their defaults; a line of a sweep file may change them."""
     memory: bool = False
@@ -269,6 +272,15 @@ class PolicyManifest(Section):
                 )
             )
         return raw
+
+    def misunderstandings(self, train: Train) -> list[str]:
+        """Return one clause per choice of a sweep that the policy cannot be trained by."""
+        if train.timed and "seconds" not in self.understands:
+            return [
+                f"train.match: {self.name} cannot end its training by time; match steps, or let its command"
+                " follow seconds (`common.train_job.take_steps` does) and add seconds to its understands"
+            ]
+        return []
 
     def ignored(self, chosen: Iterable[str]) -> list[str]:
         """Return which of these fields of a sweep file the policy does not follow, in order; a plan says so.

@@ -222,10 +222,12 @@ class SweepConfig(Section):
         return self.rollout_actors if self.suite.held_out is None else 1
 
     def checkpoint_steps(self, arm: Arm | None = None) -> list[int]:
-        """Return the steps after which an arm is saved and scored; None: one with the most demos."""
+        """Return the steps after which an arm is saved and scored, seconds with a budget of time; None: an
+        arm with the most demos.
+        """
         train = self.train_of(arm) if arm else self.train
-        steps = list(range(train.checkpoint_every, train.steps + 1, train.checkpoint_every))
-        return steps if steps and steps[-1] == train.steps else [*steps, train.steps]
+        steps = list(range(train.checkpoint_every, train.end + 1, train.checkpoint_every))
+        return steps if steps and steps[-1] == train.end else [*steps, train.end]
 
     def to_yaml(self) -> str:
         """Return the resolved sweep file, with all defaults and without credentials."""

@@ -50,4 +50,4 @@ class ExternalJob:
     def knobs(self) -> dict[str, Any]:
         """Fields of the sweep file that the policy follows, with their values."""
         chosen = {**self.train.model_dump(mode="json"), "seed": self.arm.seed}
-        return {name: chosen[name] for name in ("steps", *self.policy.manifest.understands)}
+        return {name: chosen[name] for name in ("steps", *self.policy.manifest.understands) if name in chosen}
