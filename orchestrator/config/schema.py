@@ -199,6 +199,11 @@ class Data(Section):
         )
 
     @property
+    def weighted(self) -> bool:
+        """Whether the parts of stores have weights."""
+        return not isinstance(self.episodes, str) and any(entry.weight is not None for entry in self.episodes)
+
+    @property
     def most_demos(self) -> int:
         """Largest demo count of any arm."""
         return self.demo_count.high if isinstance(self.demo_count, Range) else max(self.demo_count)

@@ -442,16 +442,6 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         )
     if policy and policy.lines:
         yield from _contradictions_of_lines(policy, train, optuna)
-    if (
-        policy
-        and suite
-        and suite.proprio is not None
-        and (external := next((line for line in policy.lines if not line.own), None))
-    ):
-        yield (
-            f"suite.proprio: the line {external.name} learns from an export with all of the store's"
-            " proprioception; leave the field out, or the external lines"
-        )
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
         yield (
             "train.match: a search compares arms after the same number of steps, and epochs gives arms with"

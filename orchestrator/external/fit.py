@@ -32,6 +32,7 @@ from orchestrator.checkpoints.node_cache import user_folder
 from orchestrator.checkpoints.reader import fetch, is_complete
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.exporters.roles import shown_contract
 from orchestrator.data.manifest import Manifest
 from orchestrator.external.command import (
     ROUNDING_S,
@@ -44,7 +45,7 @@ from orchestrator.external.command import (
 )
 from orchestrator.external.environment import prepare
 from orchestrator.external.job import ExternalJob
-from orchestrator.external.subset_export import Export, exported
+from orchestrator.external.subset_export import Export, exported, sample_weights
 from orchestrator.provenance import digest, package_versions
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.training.control_channel import send
@@ -173,11 +174,18 @@ def run_training(
     episodes = open_storage(job.episodes)
     manifest = load_manifest(episodes, job.version)
     wants = job.policy.manifest
-    if problems := wants.wants.problems(manifest.contract):
+    contract = shown_contract(manifest.contract, job.proprio)
+    if problems := wants.wants.problems(contract):
         raise CommandRefusedError(f"{job.policy.name}: {'; '.join(problems)}; change the line or the store")
     environment = prepare(job.policy, job.lock)
     export = exported(
-        episodes, manifest, job.subset, wants.data, wants.action_free, open_storage(job.storage)
+        episodes,
+        manifest,
+        job.subset,
+        wants.data,
+        wants.action_free,
+        open_storage(job.storage),
+        proprio=job.proprio,
     )
     meter.bytes_read = export.bytes_read
     with _work_folder(f"{job.arm_id}-{digest(storage.uri)}") as work:
@@ -280,7 +288,8 @@ def _describe(
         "format": wants.data,
         "episodes": export.episodes,
         "frames": export.frames,
-        "contract": manifest.contract.to_json(),
+        "contract": shown_contract(manifest.contract, job.proprio).to_json(),
+        "weights": sample_weights(manifest, job.subset, wants.action_free),
         "checkpoints": str(work / "checkpoints"),
         "report": str(work / "report.jsonl"),
         "resume": str(work / "resumed" / WEIGHTS) if before.position else "",
@@ -432,7 +441,7 @@ class _Saver:
         return ExternalCard(
             policy=job.policy.name,
             policy_fingerprint=job.fingerprint,
-            contract=self._manifest.contract,
+            contract=shown_contract(self._manifest.contract, job.proprio),
             options=dict(job.options),
             lock=job.lock or job.policy.lock,
             needs=PolicyNeeds(job.policy.manifest.memory, job.policy.manifest.observation_steps),

@@ -36,6 +36,8 @@ class ExternalJob:
     """Resolved requirements of its environment (`external.environment.resolved`); empty: those that the
     folder fixes, or none.
     """
+    proprio: tuple[int, ...] | None = None
+    """Indices of the store's proprioceptive values that the policy gets; None: all."""
     code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have
     imported; empty: not compared.

@@ -236,7 +236,7 @@ def _notes(sweep: SweepConfig) -> Iterator[str]:
             manifest = load(line.policy).manifest
         except ManifestError as error:
             raise SweepError(sweep.name, error.problems) from None
-        if problems := manifest.misunderstandings(sweep.train):
+        if problems := manifest.misunderstandings(sweep.train, sweep.data):
             raise SweepError(sweep.name, [f"policy.lines: {line.name}: {one}" for one in problems])
         if not manifest.tested:
             yield f"{line.name}: the authors of its policy.yaml have not run it"

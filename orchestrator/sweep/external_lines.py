@@ -109,7 +109,7 @@ def read_external_lines(
         try:
             read = _read(line, storage, pin)
             assert read.policy
-            if wrong := read.policy.manifest.misunderstandings(sweep.train):
+            if wrong := read.policy.manifest.misunderstandings(sweep.train, sweep.data):
                 problems += [f"policy.lines.{number}: {problem}" for problem in wrong]
             found[line.name] = read
         except ManifestError as error:

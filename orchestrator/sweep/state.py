@@ -592,6 +592,7 @@ class SweepState:
             train=self.sweep.train_of(arm),
             storage=self.storage.uri,
             lock=line.lock,
+            proprio=self.proprio,
             code=file_hashes(),
         )
 

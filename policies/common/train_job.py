@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,13 @@ class TrainJob:
     threads: int
     options: dict[str, Any]
     """Settings of the policy: the manifest's, and over them the line's."""
+    weights: list[float] = field(default_factory=list)
+    """Share of the samples that come from each episode, in the order of the data; empty: by its frames."""
 
     @classmethod
     def read(cls) -> "TrainJob":
         """Return the job of this process. Raises SystemExit if there is none, or a field is missing."""
-        stated = read_stated(TRAIN, [field.name for field in fields(cls)])
+        stated = read_stated(TRAIN, [one.name for one in fields(cls)])
         paths = {name: Path(stated[name]) for name in ("policy", "data", "checkpoints", "report")}
         return cls(**{**stated, **paths, "resume": Path(stated["resume"]) if stated["resume"] else None})
 

@@ -17,11 +17,14 @@ from orchestrator.checkpoints.external_card import ExternalCard
 from orchestrator.checkpoints.reader import fetch, is_complete
 from orchestrator.config.schema import Train
 from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.merged_store import StorePart, merge, publish_merged
+from orchestrator.data.subset import Subset
 from orchestrator.external.command import CommandError, CommandRefusedError
 from orchestrator.external.fit import fit_external, run_training
 from orchestrator.external.job import ExternalJob
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.train_events import Reported, Retried, TrainEvent
 from policy.checkpoint_files import fingerprint
@@ -176,16 +179,51 @@ def test_training_command_gets_no_credentials_of_ours_and_the_documented_fields(
     }
     assert {
         name: described[name]
-        for name in ("version", "format", "resume", "first_step", "steps", "device", "threads")
+        for name in (
+            "version",
+            "format",
+            "resume",
+            "first_step",
+            "steps",
+            "seconds",
+            "first_second",
+            "checkpoint_every",
+            "weights",
+            "device",
+            "threads",
+        )
     } == {
         "version": 1,
         "format": "lerobot_v3",
         "resume": "",
         "first_step": 0,
         "steps": 6,
+        "seconds": 0,
+        "first_second": 0,
+        "checkpoint_every": 2,
+        "weights": [],
         "device": "cpu",
         "threads": 1,
     }
+
+
+def test_training_command_gets_the_weights_of_stores_and_the_chosen_proprioception(
+    make: Callable[..., ExternalJob], arms: Storage, tmp_path: Path
+) -> None:
+    stores = [make_episode_store(tmp_path / name, 4) for name in "ab"]
+    parts = [StorePart(store=one, weight=weight) for one, weight in zip(stores, (3, 1), strict=True)]
+    merged = publish_merged(open_storage(str(tmp_path / "runs")), merge(parts))
+    ids = load_manifest(open_storage(merged)).episode_ids
+    says = "print(json.dumps(job))\nsave(6)"
+    job = make(says, episodes=merged, subset=Subset((ids[0], ids[4]), ()), proprio=(7, 8))
+    trained(job, arms)
+    said = json.loads(arms.get(f"{job.arm_id}/logs/000001.log").splitlines()[-1])
+    assert said["weights"] == [0.75, 0.25]
+    assert said["contract"]["proprio"] == [*CONTRACT.proprio[7:]]
+    card = ExternalCard.read(open_storage(f"{arms.uri}/{job.arm_id}/step_000006"))
+    assert card.contract.proprio == CONTRACT.proprio[7:]
+    with pytest.raises(CommandRefusedError, match="it takes proprioception, and the episodes have none"):
+        trained(make(says, "wants: {proprio: required}\n", proprio=()), arms)
 
 
 TIMED = """
