@@ -210,7 +210,7 @@ def test_training_command_gets_no_credentials_of_ours_and_the_documented_fields(
 def test_training_command_gets_the_weights_of_stores_and_the_chosen_proprioception(
     make: Callable[..., ExternalJob], arms: Storage, tmp_path: Path
 ) -> None:
-    stores = [make_episode_store(tmp_path / name, 4) for name in "ab"]
+    stores = [make_episode_store(tmp_path / name, 4, length=n) for name, n in (("a", 8), ("b", 12))]
     parts = [StorePart(store=one, weight=weight) for one, weight in zip(stores, (3, 1), strict=True)]
     merged = publish_merged(open_storage(str(tmp_path / "runs")), merge(parts))
     ids = load_manifest(open_storage(merged)).episode_ids
