@@ -1,5 +1,6 @@
 """Training of one arm, or of a video model that several arms share: a plain loop, without Ray."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
+from orchestrator.data.latent_cache import latent_entries, read_sentences, why_pictures
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from policy.checkpoint import Card
     from policy.learner import Learner
     from policy.model import VideoActionModel
+
+_log = logging.getLogger(__name__)
 
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
 STRETCH = 500  # optimiser steps that are planned at a time at least, where training ends by time
@@ -392,12 +395,14 @@ def _reported(
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
     """Return the same clips read from cached latents, if `demoscale encode` stored those of this model's
-    autoencoder next to the episodes.
+    autoencoder next to the episodes; of several stores, in each of them.
     """
     if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to cache
         return order
     fingerprint = model.codec.fingerprint(manifest.contract.image_size)
-    if not has_latents(storage, manifest, fingerprint):
+    if why := why_pictures(storage, manifest, fingerprint, (*order.demos, *order.action_free)):
+        if manifest.parts:
+            _log.warning("pictures are encoded while training: %s", why)
         return order
     demos, action_free = (
         tuple(latent_entries(storage, manifest, fingerprint, entries))
