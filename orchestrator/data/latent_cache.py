@@ -10,8 +10,8 @@
 <codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Valid objects never
 change: their content is determined by their names. Several processes may fill one store, and a killed one can
 be restarted. A merged manifest (`merged_store.py`) has no latents of its own: those of its parts
-are in their stores. (An episode may then have two objects, if two kinds of GPU rounded differently; an index names
-one.)
+are in their stores. (An episode may then have two objects, if two kinds of GPU rounded differently; an index
+names one.)
 """
 
 import hashlib

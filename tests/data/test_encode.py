@@ -157,7 +157,7 @@ def test_parts_of_stores_are_read_as_the_latents_of_each(
     assert has_latents(place, merged, fingerprint)
     assert why_pictures(place, merged, fingerprint, merged.entries) == ""
     scaled = replace(merged[merged.episode_ids[5]], image_size=(64, 64))
-    assert "other:" in why_pictures(place, merged, fingerprint, [scaled])
+    assert f"{scaled.episode_id} has other cameras" in why_pictures(place, merged, fingerprint, [scaled])
     steps = {"first_step": 0, "num_steps": 4}
     shown, kept = (
         list(stream.batches(place.uri, CONTRACT, order, SHAPE, **steps))
