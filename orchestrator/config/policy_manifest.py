@@ -402,6 +402,14 @@ def load(folder: str | Path, copied: bool = False) -> ExternalPolicy:
     return ExternalPolicy(str(root), manifest, files)
 
 
+def folders_of(folder: Path) -> dict[Path, dict[str, bytes]]:
+    """Return the files that `load` reads of a policy's folder and of each one that it includes, content by
+    path relative to the folder. Raises ManifestError as `load` does.
+    """
+    included = load(folder).manifest.include
+    return {place: _read_files(place) for place in (folder, *(folder / path for path in included))}
+
+
 def _read_files(root: Path) -> dict[str, bytes]:
     files, total = dict[str, bytes](), 0
     for path in sorted(root.rglob("*")):
