@@ -228,8 +228,8 @@ class Train(Recipe):
     `steps`.
     """
     seconds: PositiveInt | None = None
-    """With `match: gpu_seconds`: seconds that every arm's training gets in all, of each of its GPUs; without
-    GPUs, of each of its training processes. Waiting for data counts, loading, saving and scoring do not.
+    """With `match: gpu_seconds`: seconds of training that every arm gets, those of all its GPUs added up;
+    without GPUs, those of its training processes. Waiting for data counts; loading, saving and scoring do not.
     """
     steps: PositiveInt = Field(default=None, validate_default=True)
     """Optimiser steps. Must be there unless `match` is `gpu_seconds`."""

@@ -19,7 +19,7 @@ from typing import Any
 TRAIN = "DEMOSCALE_TRAIN"
 """Environment variable with the path of the job."""
 REPORT_EVERY = 10
-"""Steps from one line of progress to the next."""
+"""Steps from one line of progress to the next; it is a second where training ends by time."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def take_steps(
         if due or stop.asked:
             name = write_checkpoint(job.checkpoints, number, save)
             report_line(job.report, {**line, "loss": _mean(losses), "checkpoint": name})
-        elif number % REPORT_EVERY == 0:
+        elif int(seconds) > int(before) if job.seconds else number % REPORT_EVERY == 0:
             report_line(job.report, {**line, "loss": _mean(losses)})
         else:
             continue
