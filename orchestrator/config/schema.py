@@ -229,7 +229,7 @@ class Train(Recipe):
     """
     seconds: PositiveInt | None = None
     """With `match: gpu_seconds`: seconds of training that every arm gets, those of all its GPUs added up;
-    without GPUs, those of its training processes. Waiting for data counts; loading, saving and scoring do not.
+    without GPUs, those of its training processes. Waits for data count; loading, saving, scoring do not.
     """
     steps: PositiveInt = Field(default=None, validate_default=True)
     """Optimiser steps. Must be there unless `match` is `gpu_seconds`."""

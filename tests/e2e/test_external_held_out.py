@@ -42,7 +42,7 @@ storage: {folder / "runs"}
     return folder
 
 
-def test_every_line_is_measured_on_the_same_recordings_by_the_same_actions(swept: Path) -> None:
+def test_every_line_is_measured_on_the_same_recordings(swept: Path) -> None:
     storage = open_storage(str(swept / "runs"))
     state = SweepState.named("recorded", storage.uri)
     assert len(state.held_out) == 4
@@ -53,7 +53,7 @@ def test_every_line_is_measured_on_the_same_recordings_by_the_same_actions(swept
         for record in records.values():
             errors = ActionErrorLedger(storage, record.fingerprint, state.protocol_of("nominal", arm)).read()
             assert errors.keys() == set(state.held_out)
-        compared[arm.kind] = [errors[episode].frames for episode in state.held_out]
+        compared[arm.kind] = [errors[episode].steps for episode in state.held_out]
     assert compared["linear"] == compared["diffusion_policy"]
 
 
@@ -65,7 +65,7 @@ def test_every_arm_was_trained_for_its_time_on_the_chosen_proprioception(swept: 
         card: Any = (
             ExternalCard.read(open_storage(str(folder))) if arm.kind == "linear" else load_card(folder)
         )
-        assert [name[:7] for name in card.contract.proprio] == ["gripper"] * 2 + [
+        assert [name[:7] for name in card.contract.proprio] == ["finger_"] * 2 + [
             "eef_x_m",
             "eef_y_m",
             "eef_z_m",
