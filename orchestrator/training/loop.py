@@ -378,7 +378,7 @@ def train(
 
 def _endless(between: Callable[[int, int], Iterator[ClipBatch]], first_step: int) -> Iterator[ClipBatch]:
     """Yield the batches from a step on, without end, where the number of steps is not known: in stretches
-    that become longer, since each reads the episodes anew.
+    that become longer, since each reads the episodes again.
     """
     while True:
         last = max(first_step + STRETCH, 2 * first_step)

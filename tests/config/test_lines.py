@@ -282,7 +282,7 @@ def test_budget_of_time_reaches_external_policies_and_their_keys(folder: Path, s
         ({}, 2.0, "counter does not draw its samples by the stores' weights; leave the weights out, or let"),
     ],
 )
-def test_what_an_external_policy_cannot_follow_is_refused_before_anything_is_spent(
+def test_external_policy_that_cannot_follow_a_choice_is_refused_in_a_plan(
     folder: Path, store: str, train: dict[str, Any], weight: float | None, said: str
 ) -> None:
     policy = make_policy(folder / "counter")
@@ -320,7 +320,7 @@ def test_external_line_learns_from_the_proprioception_of_the_suite(folder: Path,
         ({"steps": None}, "train.steps: missing"),
     ],
 )
-def test_mistakes_of_a_budget_of_time_are_told(
+def test_mistakes_of_a_budget_of_time_are_sentences(
     folder: Path, store: str, train: dict[str, Any], said: str
 ) -> None:
     assert said in mistakes(folder, store, train=train)

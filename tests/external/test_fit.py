@@ -207,7 +207,7 @@ def test_training_command_gets_no_credentials_of_ours_and_the_documented_fields(
     }
 
 
-def test_training_command_gets_the_weights_of_stores_and_the_chosen_proprioception(
+def test_training_command_gets_weights_of_stores_and_chosen_proprioception(
     make: Callable[..., ExternalJob], arms: Storage, tmp_path: Path
 ) -> None:
     stores = [make_episode_store(tmp_path / name, 4, length=n) for name, n in (("a", 8), ("b", 12))]

@@ -94,7 +94,7 @@ def test_take_steps_saves_when_due_and_ends_with_its_steps_or_its_time(
     assert lines[-1].get("seconds", 10) >= 10
 
 
-def test_take_steps_writes_a_checkpoint_at_sigterm_and_stops_at_a_loss_that_is_not_finite(
+def test_take_steps_saves_at_sigterm_and_stops_at_a_loss_that_is_not_finite(
     module: Any, tmp_path: Path
 ) -> None:
     def step() -> float:
