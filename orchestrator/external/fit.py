@@ -393,7 +393,8 @@ class _Saver:
         )
         self._sent, self._sent_step, self._losses, self._since = position, line.step, [], now
         if folder is None:
-            return self._report(report)
+            self._report(report)
+            return
         for due in self._due():
             report = replace(report, step=due, checkpoint=self._store(due, folder))
             note = json.dumps(report.to_metrics()).encode()
