@@ -21,6 +21,7 @@ from orchestrator.report.curve_report import (
 )
 from orchestrator.report.curve_types import Series
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.surface_report import surface_in_words
 from orchestrator.report.training_in_words import in_common, trained_for
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
@@ -51,8 +52,10 @@ def report(curve: Curve) -> CurveReport:
 
 def answer(curve: Curve) -> list[str]:
     """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
-    seeds.
+    seeds; of a search over ranges what its surface says.
     """
+    if curve.searched:
+        return surface_in_words(curve)
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     if curve.named or curve.match != "steps":
         told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")

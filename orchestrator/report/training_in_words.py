@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.cost import Cost
+from orchestrator.report.curve_types import OWN
 
 
 def match_of(sweep: Mapping[str, Any]) -> str:
@@ -16,6 +17,8 @@ def in_common(sweep: Mapping[str, Any], costs: Iterable[Cost | None]) -> str:
     match = match_of(sweep)
     if match == "gpu_seconds":
         return f"every arm is trained for as many {_seconds(costs)}"
+    if match == OWN:
+        return "each sweep is trained as its own file says"
     if match == "epochs":
         return "every arm is trained for as many passes over its demos"
     return "every arm is trained for as many optimiser steps"
