@@ -70,8 +70,8 @@ def test_every_arm_was_trained_for_its_time_on_the_chosen_proprioception(swept: 
             "eef_y_m",
             "eef_z_m",
         ]
-        # a step may have been in progress; steps of both take a fraction of a second
-        assert SECONDS <= card.provenance["seconds"] < SECONDS + 1
+        # a step may have been in progress, on a busy machine a slow one
+        assert SECONDS <= card.provenance["seconds"] < SECONDS + 10
         record = read_records(storage, arm_id)[SECONDS]
         assert record.optimiser_steps == card.provenance["optimiser_steps"] > 1
 
