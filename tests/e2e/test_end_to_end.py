@@ -117,12 +117,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, s
     """
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "orchestrator", "run", sweep_file(folder, damaged_store[0], mode)]
-    process = subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    log = folder / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 240
     while not list((folder / "runs").glob("checkpoints/*/*.json")):
-        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert process.poll() is None, f"the sweep ended before it could be killed: {log.read_text()}"
         assert time.monotonic() < deadline, "no checkpoint within four minutes"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
