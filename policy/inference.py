@@ -9,6 +9,7 @@ from torch import Tensor
 
 from policy.batch import Batch, Counts, blocks
 from policy.checkpoint import load
+from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import ActionChunk, Imagination, Observation, derived_seed
 from policy.model import VideoActionModel
 from policy.normalize import ClipNormalizer, Normalizer
@@ -21,21 +22,28 @@ class TrainedPolicy:
     depends on the rest of the batch: bit for bit on CPU; a GPU library that selects its kernels by load may
     round differently from one process to the next.
 
-    `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown.
+    `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown. `sampler`: values in place
+    of the rung's.
 
     An answer that is not finite is returned unchanged: the episode that executes it ends as an error, and the
     other answers of its batch are valid. Raises CheckpointError if the checkpoint is invalid, or if its
     weights or statistics are not finite.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        rung: str = "",
+        sampler: SamplerSettings = AS_RUNG,
+    ) -> None:
         self._model, card = load(folder)
         self._model.to(device)
         self.device = torch.device(device)
         """Device of the policy, to which the batches of `loss` belong."""
         self._objective = card.provenance.get("objective", "action")
         self.contract = card.contract
-        self.sampler = card.config.sampler_on(rung)
+        self.sampler = sampler.applied(card.config.sampler_on(rung))
         assert card.action_stats  # `load` refuses a video model
         assert card.proprio_stats
         self._actions = Normalizer(card.action_stats, card.config.action_normalization)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from policy.config import (
+    AS_PRESET,
+    DIFFUSION_POLICY,
     VIDEO_ACTION,
     ActionConfig,
     AdaptorConfig,
@@ -14,7 +16,10 @@ from policy.config import (
     ClipShape,
     DiffusionConfig,
     ImageConfig,
+    LossWeights,
     PolicyConfig,
+    PolicySettings,
+    Recipe,
     SamplerConfig,
     TrunkStage,
     VideoConfig,
@@ -93,7 +98,7 @@ PRESETS = {
     ),
     "svd-256": PolicyConfig(
         preset="svd-256",
-        clip=ClipShape(frames_per_view=8, frame_stride=4, horizon=32),
+        clip=ClipShape(frames_per_view=8, frame_stride=4, horizon=32, padding="paper"),
         video=VideoConfig(
             latents="vae",
             block_out_channels=(320, 640, 1280, 1280),
@@ -142,6 +147,31 @@ PRESETS = {
 }
 """Video-action policies."""
 
+RECIPES = {
+    "tiny": Recipe(),
+    # arXiv 2508.00795 and its published configurations; docs/paper.md compares them number by number. The
+    # losses are the mean over 25 frames and 32 actions of a clip together.
+    "svd-256": Recipe(
+        mode="two_stage",
+        learning_rate=1e-5,
+        head_learning_rate=5e-5,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        loss_weights=LossWeights(video=25 / 57, action=32 / 57),
+        clip_norm=0.0,
+        ema_decay=0.0,
+        precision="fp16",
+        gradient_checkpointing=True,
+        color_jitter=True,
+    ),
+}
+"""How a preset is trained, unless a sweep file says otherwise: the fields that are set here."""
+
+WITHOUT_PROPRIOCEPTION = ("svd-256",)
+"""Presets whose policies see pictures and the sentence alone, unless `suite.proprio` says otherwise."""
+
 WEIGHTS = {
     "tiny": str(Path(__file__).parent / "pretrained/tiny"),
     "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt",
@@ -160,11 +190,15 @@ BASELINES = {
 }
 
 
-def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
+def policy_config(
+    preset: str, policy: str = VIDEO_ACTION, settings: PolicySettings = AS_PRESET
+) -> PolicyConfig:
     """Return the preset of the video-action policy, or that of the baseline (DIFFUSION_POLICY), which takes
     the same pictures and denoises its actions with the same network.
+
+    settings: values in place of the preset's. Raises ValueError if they contradict each other.
     """
-    ours = PRESETS[preset]
+    ours = settings.applied(PRESETS[preset])
     if policy == VIDEO_ACTION:
         return ours
     one = ours.ladder["one_pass"]
@@ -178,13 +212,15 @@ def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
     return PolicyConfig.model_validate(dict(ours) | instead)
 
 
-def learner_config(preset: str, learner: str, options: Mapping[str, Any]) -> PolicyConfig:
+def learner_config(
+    preset: str, learner: str, options: Mapping[str, Any], settings: PolicySettings = AS_PRESET
+) -> PolicyConfig:
     """Return the configuration of another package's policy (`policy.learner`): clips, chunk, action network,
     noise and sampler of the preset's baseline.
 
-    learner: name of its entry point. options: its settings, JSON values.
+    learner: name of its entry point. options: its settings, JSON values. settings: as for `policy_config`.
     """
-    baseline = policy_config(preset, "diffusion_policy")
+    baseline = policy_config(preset, DIFFUSION_POLICY, settings)
     return PolicyConfig.model_validate(
         dict(baseline) | {"images": None, "learner": learner, "options": dict(options)}
     )

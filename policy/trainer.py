@@ -116,7 +116,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             groups,
             lr=recipe.learning_rate,
-            betas=(0.9, 0.95),
+            betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             fused=not sharded,
             foreach=sharded or None,

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from orchestrator.data.merged_store import StorePart
-from policy.config import Objective, Recipe
+from policy.config import Objective, Recipe, SamplerSettings
 from policy.interface import CameraPose, Contract
 from sim_workers.envs.embodiment import (
     CONTROLLERS,
@@ -212,13 +212,10 @@ class Data(Section):
 
 
 class Train(Recipe):
-    """How one arm is trained; `match` says what arms have in common."""
-
-    mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
-    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
-    does not. `two_stage`: the video model first, on all of the arm's episodes, then the action head on the
-    frozen one. `action_only`: the head on the video model as it starts.
+    """How one arm is trained; `match` says what arms have in common. Without a value, a field of the recipe
+    is that of the preset (`policy.presets.RECIPES`).
     """
+
     steps: PositiveInt
     """Optimiser steps."""
     video_steps: PositiveInt | None = None
@@ -270,7 +267,7 @@ class Train(Recipe):
         rate is constant: training to more steps then passes through the same weights. `video_steps`, by
         default `steps`, counts in mode `two_stage`.
         """
-        shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb", "match"})
+        shaping = self.recorded({"checkpoint_every", "feature_cache_mb", "match"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
         if self.schedule == "constant":
             del shaping["steps"]
@@ -434,6 +431,10 @@ class SuiteConfig(Section):
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
     empty: the preset's own.
+    """
+    sampler: SamplerSettings = SamplerSettings()
+    """Values in place of the rung's, such as {steps: 10, guidance: 1, execute: 8}. They change scores and no
+    training: sweeps that differ in them alone share their arms in one `storage`.
     """
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are

@@ -12,6 +12,7 @@ from orchestrator.evaluation.held_out_actor import HeldOutActor
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
 from orchestrator.storage.base import open_storage
+from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.policy_clients import PolicySource
@@ -21,9 +22,14 @@ LOAD_S = 1800.0
 """Seconds after which loading a checkpoint on a policy server times out."""
 
 
-def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
+def policy_servers(
+    number: int, gpus: float, rung: str, sweep: str = "", sampler: SamplerSettings = AS_RUNG
+) -> tuple[Any, ...]:
     """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a
     dead one and retries its calls.
+
+    rung: of the policies' ladders. sampler: values in place of the rung's. sweep: its name, for metrics and
+    logs.
     """
     import ray
 
@@ -31,7 +37,8 @@ def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tupl
         **server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
     return tuple(
-        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes()) for _ in range(number)
+        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes(), sampler)
+        for _ in range(number)
     )
 
 

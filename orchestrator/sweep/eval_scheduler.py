@@ -64,7 +64,9 @@ def eval_backend(
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     suite = state.sweep.suite
-    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
+    servers = policy_servers(
+        placement.servers, placement.server_gpus, suite.rung, state.sweep.name, suite.sampler
+    )
     judge = lru_cache(held_out_actor)  # started on first use
 
     def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:

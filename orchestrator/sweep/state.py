@@ -62,8 +62,8 @@ from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
 from orchestrator.training.train_events import Reported
+from policy.config import ClipShape, SamplerConfig
 from policy.interface import Contract
-from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
 
@@ -115,10 +115,10 @@ class SweepState:
     """Episodes selected so far, by arm."""
     _trainings: dict[Arm, str] = field(default_factory=dict, init=False, compare=False, repr=False)
     """`training_of` so far, by arm."""
-    _video_tests: dict[str, VideoBenchmark | None] = field(
+    _video_tests: dict[tuple[ClipShape, SamplerConfig], VideoBenchmark | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
-    """`video_test` so far, by preset."""
+    """`video_test` so far, by clip and sampler."""
 
     @classmethod
     def open(cls, sweep: SweepConfig, pin: bool = False, here: bool = False) -> "SweepState":
@@ -436,6 +436,8 @@ class SweepState:
         """
         search = self.sweep.search.model_dump(mode="json")
         suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
+        if not suite["sampler"]:
+            del suite["sampler"]  # the fields of earlier versions, whose decisions it finds
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
@@ -522,13 +524,16 @@ class SweepState:
 
         Raises SubsetError if too few held-out clips are left.
         """
-        preset = self.sweep.preset_of(line)
-        if line.imagines and preset not in self._video_tests:
-            self._video_tests[preset] = self._video_test(preset)
-        return self._video_tests[preset] if line.imagines else None
+        if not line.imagines:
+            return None
+        shape, sampler = self.sweep.config_of(line).clip, self.sweep.sampler_of(line)
+        assert sampler
+        if (shape, sampler) not in self._video_tests:
+            self._video_tests[shape, sampler] = self._video_test(shape, sampler)
+        return self._video_tests[shape, sampler]
 
-    def _video_test(self, preset: str) -> VideoBenchmark | None:
-        sweep, shape = self.sweep, policy_config(preset).clip
+    def _video_test(self, shape: ClipShape, sampler: SamplerConfig) -> VideoBenchmark | None:
+        sweep = self.sweep
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
         clips = HeldOut.choose(
@@ -539,7 +544,6 @@ class SweepState:
             self.used(),
             shape,
         )
-        sampler = policy_config(preset).sampler_on(sweep.suite.rung)
         return VideoBenchmark(replace(clips, proprio=self.proprio), sampler)
 
     def possible_video_test(self, arm: Arm) -> VideoBenchmark | None:

@@ -58,6 +58,7 @@ NOT_OF_THE_VIDEO = {
     "checkpoint_every",
     "match",
     "head_learning_rate",
+    "loss_weights",
     "feature_cache_mb",
 }
 
@@ -149,7 +150,7 @@ class TrainJob:
             self.arm.seed,
             config,
             steps,
-            train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
+            train.recorded(NOT_OF_THE_VIDEO),
             self.starts_from,
             code_fingerprint(TRAINING_CODE),
             package_versions(TRAINING_PACKAGES),
@@ -200,7 +201,7 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
             "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
-            "train": job.train.model_dump(mode="json", exclude={"match"}),
+            "train": job.train.recorded({"match"}),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),
@@ -301,8 +302,8 @@ def train(
         batch = clips.to(trainer.device, normalizer)
         if job.views_apart:
             batch = batch.views_apart()
-        if job.train.color_jitter and not batch.frames.is_floating_point():
-            batch = replace(batch, frames=color_jitter(batch.frames, generator))
+        if job.train.jitter and not batch.frames.is_floating_point():
+            batch = replace(batch, frames=color_jitter(batch.frames, generator, job.train.jitter))
         losses = trainer.step(batch, step - 1, generator)
         for name, value in (
             ("loss", losses.total),
@@ -393,6 +394,7 @@ def _first_model(
     model = new_model(card.config, card.contract, source or None, sentences)
     if isinstance(model, VideoActionModel):
         model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
+        model.loss_weights = job.train.loss_weights
         if source:
             load_unet(source, model.video.unet)
     return model
