@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.placement import Node
 from orchestrator.storage.base import PATIENCE
 from sim_workers.checkout import CHECKOUT
 
@@ -74,6 +75,21 @@ def resources() -> dict[str, float]:
 
     total: dict[str, float] = ray.cluster_resources()
     return total
+
+
+def nodes() -> tuple[Node, ...]:
+    """Return the connected cluster's nodes."""
+    import ray
+
+    return tuple(
+        Node(
+            node["Resources"].get("CPU", 0.0),
+            int(node["Resources"].get("GPU", 0.0)),
+            node["Labels"].get(ROLE, ""),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def node_selector(role: str, **needed: float) -> dict[str, str]:

@@ -223,14 +223,13 @@ def _served_by_checkpoint(uri: str, fingerprint: str, rung: str) -> Callable[[in
     """Return what connects rollout workers to policy servers of this checkpoint."""
 
     def reach(workers: int) -> PolicySource:
-        from orchestrator.cluster.placement import ResourcePlan
-        from orchestrator.cluster.ray_runtime import resources
+        from orchestrator.cluster.placement import servers_alone
+        from orchestrator.cluster.ray_runtime import dedicated_resources, resources
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
-        placement = ResourcePlan.fit(resources(), 1, workers, 1)
-        return serving(
-            policy_servers(placement.servers, placement.server_gpus, rung), CheckpointRef(uri, fingerprint)
-        )
+        gpus = dedicated_resources("servers").get("GPU") or resources().get("GPU", 0.0)
+        servers = policy_servers(*servers_alone(gpus, workers), rung)
+        return serving(servers, CheckpointRef(uri, fingerprint))
 
     return reach
 

@@ -125,6 +125,10 @@ class PolicyServer:
         """Return the work done since the server started, for one checkpoint; None: for all."""
         return self._answered.get(checkpoint, ServerUsage())
 
+    async def work(self) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return `answered` of every checkpoint; None: their sum."""
+        return dict(self._answered)
+
     async def _serve(self) -> None:
         while self._waiting:
             (checkpoint, what), asked = next(iter(self._waiting.items()))

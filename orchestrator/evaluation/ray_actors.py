@@ -2,6 +2,8 @@
 held-out episodes.
 """
 
+from collections.abc import Collection
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +17,7 @@ from orchestrator.storage.base import open_storage
 from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
+from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
 
@@ -40,6 +43,53 @@ def policy_servers(
         server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes(), sampler)
         for _ in range(number)
     )
+
+
+class RayServerHost:
+    """Starts and ends a fleet's policy servers on the connected Ray."""
+
+    READY_S = 1.0
+    """Seconds that a call waits for servers' answers."""
+
+    def __init__(self, rung: str, sweep: str, sampler: SamplerSettings) -> None:
+        """Configure the servers, as for `policy_servers`."""
+        self._rung, self._sweep, self._sampler = rung, sweep, sampler
+
+    def start(self, gpus: float) -> Any:
+        """Start a server that claims so many GPUs; return its handle at once."""
+        return policy_servers(1, gpus, self._rung, self._sweep, self._sampler)[0]
+
+    def ready(self, servers: Collection[Any]) -> list[Any]:
+        """Return those of the servers that answer within READY_S."""
+        import ray
+
+        asked = {server.answered.remote(None): server for server in servers}
+        if not asked:
+            return []
+        done, _ = ray.wait([*asked], num_returns=len(asked), timeout=self.READY_S)
+        answered = []
+        for reply in done:
+            with suppress(ray.exceptions.RayError):
+                ray.get(reply)
+                answered.append(asked[reply])
+        return answered
+
+    def work(self, server: Any) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return the work of a server; empty if it does not answer within READY_S."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # also a timeout
+            told: dict[CheckpointRef | None, ServerUsage] = ray.get(
+                server.work.remote(), timeout=self.READY_S
+            )
+            return told
+        return {}
+
+    def end(self, server: Any) -> None:
+        """End a server."""
+        import ray
+
+        ray.kill(server)
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import Demand, ResourcePlan, Shares, share_out
+from orchestrator.cluster.ray_runtime import nodes
 from orchestrator.cluster.sharing import present
 from orchestrator.cost import exceeded
 from orchestrator.infrastructure import cause_of
@@ -113,8 +114,25 @@ class Heartbeat:
             )
             self._run.say(f"shares the cluster with {others}")
             self._present = number
-        self._run.training.limit(max(1, self._placement.concurrent_arms // number))
+        if self._placement.server_gpus:
+            shares = self._shares(number)
+            self._run.training.limit(max(1, shares.runs))
+            self._run.evaluation.place(shares)
+        else:
+            self._run.training.limit(max(1, self._placement.concurrent_arms // number))
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
+
+    def _shares(self, sweeps: int) -> Shares:
+        """Return who gets the GPUs that the cluster has now."""
+        sweep = self._run.state.sweep
+        demand = Demand(
+            runs=self._run.training.demand,
+            workers=sweep.train.workers,
+            episodes=self._run.evaluation.demand,
+            simulators=sweep.scoring_processes,
+            score=max(1, len(self._run.state.held_out) or sweep.suite.listed),
+        )
+        return share_out(nodes(), demand, sweeps)
 
     def _measure(self, over: bool) -> None:
         """Record the queue lengths and workers as metrics; zero when the run is over."""

