@@ -40,6 +40,7 @@ Mode = Literal["joint", "joint_detached", "two_stage", "action_only"]
 """How video model and action head are trained, one after the other or together."""
 Normalization = Literal["minmax", "meanstd", "quantile"]
 Padding = Literal["masked", "paper"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 # Bounds on network sizes: a configuration may come with an untrusted checkpoint. Each is far above the needs
@@ -265,6 +266,16 @@ class SamplerConfig(_Part):
     rho: PositiveFloat = 7.0
     execute: Steps
     """Actions executed before the next observation."""
+    precision: Precision = "fp32"
+    """Of the network passes on a GPU; the autoencoder, the noise and everything on a CPU stay in fp32."""
+
+    @model_serializer(mode="wrap")
+    def _without_plain_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `precision` out at fp32: configurations and protocols are those of versions without it."""
+        dumped: dict[str, Any] = handler(self)
+        if self.precision == "fp32":
+            dumped.pop("precision", None)
+        return dumped
 
 
 class PolicyConfig(_Part):
@@ -426,6 +437,8 @@ class SamplerSettings(_Part):
     """Weight of classifier-free guidance on both streams; 1: none, at half the cost."""
     execute: Steps | None = None
     """Actions executed before the next observation."""
+    precision: Precision | None = None
+    """Of the network passes on a GPU; the autoencoder stays in fp32."""
 
     @model_validator(mode="after")
     def _one_number(self) -> "SamplerSettings":
@@ -509,7 +522,7 @@ class Recipe(_Part):
     """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps
     no average.
     """
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the forward pass on a GPU; weights stay fp32, and so do the autoencoder and everything on a CPU."""
     accumulate: PositiveInt = 1
     """Parts a worker's batch is cut into, one forward and backward pass each, to save memory."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.batch import Batch, Counts, blocks
+from policy.batch import HALF, Batch, Counts, blocks
 from policy.checkpoint import load
 from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import ActionChunk, Imagination, Observation, derived_seed
@@ -104,10 +104,12 @@ class TrainedPolicy:
         """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
         proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device)
-        return self._model.sample(
-            torch.from_numpy(pictures).to(self.device),
-            self._proprio.normalize(proprio),
-            [o.instruction for o in observations],
-            [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],
-            self.sampler,
-        )
+        half = HALF.get(self.sampler.precision) if self.device.type == "cuda" else None
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            return self._model.sample(
+                torch.from_numpy(pictures).to(self.device),
+                self._proprio.normalize(proprio),
+                [o.instruction for o in observations],
+                [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],
+                self.sampler,
+            )

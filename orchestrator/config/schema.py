@@ -436,6 +436,8 @@ class SuiteConfig(Section):
     """Values in place of the rung's, such as {steps: 10, guidance: 1, execute: 8}. They change scores and no
     training: sweeps that differ in them alone share their arms in one `storage`.
     """
+    every: PositiveInt = 1
+    """Of an arm's checkpoints every so many are scored, 2 for every second one, and always the last."""
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are
     always played whole. A rate that ends early is biased away from its threshold or reference by one to four
@@ -703,6 +705,29 @@ class Budget(Section):
     """Rollouts, over all runs of the sweep."""
     max_wall: PositiveFloat | None = None
     """Hours of wall clock of one run."""
+
+
+class Device(Section):
+    """The GPUs that a plan reckons with; nothing else reads them."""
+
+    card: Literal["A100", "H100", "H200", "L4", "L40S", "RTX 4090"] | None = None
+    """Name of a GPU, whose speed is its maker's."""
+    tflops: PositiveFloat | None = None
+    """In place of the card's: TFLOPS in fp16 and bf16, dense."""
+    tflops_fp32: PositiveFloat | None = None
+    """In place of the card's: TFLOPS in fp32."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of that speed which is reached. The paper's times come to 0.19 in training (14 days on 8 A100)
+    and 0.16 in acting (9 s per answer).
+    """
+    gpus: PositiveInt | None = None
+    """Number of GPUs; a plan refuses more `train.workers`."""
+
+    @model_validator(mode="after")
+    def _has_a_speed(self) -> "Device":
+        if self.card is None and (self.tflops is None or self.tflops_fp32 is None):
+            raise ValueError("write a card, such as {card: A100}, or {tflops: 312, tflops_fp32: 19.5}")
+        return self
 
 
 class Prices(Section):

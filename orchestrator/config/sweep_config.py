@@ -28,6 +28,7 @@ from orchestrator.config.recipes import with_recipes, without_recipes
 from orchestrator.config.schema import (
     Budget,
     Data,
+    Device,
     Prices,
     Range,
     Search,
@@ -93,6 +94,8 @@ class SweepConfig(Section):
     """What may be spent."""
     prices: Prices = Prices()
     """What things cost."""
+    device: Device | None = None
+    """The GPUs that `demoscale plan` reckons with, such as {card: A100, gpus: 8}; empty: none."""
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
@@ -166,7 +169,7 @@ class SweepConfig(Section):
 
     def line(self, arm: Arm) -> Line:
         """Return the arm's line. Raises KeyError if the file has none of its name."""
-        return {line.name: line for line in self.lines}[arm.kind]
+        return self.line_named(arm.kind)
 
     def train_of(self, arm: Arm) -> Train:
         """Return how an arm is trained: with the settings of its line, and as many steps as `train.match`
@@ -234,6 +237,18 @@ class SweepConfig(Section):
         train = self.train_of(arm) if arm else self.train
         steps = list(range(train.checkpoint_every, train.steps + 1, train.checkpoint_every))
         return steps if steps and steps[-1] == train.steps else [*steps, train.steps]
+
+    def scored_steps(self, arm: Arm | None = None) -> list[int]:
+        """Return those of `checkpoint_steps` whose checkpoints are scored: every `suite.every`th, and the
+        last.
+        """
+        steps = self.checkpoint_steps(arm)
+        every = self.suite.every
+        return [step for number, step in enumerate(steps, 1) if number % every == 0 or number == len(steps)]
+
+    def line_named(self, name: str) -> Line:
+        """Return a line by its name. Raises KeyError if the file has none of it."""
+        return {line.name: line for line in self.lines}[name]
 
     def to_yaml(self) -> str:
         """Return the resolved sweep file, with all defaults and without credentials."""

@@ -177,7 +177,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
     plain = [line.name for line in sweep.lines if line.plain]
     if VIDEO_ACTION not in plain:
         own.append({"without": VIDEO_ACTION})
-    facts = [
+    facts: list[Any] = [
         sweep.policy.preset,
         sorted(name for name in plain if name != VIDEO_ACTION),
         sweep.train.recorded(NOT_OF_THE_SPEED),

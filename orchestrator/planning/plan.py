@@ -24,6 +24,8 @@ class Plan:
 
     arms: int
     checkpoints: int
+    scored: int
+    """Number of checkpoints that are scored (`suite.every`)."""
     shifts: int
     rollouts: int
     decided: bool
@@ -55,6 +57,10 @@ class Plan:
     held_out_steps: int = 0
     """Number of their recorded actions."""
 
+    @property
+    def _scored(self) -> str:
+        return "every one" if self.scored == self.checkpoints else f"{self.scored}"
+
     def __str__(self) -> str:
         lines = (
             (
@@ -64,7 +70,7 @@ class Plan:
             ),
             (
                 "checkpoints",
-                f"{self.checkpoints}, every one scored"
+                f"{self.checkpoints}, {self._scored} scored"
                 + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
             (
@@ -175,10 +181,12 @@ def make_plan(sweep: SweepConfig) -> Plan:
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
-    scores = checkpoints + len(arms) * len(sweep.suite.shifts)
+    scored = sum(len(sweep.scored_steps(arm)) for arm in arms)
+    scores = scored + len(arms) * len(sweep.suite.shifts)
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
+        scored=scored,
         shifts=len(sweep.suite.shifts),
         rollouts=scores * sweep.suite.listed,
         decided=sweep.suite.decide is not None,

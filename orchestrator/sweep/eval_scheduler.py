@@ -201,8 +201,12 @@ class EvalScheduler:
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
-        """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
+        """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring, unless
+        `suite.every` passes over it.
+        """
         state = self._state
+        if step not in state.sweep.scored_steps(self._board.arms[arm_id].arm):
+            return None
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
         source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)

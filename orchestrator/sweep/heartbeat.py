@@ -188,5 +188,5 @@ class Heartbeat:
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
             played = (sum(done + of_each - of for done, of in arm.scoring.values()) for arm in going_on)
-            listed = sum(len(state.sweep.checkpoint_steps(arm.arm)) * of_each for arm in going_on)
+            listed = sum(len(state.sweep.scored_steps(arm.arm)) * of_each for arm in going_on)
             return sum(arm.steps - arm.step for arm in going_on), listed - sum(played)

@@ -436,8 +436,9 @@ class SweepState:
         """
         search = self.sweep.search.model_dump(mode="json")
         suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
-        if not suite["sampler"]:
-            del suite["sampler"]  # the fields of earlier versions, whose decisions it finds
+        for name, none in (("sampler", {}), ("every", 1)):
+            if suite[name] == none:
+                del suite[name]  # the fields of earlier versions, whose decisions it finds
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
@@ -696,8 +697,12 @@ class SweepState:
         board = SweepStatus({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
+            scored = self.sweep.scored_steps(state.arm)
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss = step, checkpoint.loss
+                if step not in scored:
+                    state.scoring[step] = 0, 0
+                    continue
                 if self.held_out:
                     measured = self.action_error(state.arm, checkpoint.fingerprint)
                     state.scoring[step] = measured.episodes, measured.listed

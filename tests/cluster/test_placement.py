@@ -1,7 +1,12 @@
 """Who gets a cluster's GPUs and cores before, during and after training: the table of docs/cluster.md."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT
@@ -136,3 +141,31 @@ def test_sweeps_on_one_cluster_divide_it() -> None:
     assert share_out((BIG,), asked, sweeps=4) == Shares(2, 0, 1)
     assert share_out((BIG,), replace(asked, runs=0), sweeps=4) == Shares(0, 2, 0)
     assert share_out((Node(16, 1),), asked, sweeps=3) == Shares(1, 0, 1)
+
+
+@pytest.mark.full
+@pytest.mark.ray
+def test_sweep_on_fake_gpus_trains_on_all_of_them_and_scores_beside_and_after(tmp_path: Path) -> None:
+    """Three arms of eight workers on eight GPUs; eight more join with the first score."""
+    script = CHECKOUT / "tests/helpers/fake_gpus.py"
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{script.parent}"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["complete"], told["lines"]
+    training = told["training"]
+    assert [run["claim"] for run in training] == [1 - SHARED_GPU] * 3
+    assert all(len(set(run["gpus"])) == 8 for run in training), "every worker has a GPU to itself"
+    assert min(training[1]["ended"], training[2]["ended"]) > max(
+        training[1]["began"], training[2]["began"]
+    ), "the second node trains as soon as it is there"
+    first, last = training[0]["began"], max(run["ended"] for run in training)
+    starts = [(at, gpus) for at, what, gpus in told["servers"] if what == "start"]
+    assert starts[0][0] > first, "no server before there is something to score"
+    assert starts[0][1] == SHARED_GPU
+    assert {gpus for at, gpus in starts if at > last} <= {1.0}
+    assert sum(gpus == 1.0 for _, gpus in starts) >= 8, "scoring alone has a server per GPU"
+    assert any(what == "end" and gpus == SHARED_GPU for _, what, gpus in told["servers"])
+    assert told["train_gpu_s"] > 0

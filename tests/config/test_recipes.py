@@ -1,8 +1,6 @@
 """Recipes of presets: what a sweep file without values trains with, and the paper's numbers in docs/paper.md."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,15 @@ from conftest import CHECKOUT
 
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.data.episode_store import commit, put_episode
-from orchestrator.planning.plan import make_plan
 from orchestrator.provenance import TRAINING_PACKAGES, digest
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.training.loop import NOT_OF_THE_VIDEO
-from policy.config import ColorJitter, PolicyConfig, SamplerConfig
+from policy.config import ColorJitter, PolicyConfig
 from policy.latent_codec import VAE_SCALE
 from policy.presets import PRESETS
 from policy.video_unet import ADDED_TIME_IDS
-from sim_workers.envs.robocasa import ROBOCASA_24
 
 SVD = PRESETS["svd-256"]
 VERSIONS = dict.fromkeys(TRAINING_PACKAGES, "1")
@@ -274,85 +270,3 @@ def test_video_test_is_one_per_clip_and_none_without_future_frames(tmp_path: Pat
     whole, present = (state.video_test(line) for line in state.sweep.lines)
     assert whole is not None
     assert present is None
-
-
-# -- the paper's sweep files -----------------------------------------------------------------------------------
-
-PAPER = (
-    "robocasa24",
-    "paper_modes",
-    "paper_video_horizon",
-    "paper_demo_counts",
-    "paper_sampler",
-    "paper_execute",
-)
-
-
-@pytest.fixture(scope="module")
-def kitchens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a store that lists 300 demonstrations of each of RoboCasa's 24 tasks; the files behind them are
-    one and the same.
-    """
-    storage = open_storage(str(tmp_path_factory.mktemp("kitchens")))
-    cameras = ("robot0_eye_in_hand", "robot0_agentview_left", "robot0_agentview_right")
-    one = put_episode(storage, make_episode(0, 60), 20.0)
-    shown = replace(one, cameras=cameras, image_size=(256, 256))
-    contract = replace(CONTRACT, cameras=cameras, image_size=(256, 256))
-    commit(
-        storage,
-        contract,
-        [
-            replace(shown, episode_id=f"{task.replace('/', '-')}-{number}", task=task)
-            for task in ROBOCASA_24
-            for number in range(300)
-        ],
-    )
-    return storage.uri
-
-
-@pytest.fixture
-def paper_sweep(kitchens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SweepConfig]:
-    """Return a function: name of a file of jobs/ -> its sweep of the listed store, with RoboCasa's simulator
-    taken for installed.
-    """
-    monkeypatch.setattr("orchestrator.config.sweep_config.unfit", lambda contract, task: [])
-
-    def load(name: str, *overrides: str) -> SweepConfig:
-        here = (f"data.episodes={kitchens}", f"storage={tmp_path / 'runs'}")
-        return SweepConfig.load(CHECKOUT / "jobs" / f"{name}.yaml", (*here, *overrides))
-
-    return load
-
-
-@pytest.mark.parametrize(
-    ("name", "arms", "video_models"),
-    [
-        ("robocasa24", 2, 1),
-        ("paper_modes", 4, 1),
-        ("paper_video_horizon", 3, 3),
-        ("paper_demo_counts", 16, 2),
-        ("paper_sampler", 1, 1),
-        ("paper_execute", 1, 1),
-    ],
-)
-def test_plan_accepts_the_papers_sweep_files(
-    paper_sweep: Callable[..., SweepConfig], name: str, arms: int, video_models: int
-) -> None:
-    own = paper_sweep(name)
-    plan = make_plan(own)
-    assert (plan.arms, plan.video_models) == (arms, video_models)
-    assert {own.line_train(line).learning_rate for line in own.lines} == {1e-5}
-    assert "recipe" in str(plan)
-
-
-def test_sampler_ablations_share_one_training(paper_sweep: Callable[..., SweepConfig]) -> None:
-    execute = (paper_sweep("paper_execute", f"suite.sampler.execute={n}") for n in (8, 16, 32))
-    steps = (
-        paper_sweep("paper_sampler", f"suite.sampler.steps={steps}", f"suite.sampler.guidance={guidance}")
-        for steps in (1, 30)
-        for guidance in (1, 2)
-    )
-    states = [SweepState.open(own) for own in (*execute, *steps)]
-    assert len({tuple(state.arms()) for state in states}) == 1
-    samplers: set[SamplerConfig] = {state.sweep.sampler for state in states}
-    assert len(samplers) == len({state.protocol for state in states}) == 6, "(30, 2, 16) is in both"
