@@ -93,6 +93,13 @@ def share_out(nodes: Sequence[Node], demand: Demand, sweeps: int = 1) -> Shares:
     return Shares(runs, whole, max(0, min(needed - whole, trained, busy)))
 
 
+def training_bundles(demand: Demand, trainer: dict[str, float], arms: int) -> list[dict[str, float]]:
+    """Return the claims of the training workers that a sweep of `arms` arms could use at once, for an
+    autoscaler. trainer: claim of one (`ResourcePlan.trainer`).
+    """
+    return [trainer] * (min(demand.runs, arms) * demand.workers)
+
+
 def servers_alone(gpus: float, rollout_actors: int) -> tuple[int, float]:
     """Return the number of policy servers where nothing trains, and the GPUs of each: one per GPU, or one per
     ACTORS_PER_CORE simulators on CPUs.

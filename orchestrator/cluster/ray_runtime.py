@@ -117,6 +117,15 @@ def nodes_with_cores() -> dict[str, str]:
     return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
 
 
+def request_capacity(bundles: list[dict[str, float]]) -> None:
+    """Ask the cluster's autoscaler for nodes with room for all of these at once, in place of what was asked
+    before; none: for nothing. Without an autoscaler nothing happens.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+
+
 def on_driver_node() -> dict[str, Any]:
     """Return the options of an actor on this process' node: placed elsewhere, it could be lost with a node
     that the driver outlives.

@@ -20,6 +20,7 @@ from orchestrator.cluster.placement import (
     ResourcePlan,
     Shares,
     share_out,
+    training_bundles,
 )
 
 BIG, SIM = Node(64, 8), Node(32, 0, ROLLOUTS)
@@ -134,6 +135,13 @@ def test_shares_follow_a_cluster_that_grows_and_shrinks() -> None:
     ]
     assert [shares.runs for shares in grown] == [1, 2, 3, 1, 0]
     assert grown[-1] == Shares(0, 7, 0), "too small to train: what is left scores"
+
+
+def test_autoscaler_is_asked_for_the_workers_that_could_train() -> None:
+    trainer = plan_of((BIG,), 8).trainer
+    assert training_bundles(demand(8, 10**6, 0), trainer, ARMS) == [trainer] * 8 * ARMS
+    assert training_bundles(demand(8, 1, 0), trainer, ARMS) == [trainer] * 8
+    assert training_bundles(demand(8, 0, SCORE), trainer, ARMS) == []
 
 
 def test_sweeps_on_one_cluster_divide_it() -> None:
