@@ -1,5 +1,5 @@
-"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; each with its behaviour-cloning
-baseline.
+"""The named policies: `tiny` for one CPU core, `svd-128-lite` for one GPU, `svd-256` at the paper's size;
+each with its behaviour-cloning baseline.
 """
 
 from collections.abc import Mapping
@@ -145,12 +145,51 @@ PRESETS = {
         action_normalization="minmax",
     ),
 }
+_SVD = PRESETS["svd-256"]
+assert _SVD.video
+PRESETS["svd-128-lite"] = PolicyConfig(
+    preset="svd-128-lite",
+    clip=ClipShape(frames_per_view=4, frame_stride=4, horizon=16),
+    # the levels, attention and feature maps of svd-256, with a fifth of its channels
+    video=_SVD.video.model_copy(
+        update={"block_out_channels": (64, 128, 192, 256), "num_attention_heads": (2, 4, 6, 8)}
+    ),
+    adaptor=AdaptorConfig(
+        branch=(
+            BranchStage(channels=64, groups=8, blocks=1),
+            BranchStage(channels=128, groups=8, blocks=1, joins=64),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+        ),
+        trunk=(
+            TrunkStage(channels=256, groups=8),
+            *[TrunkStage(channels=128, groups=8, frame_stride=2)] * 2,
+        ),
+        out_dim=512,
+    ),
+    action=ActionConfig(down_dims=(128, 256, 512), kernel_size=5, groups=8, time_dim=128),
+    diffusion=DiffusionConfig(
+        sigmas="decoupled",
+        log_sigma_mean=0.0,
+        log_sigma_std=1.4,
+        video_log_sigma_mean=2.0,
+        video_log_sigma_std=1.6,
+        action_draws=4,
+    ),
+    ladder=_rungs((0.002, 700.0), (0.02, 80.0), (0.1, 80.0), execute=8, action_steps=10),
+    rung="one_pass",
+    action_normalization="minmax",
+)
 """Video-action policies."""
 
 RECIPES = {
     "tiny": Recipe(),
     # arXiv 2508.00795 and its published configurations; docs/paper.md compares them number by number. The
     # losses are the mean over 25 frames and 32 actions of a clip together.
+    # Not the paper's: its U-Net starts from random weights, and stored latents (`demoscale encode`) have no
+    # jitter.
+    "svd-128-lite": Recipe(learning_rate=2e-4, warmup_steps=500, ema_decay=0.999, precision="bf16"),
     "svd-256": Recipe(
         mode="two_stage",
         learning_rate=1e-5,
@@ -174,11 +213,21 @@ WITHOUT_PROPRIOCEPTION = ("svd-256",)
 
 WEIGHTS = {
     "tiny": str(Path(__file__).parent / "pretrained/tiny"),
+    "svd-128-lite": "stabilityai/stable-video-diffusion-img2vid-xt",
     "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt",
 }
 """Default pretrained weights of a preset's video model: a folder in this package, or a hub id."""
 
+WITHOUT_UNET = ("svd-128-lite",)
+"""Presets whose default weights hold their autoencoder and sentences, and no U-Net of their size: it starts
+from random weights. Other weights that a sweep names hold one.
+"""
+
 BASELINES = {
+    "svd-128-lite": {
+        "images": ImageConfig(channels=(32, 64, 128, 256), out_dim=256, groups=8, text_dim=64, time_dim=256),
+        "action": PRESETS["svd-128-lite"].action,
+    },
     "tiny": {
         "images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128),
         "action": PRESETS["tiny"].action,
@@ -224,6 +273,13 @@ def learner_config(
     return PolicyConfig.model_validate(
         dict(baseline) | {"images": None, "learner": learner, "options": dict(options)}
     )
+
+
+def has_unet(preset: str, weights: str) -> bool:
+    """Return whether the weights hold a U-Net of the preset's size. weights: as a sweep names them, or with
+    the commit that they were found at.
+    """
+    return preset not in WITHOUT_UNET or weights.partition("@")[0] not in ("", WEIGHTS[preset])
 
 
 def weights_source(preset: str, weights: str) -> str:

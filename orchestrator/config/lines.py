@@ -14,7 +14,7 @@ from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, l
 from orchestrator.config.schema import Section, Train, distinct
 from policy.config import DIFFUSION_POLICY, ENTRY_POINTS, VIDEO_ACTION, PolicySettings
 
-Preset = Literal["tiny", "svd-256"]
+Preset = Literal["tiny", "svd-128-lite", "svd-256"]
 
 
 def _known_weights(weights: str) -> str:
@@ -202,12 +202,15 @@ class PolicyChoice(Section):
     """Which policies learn, and what they start from."""
 
     preset: Preset = "tiny"
-    """`tiny` runs on one CPU core; `svd-256` is the paper's size and, where the file says nothing else, its
-    recipe (docs/paper.md).
+    """`tiny` (3 M parameters) runs on one CPU core; `svd-128-lite` (78 M, pictures of 128 pixels) trains in
+    hours on one GPU; `svd-256` (1.9 B) is the paper's size and, where the file says nothing else, its recipe
+    (docs/paper.md).
     """
     weights: Weights = ""
     """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here;
-    `svd-256`: SVD-XT from the hub), `none` for random weights, or a hub id, a folder, an s3:// URI."""
+    `svd-256`: SVD-XT from the hub; `svd-128-lite`: its autoencoder, with a U-Net of random weights), `none`
+    for random weights, or a hub id, a folder, an s3:// URI.
+    """
     baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(distinct)] = ()
     """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as
     many steps on the same demos.

@@ -26,7 +26,7 @@ from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
-from policy.presets import weights_source
+from policy.presets import has_unet, weights_source
 from sim_workers.checkout import check_imported
 
 if TYPE_CHECKING:
@@ -381,6 +381,7 @@ def _first_model(
     from policy.weights import load_unet
 
     source: str | Path = ""
+    from_start = not resume and not job.video_model
     if job.config.video:
         if resume:
             source = resume
@@ -395,7 +396,7 @@ def _first_model(
     if isinstance(model, VideoActionModel):
         model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
         model.loss_weights = job.train.loss_weights
-        if source:
+        if source and not (from_start and not has_unet(job.config.preset, job.weights)):
             load_unet(source, model.video.unet)
     return model
 
