@@ -50,11 +50,14 @@ class ServerFleet:
         self._host = host
         self._whole, self._shared = _Kind(1.0), _Kind(shared_gpus)
         self._claims: dict[Any, float] = {}
+        self._started: set[Any] = set()
+        """Servers that have answered once: a pool finds out itself which of them are away."""
         self._answering: set[Any] = set()
+        """Servers that answered when the fleet was last resized."""
         self._retiring: list[Any] = []
         self._leased: list[tuple[Any, ...]] = []
         self._gone: Work = {}
-        """Work of servers that ended, scaled by `_billed`."""
+        """Work of servers that ended, as `_work_of` returns it."""
         self._lock = threading.RLock()
         self._there = threading.Condition(self._lock)
         self.leases = 0
@@ -62,18 +65,18 @@ class ServerFleet:
 
     @property
     def current(self) -> tuple[Any, ...]:
-        """Servers that answer and may be given work."""
+        """Servers that have started and may be given work."""
         with self._lock:
             own = [*self._whole.servers, *self._shared.servers]
-            return tuple(server for server in own if server in self._answering)
+            return tuple(server for server in own if server in self._started)
 
     def resize(self, whole: int, shared: int) -> None:
         """Have so many servers with a GPU of their own, and so many on the GPUs of training. Surplus ones
         retire, those that do not answer first.
         """
         with self._lock:
-            own = [*self._whole.servers, *self._shared.servers]
-            self._answering = set(self._host.ready(own))
+            self._answering = set(self._host.ready([*self._claims]))
+            self._started |= self._answering
             for kind, wanted in ((self._whole, whole), (self._shared, shared)):
                 kind.servers.sort(key=lambda server: server not in self._answering)
                 self._retiring += kind.servers[wanted:]
@@ -86,16 +89,18 @@ class ServerFleet:
                 self._there.notify_all()
 
     def retire(self, used: Collection[Any]) -> None:
-        """End the retiring servers that are neither among `used` nor leased."""
+        """End the retiring servers that are neither among `used` nor leased, and those that do not answer,
+        whose users would wait for long.
+        """
         with self._lock:
-            held = {*used, *(server for lease in self._leased for server in lease)}
+            held = {*used, *(server for lease in self._leased for server in lease)} & self._answering
             for server in [server for server in self._retiring if server not in held]:
-                for checkpoint, work in self._host.work(server).items():
-                    self._gone[checkpoint] = self._gone.get(checkpoint, ServerUsage()) + self._billed(
-                        server, work
-                    )
+                for checkpoint, work in self._work_of(server).items():
+                    before = self._gone.get(checkpoint, ServerUsage())
+                    self._gone[checkpoint] = before + work
                 self._retiring.remove(server)
                 del self._claims[server]
+                self._started.discard(server)
                 self._host.end(server)
 
     @contextmanager
@@ -127,9 +132,14 @@ class ServerFleet:
         with self._lock:
             total = self._gone.get(checkpoint, ServerUsage())
             for server in self._claims:
-                total += self._billed(server, self._host.work(server).get(checkpoint, ServerUsage()))
+                total += self._work_of(server).get(checkpoint, ServerUsage())
             return total
 
-    def _billed(self, server: Any, work: ServerUsage) -> ServerUsage:
+    def _work_of(self, server: Any) -> Work:
+        """Return a server's work, without the seconds of one that shares a GPU of training."""
         own = float(self._claims[server] >= 1)
-        return ServerUsage(work.batches, work.rows, own * work.busy_s, own * work.imagined_s)
+        done = self._host.work(server) if server in self._started else {}
+        return {
+            checkpoint: ServerUsage(work.batches, work.rows, own * work.busy_s, own * work.imagined_s)
+            for checkpoint, work in done.items()
+        }

@@ -153,7 +153,7 @@ def test_sweeps_on_one_cluster_divide_it() -> None:
 
 @pytest.mark.full
 @pytest.mark.ray
-def test_sweep_on_fake_gpus_trains_on_all_of_them_and_scores_beside_and_after(tmp_path: Path) -> None:
+def test_sweep_on_fake_gpus_trains_on_all_and_scores_meanwhile_and_after(tmp_path: Path) -> None:
     """Three arms of eight workers on eight GPUs; eight more join with the first score."""
     script = CHECKOUT / "tests/helpers/fake_gpus.py"
     environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{script.parent}"}

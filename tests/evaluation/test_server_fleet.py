@@ -49,8 +49,8 @@ def test_fleet_uses_servers_that_answer_and_ends_those_that_nothing_uses() -> No
     fleet.resize(8, 0)
     assert [gpus for _, gpus in host.started[2:]] == [1.0] * 8
     assert len(fleet.current) == 8
-    fleet.retire({"server 0"})
-    assert host.ended == ["server 1"], "an episode still queries server 0"
+    fleet.retire({"server 0", "server 1"})
+    assert host.ended == ["server 1"], "an episode still queries server 0; server 1 would never answer it"
     fleet.retire(())
     assert host.ended == ["server 1", "server 0"]
     host.silent = {"server 2"}
@@ -65,6 +65,7 @@ def test_fleet_uses_servers_that_answer_and_ends_those_that_nothing_uses() -> No
 
 def test_fleet_bills_whole_gpus_and_remembers_servers_that_ended() -> None:
     fleet = ServerFleet(Host(), SHARED_GPU)
+    fleet.resize(2, 1)
     fleet.resize(2, 1)
     assert fleet.work(ONE) == ServerUsage(3, 6, 20.0, 2.0), "the third computes on a GPU of training"
     fleet.resize(1, 0)

@@ -28,8 +28,8 @@ def test_renderer_is_the_gpu_that_ray_gave_or_the_nodes_in_turn(
     assert renderer_of(slot, visible, gpus) == device
 
 
-def test_simulators_of_one_node_have_its_gpus_in_turn_until_a_simulator_is_there() -> None:
-    """In a process of its own, which has no simulator yet; the GPUs of the node are pretended."""
+def test_simulators_of_a_node_have_its_gpus_in_turn_before_mujoco_is_imported() -> None:
+    """In a process of its own, which has no simulator yet; the GPUs of the node are fake."""
     program = (
         "import os, pathlib, sys\n"
         "os.environ.pop('CUDA_VISIBLE_DEVICES', None)\n"

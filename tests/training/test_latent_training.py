@@ -157,7 +157,7 @@ def test_stage_one_id_is_shared_by_arms_that_differ_in_the_head_alone(
     assert video_of(Arm(3, 1.0, 0)) == video_of(Arm(6, 0.0, 0))
 
 
-def test_preset_without_a_unet_starts_from_random_weights_and_takes_those_that_are_named(
+def test_preset_without_a_unet_starts_from_random_weights_or_named_ones(
     lift_store: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WEIGHTS, "svd-128-lite", str(weights))
