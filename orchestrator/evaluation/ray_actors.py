@@ -2,7 +2,7 @@
 held-out episodes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from orchestrator.checkpoints.external_card import CARD, ExternalCard
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
+from orchestrator.code_fingerprint import run_files
 from orchestrator.evaluation.held_out_actor import HeldOutActor
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
-from orchestrator.storage.base import open_storage
+from orchestrator.storage.base import NoObject, open_storage
+from policy import checkpoint_files
+from policy.checkpoint_files import needs_in
 from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
@@ -26,22 +29,28 @@ LOAD_S = 1800.0
 
 
 def policy_servers(
-    number: int, gpus: float, rung: str, sweep: str = "", sampler: SamplerSettings = AS_RUNG
+    number: int,
+    gpus: float,
+    rung: str,
+    sweep: str = "",
+    learners: Iterable[str] = (),
+    sampler: SamplerSettings = AS_RUNG,
 ) -> tuple[Any, ...]:
     """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a
     dead one and retries its calls.
 
     rung: of the policies' ladders. sampler: values in place of the rung's. sweep: its name, for metrics and
-    logs.
+    logs. learners: names of the policies of installed packages that they may serve, whose code they must
+    share with this process.
     """
     import ray
 
     server = ray.remote(PolicyServer).options(
         **server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
+    files = run_files(learners=learners)
     return tuple(
-        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes(), sampler)
-        for _ in range(number)
+        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, files, sampler) for _ in range(number)
     )
 
 
@@ -51,13 +60,15 @@ class RayServerHost:
     READY_S = 1.0
     """Seconds that a call waits for servers' answers."""
 
-    def __init__(self, rung: str, sweep: str, sampler: SamplerSettings) -> None:
+    def __init__(
+        self, rung: str, sweep: str, sampler: SamplerSettings, learners: Collection[str] = ()
+    ) -> None:
         """Configure the servers, as for `policy_servers`."""
-        self._rung, self._sweep, self._sampler = rung, sweep, sampler
+        self._rung, self._sweep, self._sampler, self._learners = rung, sweep, sampler, learners
 
     def start(self, gpus: float) -> Any:
         """Start a server that claims so many GPUs; return its handle at once."""
-        return policy_servers(1, gpus, self._rung, self._sweep, self._sampler)[0]
+        return policy_servers(1, gpus, self._rung, self._sweep, self._learners, self._sampler)[0]
 
     def ready(self, servers: Collection[Any]) -> list[Any]:
         """Return those of the servers that answer within READY_S."""
@@ -135,13 +146,17 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
 
 @lru_cache(maxsize=1024)
 def needs_of_checkpoint(checkpoint: CheckpointRef) -> PolicyNeeds:
-    """Return what a checkpoint's policy needs besides the present observation, as the card of an external
-    policy states it; ours need nothing else.
+    """Return what a checkpoint's policy needs besides the present observation, as its card states it.
 
-    Raises StorageError, or CheckpointError for a damaged card.
+    Raises StorageError, or CheckpointError for a damaged card of an external policy.
     """
     storage = open_storage(checkpoint.uri)
-    return ExternalCard.read(storage).needs if storage.exists(CARD) else PRESENT_ONLY
+    if storage.exists(CARD):
+        return ExternalCard.read(storage).needs
+    # the policy server reports a damaged card
+    with suppress(NoObject, ValueError, TypeError, LookupError):
+        return needs_in(storage.get(checkpoint_files.CARD))
+    return PRESENT_ONLY
 
 
 def held_out_actor() -> Any:

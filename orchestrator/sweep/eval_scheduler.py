@@ -10,6 +10,7 @@ from typing import Any, cast
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import SHARED_GPU, ResourcePlan, Shares
 from orchestrator.cluster.ray_runtime import node_selector
+from orchestrator.code_fingerprint import run_files
 from orchestrator.cost import Cost
 from orchestrator.evaluation.action_error_score import (
     ASKED_AT_ONCE,
@@ -32,7 +33,6 @@ from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.video_eval_queue import VideoEvalQueue
-from sim_workers.checkout import file_hashes
 from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.pool_state import OnRetry
@@ -81,10 +81,11 @@ def eval_backend(
     suite = state.sweep.suite
     fleet = None
     servers: tuple[Any, ...] = ()
+    name, learners = state.sweep.name, [line.learner for line in state.sweep.lines]
     if placement.server_gpus:
-        fleet = ServerFleet(RayServerHost(suite.rung, state.sweep.name, suite.sampler), SHARED_GPU)
+        fleet = ServerFleet(RayServerHost(suite.rung, name, suite.sampler, learners), SHARED_GPU)
     else:
-        servers = policy_servers(placement.servers, 0.0, suite.rung, state.sweep.name, suite.sampler)
+        servers = policy_servers(placement.servers, 0.0, suite.rung, name, learners, suite.sampler)
     judge = lru_cache(held_out_actor)  # started on first use
 
     def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
@@ -123,7 +124,7 @@ def eval_backend(
         portraits,
         nodes=where,
         label=state.sweep.name,
-        code=file_hashes(),
+        code=run_files(suite.tasks),
         on_retry=on_retry,
     )
     return replace(without_pool, pool=pool)
