@@ -122,7 +122,6 @@ def test_paper_table_has_the_numbers_of_the_code_and_explains_differences() -> N
     [
         ("quickstart", ("2050226ef7ca4d0f", "9d9315db6100bdb5", "347f075df83c8c98")),
         ("lift_demo_efficiency", ("14e580a5c677d9ee", "9d9315db6100bdb5", "44eeeb2c34225074")),
-        ("lines_lift", ("0de76db80c4254cd", "9d9315db6100bdb5", "60641cb363ce2ada")),
     ],
 )
 def test_keys_of_tiny_sweeps_are_those_before_recipes(file: str, keys: tuple[str, ...]) -> None:
