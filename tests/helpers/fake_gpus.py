@@ -5,6 +5,7 @@ Run by test_placement.py in a process of its own, since Ray joins one cluster pe
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -112,7 +113,10 @@ class HoldingTrainer(FakeTrainer):
 
 def main(folder: Path) -> dict[str, Any]:
     """Run the sweep and return its events. A second node of eight GPUs joins while the first arms train."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 32, "num_gpus": GPUS})
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts it slowly
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 32, "num_gpus": GPUS, "include_dashboard": False}
+    )
     ray.init(address=cluster.address, namespace="demoscale", log_to_driver=False)
     host = Host()
 
