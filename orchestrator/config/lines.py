@@ -33,7 +33,16 @@ def _known_weights(weights: str) -> str:
 
 Weights = Annotated[str, AfterValidator(_known_weights)]
 
-_SHARED = {"steps", "match", "videos", "batch_size", "workers", "checkpoint_every", "sharding"}
+_SHARED = {
+    "steps",
+    "match",
+    "seconds",
+    "videos",
+    "batch_size",
+    "workers",
+    "checkpoint_every",
+    "sharding",
+}
 _OF_VIDEO = {
     "mode",
     "video_steps",
@@ -69,7 +78,8 @@ class Line(Section):
     """Of `video_action`; empty: `policy.weights`."""
     train: Mapping[str, Any] = Field(default_factory=dict)
     """Fields of `train` with another value in this line, not of an external policy; all but those that every
-    line shares (`steps`, `match`, `videos`, `batch_size`, `workers`, `checkpoint_every`, `sharding`).
+    line shares (`steps`, `match`, `seconds`, `videos`, `batch_size`, `workers`, `checkpoint_every`,
+    `sharding`).
     """
     settings: PolicySettings | None = None
     """Values of this line's policy in place of those of `policy.settings`; not of an external policy."""

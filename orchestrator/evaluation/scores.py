@@ -219,11 +219,13 @@ class EvalJob:
     """Whether rules of other jobs compare with its outcomes."""
     arm: str = ""
     """Name of the arm in messages; empty for its id."""
+    unit: str = "steps"
+    """Unit of `step` in messages, `Train.unit`."""
 
     def __str__(self) -> str:
         """Return checkpoint and shift, for messages."""
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
-        return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
+        return f"{self.arm or self.arm_id} after {self.step} {self.unit}{shifted}"
 
     @property
     def shift(self) -> str:
@@ -251,10 +253,12 @@ class HeldOutJob:
     """As for `EvalJob`: recordings have no shift."""
     reference: bool = False
     """As for `EvalJob`: no rule compares action errors."""
+    unit: str = "steps"
+    """As for `EvalJob`."""
 
     def __str__(self) -> str:
         """Return the checkpoint, for messages."""
-        return f"{self.arm} after {self.step} steps"
+        return f"{self.arm} after {self.step} {self.unit}"
 
     @property
     def key(self) -> str:

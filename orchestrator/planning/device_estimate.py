@@ -109,6 +109,7 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         line = sweep.line_named(name)
         recipe, draws = sweep.line_train(line), sweep.config_of(line).diffusion.action_draws
         speed = full if recipe.precision == "fp32" else half
+        train_s += recipe.seconds or 0  # a budget of time, in which there are no steps
         train_s += steps * recipe.batch_size * costs[name].clip(objective, recipe, draws) / speed
         nbytes += checkpoints * costs[name].checkpoint_bytes(objective, recipe)
     answer_s, score_s = dict.fromkeys(BOUNDS, 0.0), dict.fromkeys(BOUNDS, 0.0)

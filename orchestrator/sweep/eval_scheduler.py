@@ -213,7 +213,9 @@ class EvalScheduler:
         source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
         if isinstance(self.scorer, HeldOutScorer):
             protocol = state.protocol_of("nominal", arm)
-            return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name))
+            return self.scorer.submit(
+                HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name, unit=state.sweep.train.unit)
+            )
         for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
@@ -230,6 +232,7 @@ class EvalScheduler:
                 rule=rule,
                 reference=reference,
                 arm=arm.name,
+                unit=state.sweep.train.unit,
             )
             self.scorer.submit(job)
 
