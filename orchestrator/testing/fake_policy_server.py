@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.clips import ClipBatch
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
@@ -52,6 +53,10 @@ class FakePolicyServer:
     def answered(self, checkpoint: Hashable | None = None) -> ServerUsage:
         """Return usage of zero."""
         return ServerUsage()
+
+    def work(self) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return no work."""
+        return {}
 
     def node_id(self) -> str:
         """Return the id of the Ray node on which this actor runs."""
