@@ -25,6 +25,8 @@ lists as one table, `outcomes/*/*.parquet`:
     first_success, success_at_end  control steps until the first success, null if none; success in the last
                                    step
     message, worker                cause of an error; host/pid of the worker process
+    simulated_on, acted_on         arithmetic (`sim_workers.arithmetic`) of that process, and of the one that
+                                   computed the actions; empty if not recorded
     episode                        episode id
     recorded                       time of recording, UTC
 """
@@ -71,6 +73,8 @@ SCHEMA = pa.schema(
 """Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and
 time.
 """
+LATER = {"simulated_on": "", "acted_on": ""}
+"""Columns that earlier versions did not write, with their values there."""
 PART = re.compile(r"/(\d{8})\.parquet$")
 """Key of a numbered part. Parts of earlier versions have random names and sort first."""
 READERS = 16  # parts fetched in parallel
@@ -228,7 +232,7 @@ def _encode(rows: list[dict[str, Any]]) -> bytes:
 def _decode(storage: Storage, key: str) -> pa.Table:
     """Return one object's rows. Raises StorageError if it is damaged."""
     again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
-    return read_rows(storage, key, SCHEMA, again)
+    return read_rows(storage, key, SCHEMA, again, LATER)
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

@@ -20,6 +20,7 @@ from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.config import ClipShape
 from policy.interface import ActionChunk, Imagination, Observation, needs_of
 from policy.sessions import AnsweredOnce
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
@@ -117,6 +118,10 @@ class PolicyServer:
     async def answered(self, checkpoint: CheckpointRef | None = None) -> ServerUsage:
         """Return the work done since the server started, for one checkpoint; None: for all."""
         return self._answered.get(checkpoint, ServerUsage())
+
+    async def arithmetic(self) -> str:
+        """Return the arithmetic of this process in words."""
+        return str(Arithmetic.here(self._device))
 
     async def _serve(self) -> None:
         while self._waiting:

@@ -52,6 +52,7 @@ from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.worker_usage import WorkerUsage
 from policy.checkpoint_files import CheckpointError, fingerprint_of
 from policy.interface import PolicyNeeds
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import CodeChangedError, check_imported
 
 TRAIN_VARIABLE = "DEMOSCALE_TRAIN"
@@ -193,7 +194,18 @@ def run_training(
             [export.folder],
             described["device"] == "cuda",
         )
-        saver = _Saver(job, manifest, export, storage, work, first_step, described["device"], meter, report)
+        saver = _Saver(
+            job,
+            manifest,
+            export,
+            storage,
+            work,
+            first_step,
+            described["device"],
+            described["threads"],
+            meter,
+            report,
+        )
         log = work / "command.log"
         try:
             with Command(launch, f"{job.policy.name}: its training", log) as command:
@@ -307,6 +319,7 @@ class _Saver:
         work: Path,
         first_step: int,
         device: str,
+        threads: int,
         meter: _Meter,
         report: Any,
     ) -> None:
@@ -314,6 +327,10 @@ class _Saver:
         self._work, self._device, self._meter, self._report = work, device, meter, report
         self._sent, self._losses, self._since = first_step, list[float](), time.perf_counter()
         self._last: Path | None = None
+        # of the command's own libraries nothing is known
+        self._arithmetic = replace(
+            Arithmetic.here(), instruction_set="", blas="", device=device, threads=threads
+        )
 
     def on_line(self, line: Line, folder: Path | None) -> None:
         """Report one line's progress, not every line of a command that writes one per step."""
@@ -328,7 +345,13 @@ class _Saver:
             steps * self._job.train.batch_size if understood else 0, steps, now - self._since
         )
         report = Reported(
-            run=self._job.arm_id, step=line.step, loss=loss, loss_video=0.0, loss_action=loss, usage=usage
+            run=self._job.arm_id,
+            step=line.step,
+            loss=loss,
+            loss_video=0.0,
+            loss_action=loss,
+            usage=usage,
+            trained_on=(self._arithmetic,),
         )
         self._sent, self._losses, self._since = line.step, [], now
         if folder:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
+from orchestrator.report.arithmetic import mixed_arithmetic, training_arithmetic
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -70,7 +71,7 @@ def answer(curve: Curve) -> list[str]:
         )
     elif missing := [point for point in curve.points if point.missing_seeds]:
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
-    return told
+    return [*told, *mixed_arithmetic(curve.arms)]
 
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:
@@ -271,7 +272,11 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
         if name not in ("arm", "sweep", "subset", "replicates", "protocol")
     ]
     data = curve.sweep.get("data", {})
-    return (*([("episodes", data["episodes"])] if "episodes" in data else []), *own)
+    return (
+        *([("episodes", data["episodes"])] if "episodes" in data else []),
+        *own,
+        ("trained on", training_arithmetic(curve.arms)),
+    )
 
 
 # -- in words ------------------------------------------------------------------------------------------------

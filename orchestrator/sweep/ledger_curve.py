@@ -71,6 +71,7 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
             errors=score.errors,
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
+            trained_on=checkpoints[last].trained_on,
             cost=costs[arm_id],
             imagined=_imagined(state, arm, checkpoints, test) if test else {},
             films=_film_notes(state, arm, checkpoint),
@@ -83,7 +84,9 @@ def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cos
         if checkpoint := state.checkpoints(arm_id).get(last):
             score = state.action_error(arm, checkpoint.fingerprint)
             if score.complete:
-                yield MeasuredArm(arm, state.comparable, last, score.errors, costs[arm_id])
+                yield MeasuredArm(
+                    arm, state.comparable, last, score.errors, costs[arm_id], checkpoint.trained_on
+                )
 
 
 def _film_notes(state: SweepState, arm: Arm, checkpoint: str) -> tuple[dict[str, Any], ...]:

@@ -423,6 +423,8 @@ class SweepRun:
         if event.checkpoint and step in scheduled:
             self.state.record_checkpoint(event)
             if not arms:
+                self.board.record_trained_on(run, event.trained_on)
+                self._publisher.trained_on(run, event.trained_on)
                 self._publisher.checkpoint(run, step, event.checkpoint)
                 self.evaluation.submit(run, step, event.checkpoint)
 

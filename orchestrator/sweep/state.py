@@ -654,7 +654,9 @@ class SweepState:
         without the checkpoint.
         """
         self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
-        record = CheckpointRecord(fingerprint=report.checkpoint, **report.metrics)
+        record = CheckpointRecord(
+            fingerprint=report.checkpoint, trained_on=report.trained_on, **report.metrics
+        )
         write_record(self.storage, report.run, report.step, record)
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
@@ -693,7 +695,7 @@ class SweepState:
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
-                state.step, state.loss = step, checkpoint.loss
+                state.step, state.loss, state.trained_on = step, checkpoint.loss, checkpoint.trained_on
                 if self.held_out:
                     measured = self.action_error(state.arm, checkpoint.fingerprint)
                     state.scoring[step] = measured.episodes, measured.listed

@@ -11,6 +11,7 @@ from orchestrator.cost import Cost
 from orchestrator.data.action_error import MEASURE
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
+from sim_workers.arithmetic import Arithmetic
 
 
 @dataclass
@@ -35,6 +36,8 @@ class ArmStatus:
     """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
     """One line, if training failed permanently; else empty."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the training processes up to the last checkpoint; none if not recorded."""
     cost: Cost = field(default_factory=Cost)
     """Cost of the arm, with its share of a video model that several arms use."""
 
@@ -68,6 +71,11 @@ class SweepStatus:
         with self.lock:
             arm = self.arms[arm_id]
             arm.step, arm.loss = max(step, arm.step), loss
+
+    def record_trained_on(self, arm_id: str, trained_on: tuple[Arithmetic, ...]) -> None:
+        """Record the arithmetics of an arm's training processes."""
+        with self.lock:
+            self.arms[arm_id].trained_on = trained_on
 
     def record_video_training(self, arm_ids: Iterable[str], step: int, loss: float) -> None:
         """Record the last reported step and loss of the video model that these arms wait for."""
@@ -232,6 +240,8 @@ class ArmLine:
     """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
     """One line, if training failed permanently; else empty."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """`ArmStatus.trained_on`."""
     cost: Cost = field(default_factory=Cost)
 
     @classmethod
@@ -254,6 +264,7 @@ class ArmLine:
             },
             stopped_after=arm.stopped,
             failure=arm.failure,
+            trained_on=arm.trained_on,
             cost=arm.cost,
         )
 
@@ -263,6 +274,7 @@ class ArmLine:
             **vars(self),
             "scores": {str(step): score.to_json() for step, score in self.scores.items()},
             "shifted": {shift: asdict(score) for shift, score in self.shifted.items()},
+            "trained_on": [arithmetic.to_json() for arithmetic in self.trained_on],
             "cost": self.cost.to_json(),
         }
 
@@ -275,6 +287,7 @@ class ArmLine:
             "shifted": {
                 shift: ShiftedLine(**known_fields(ShiftedLine, score)) for shift, score in shifted.items()
             },
+            "trained_on": tuple(map(Arithmetic.from_json, data.get("trained_on", ()))),
             "cost": Cost.from_json(data.get("cost", {})),
         }
         return cls(**known_fields(cls, data) | typed)

@@ -24,11 +24,14 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
 from orchestrator.tracking.mlflow_writer import (
+    ACTED_ON,
     DIMENSIONS,
     SCORE_METRICS,
     SCORED_STEP,
+    SIMULATED_ON,
     STEPS,
     STORAGE,
+    TRAINED_ON,
     USER,
     MlflowWriter,
     TrackingError,
@@ -46,6 +49,7 @@ from orchestrator.tracking.outbox_records import (
 )
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.training.loop import CONSUMED
+from sim_workers.arithmetic import NOT_RECORDED, Arithmetic
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
@@ -138,6 +142,11 @@ class TrackingPublisher:
         uri = strip_credentials(self._state.checkpoint_uri(arm_id, step))
         self._relay.enqueue(LogCheckpoint(arm_id=arm_id, step=step, fingerprint=fingerprint, uri=uri))
 
+    def trained_on(self, arm_id: str, trained_on: Sequence[Arithmetic]) -> None:
+        """Publish the arithmetics of an arm's training processes up to its newest checkpoint."""
+        if trained_on:
+            self._tags(arm_id, {TRAINED_ON: json.dumps([one.to_json() for one in trained_on])})
+
     def score(
         self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
     ) -> None:
@@ -159,6 +168,14 @@ class TrackingPublisher:
         if shift == "nominal":
             told[SCORED_STEP] = float(step)
         self.checkpoint(arm_id, step, fingerprint)
+        if shift == "nominal" and step == self._state.last_step(arm_id):
+            self._tags(
+                arm_id,
+                {
+                    SIMULATED_ON: "; ".join(sorted({one.simulated_on or NOT_RECORDED for one in outcomes})),
+                    ACTED_ON: "; ".join(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
+                },
+            )
         self._relay.enqueue(
             LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
         )
@@ -333,6 +350,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
         test = state.possible_video_test(arm)
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint.metrics)
+            views.trained_on(arm_id, checkpoint.trained_on)
             views.checkpoint(arm_id, step, checkpoint.fingerprint)
             if test and (video := test.known(state.storage, checkpoint.fingerprint)):
                 views.video(arm_id, step, video)

@@ -16,16 +16,19 @@ from orchestrator.cost import Cost
 from orchestrator.data.action_error import ActionError
 from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
+    ACTED_ON,
     ARM,
     CHECKPOINT,
     EXPERIMENT,
     PLACE,
     PROTOCOL,
     SCORED_STEP,
+    SIMULATED_ON,
     STEPS,
     STORAGE,
     STORE,
     SWEEP,
+    TRAINED_ON,
     TRAINING,
     USER,
     TrackingError,
@@ -37,6 +40,7 @@ from orchestrator.tracking.mlflow_writer import (
 )
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import VIDEO_ACTION
+from sim_workers.arithmetic import Arithmetic
 
 AT_ONCE = 8
 """Number of parallel requests to a tracking server."""
@@ -44,6 +48,9 @@ VIDEO = ("video_psnr", "video_ssim", "video_distance")
 """Metrics of a checkpoint's generated video against the recorded one."""
 CLIPS = "video_clips_id"
 """Metric: equal where the same clips were measured in the same way (`VideoScore.metrics`)."""
+
+OF_ONE_ARM = (TRAINED_ON, SIMULATED_ON, ACTED_ON)
+"""Tags of an arm that are not the sweep's."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class ScoredArm:
     early: bool = False
     """Whether scoring ended as soon as it was decided, before all listed episodes were played."""
     cost: Cost | None = None
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the training processes, one after the other; none if not recorded."""
     run_id: str = ""
     """Id of the arm's run in MLflow; empty if the arm was read from the ledger."""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -88,6 +97,8 @@ class MeasuredArm:
     errors: tuple[ActionError, ...]
     """Sorted by episode id."""
     cost: Cost | None = None
+    trained_on: tuple[Arithmetic, ...] = ()
+    """As for `ScoredArm`."""
     run_id: str = ""
     """As for `ScoredArm`."""
 
@@ -186,7 +197,12 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
     scored = sorted(
         (run for run in runs if run.data.metrics.get(SCORED_STEP) == _last_step(run, now)), key=rank
     )
-    tags = {name: value for run in (*runs[:1], parents[0]) for name, value in run.data.tags.items()}
+    tags = {
+        name: value
+        for run in (*runs[:1], parents[0])
+        for name, value in run.data.tags.items()
+        if name not in OF_ONE_ARM
+    }
     file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
     try:
         sweep = read_yaml(file)
@@ -316,6 +332,7 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         errors=int(metrics["errors"]),
         outcomes=results,
         early=bool(metrics.get("decided_early")),
+        trained_on=_trained_on(run),
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
@@ -341,9 +358,14 @@ def _measured_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> MeasuredArm:
         protocol=now[PROTOCOL],
         step=step,
         errors=tuple(ActionError.from_json(row) for row in rows),
+        trained_on=_trained_on(run),
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
     )
+
+
+def _trained_on(run: Any) -> tuple[Arithmetic, ...]:
+    return tuple(map(Arithmetic.from_json, json.loads(run.data.tags.get(TRAINED_ON, "[]"))))
 
 
 def _stem(path: str) -> str:

@@ -20,6 +20,7 @@ from policy.interface import (
     PolicyNeeds,
     needs_of,
 )
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
 from sim_workers.envs.render_check import RenderFingerprint, render_fingerprint
@@ -239,7 +240,13 @@ class RolloutWorker:
                 said = playing.send(chunk)
         except StopIteration as over:
             self._episodes += 1
-            outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
+            here = str(Arithmetic.here())
+            outcome = replace(
+                over.value,
+                worker=f"{socket.gethostname()}/{os.getpid()}",
+                simulated_on=here,
+                acted_on=getattr(asker, "arithmetic", here),
+            )
             yield Played(outcome, film.done(outcome) if film else None, self._worn())
 
     def _answered(self, ask: Callable[[], T]) -> Generator[WorkerHeartbeat, None, T]:
