@@ -26,6 +26,11 @@ LIMITS = (
     "OPENBLAS_CORETYPE",
 )
 """Environment variables with which libraries choose other instructions than the processor's best."""
+KERNELS = "Haswell"
+"""Kernels of OpenBLAS in processes that simulate, by its names. By default it chooses them by processor, and
+those for AVX512 round the controllers' matrices differently from those for AVX2 (`sim_workers.envs.golden
+--vary`).
+"""
 NOT_RECORDED = "not recorded"
 """Kind of a result of an earlier version, or of a policy on a machine that is unknown."""
 
@@ -121,6 +126,18 @@ def _threads(arithmetic: Arithmetic) -> str:
     return f"{arithmetic.threads}"
 
 
+def pinned_kernels() -> dict[str, str]:
+    """Return the environment variables of a process that simulates, with which all x86 processors since 2013
+    round alike; empty on others. A choice in this process's environment is kept.
+
+    They take effect if they are set before numpy is imported.
+    """
+    chosen = os.environ.get("OPENBLAS_CORETYPE", "")
+    if chosen or _best_instructions(_cpuinfo()) in ("AVX2", "AVX512"):
+        return {"OPENBLAS_CORETYPE": chosen or KERNELS}
+    return {}
+
+
 @cache
 def _cpuinfo() -> dict[str, str]:
     """Return the first processor's entries of /proc/cpuinfo."""
@@ -140,14 +157,15 @@ def _threads_without_torch() -> int:
 
 
 def _blas() -> str:
-    """Return the loaded BLAS with version and kernel; empty without threadpoolctl."""
+    """Return numpy's BLAS with version and kernel; empty if it is not loaded, or without threadpoolctl."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
         return ""
-    loaded = {
-        " ".join(str(one[key]) for key in ("internal_api", "version", "architecture") if one.get(key))
-        for one in threadpool_info()
-        if one["user_api"] == "blas"
-    }
-    return " and ".join(sorted(loaded))
+    loaded = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    # scipy, torch and OpenCV may bring others
+    of_numpy = [one for one in loaded if "numpy" in one["filepath"]] or loaded
+    names = ("internal_api", "version", "architecture")
+    return " and ".join(
+        sorted({" ".join(str(one[name]) for name in names if one.get(name)) for one in of_numpy})
+    )

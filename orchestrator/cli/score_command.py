@@ -62,6 +62,7 @@ class ScoreRequest:
     run_programs: bool = False
     """Whether the programs in a checkpoint of an external policy may run."""
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
+    processors: Literal["one", "mixed"] = "one"
     rule: "StoppingRule | None" = None
 
     @classmethod
@@ -102,6 +103,7 @@ class ScoreRequest:
         return replace(
             self,
             gl=suite.gl,
+            processors=suite.processors,
             rule=rule,
             **{name: value for name, value in values.items() if name not in given},
         )
@@ -167,7 +169,10 @@ class ScoreRequest:
             for shift in shifts
         }
         return [
-            suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift)
+            replace(
+                suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift),
+                processors=self.processors,
+            )
             for shift, tasks in of_shift.items()
             if tasks
         ]

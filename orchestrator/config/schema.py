@@ -431,6 +431,11 @@ class SuiteConfig(Section):
     Workers whose driver draws otherwise than the first one did refuse. mixed: they play too, each with its
     own EGL; `experiments/drivers.py` measures how much pictures then differ.
     """
+    processors: Literal["one", "mixed"] = "one"
+    """Processors of the simulators. one: a worker whose physics or pictures differ from the first one's in a
+    single bit refuses. mixed: workers on another kind of processor play too if its self-test differs in
+    rounding alone; `experiments/processors.py` measures how many episodes then end otherwise.
+    """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
     empty: the preset's own.
@@ -564,7 +569,8 @@ class SuiteConfig(Section):
         """Return the list of episodes of some tasks. Raises PluginError for a broken plug-in whose horizon is
         `auto`.
         """
-        return suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
+        suite = suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
+        return replace(suite, processors=self.processors)
 
     @property
     def against(self) -> str:

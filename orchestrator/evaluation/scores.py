@@ -4,6 +4,7 @@ share.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.code_fingerprint import (
@@ -178,12 +179,16 @@ def protocol_key(
     return Key("score", parts)
 
 
-def render_references_of(storage: Storage, gl: str, tasks: Iterable[str] = ()) -> RenderReferences:
+def render_references_of(
+    storage: Storage, gl: str, tasks: Iterable[str] = (), processors: str = "one"
+) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`), this code and that of the
-    tasks' plug-ins must match, on any suite.
+    tasks' plug-ins must match, on any suite with these `processors`.
     """
-    own = [plugin_code(task) for task in sorted(set(tasks)) if is_plugin(task)]
-    return RenderReferences(storage, digest([gl, code_fingerprint(SIMULATING_CODE), *own]), gl == MIXED)
+    own: list[Any] = [plugin_code(task) for task in sorted(set(tasks)) if is_plugin(task)]
+    own += [processors] if processors != "one" else []
+    simulation = digest([gl, code_fingerprint(SIMULATING_CODE), *own])
+    return RenderReferences(storage, simulation, gl == MIXED, processors == "mixed")
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:

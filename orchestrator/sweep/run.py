@@ -192,7 +192,9 @@ class SweepRun:
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             again = "measured" if self.state.held_out else "played"
             self.say(f"already scored, not {again} again: {scored} checkpoints")
-        portraits = render_references_of(self.state.storage, sweep.suite.gl, sweep.suite.tasks)
+        portraits = render_references_of(
+            self.state.storage, sweep.suite.gl, sweep.suite.tasks, sweep.suite.processors
+        )
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._pruner.decides, self.handle, self.say

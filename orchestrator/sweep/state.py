@@ -434,8 +434,10 @@ class SweepState:
         """Key prefix of the search's decisions; a sweep with other search settings has a prefix of
         its own.
         """
-        search = self.sweep.search.model_dump(mode="json")
-        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
+        search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
+        # earlier versions had no such fields, and their searches go on
+        later = {"processors"} if suite_config.processors == "one" else set[str]()
+        suite = suite_config.model_dump(mode="json", exclude={"video_clips"} | later, exclude_none=True)
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:

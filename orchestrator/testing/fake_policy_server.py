@@ -53,6 +53,10 @@ class FakePolicyServer:
         """Return usage of zero."""
         return ServerUsage()
 
+    def arithmetic(self) -> str:
+        """Return an empty text: not recorded."""
+        return ""
+
     def node_id(self) -> str:
         """Return the id of the Ray node on which this actor runs."""
         import ray

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from sim_workers.arithmetic import pinned_kernels
 from sim_workers.checkout import CodeChangedError, Files
 from sim_workers.envs.render import backend_of
 from sim_workers.envs.render_check import RenderFingerprint
@@ -110,6 +111,7 @@ class RolloutPool:
             "OPENBLAS_NUM_THREADS": "1",
             "LP_NUM_THREADS": "0",
             "MUJOCO_GL": backend_of(gl),
+            **pinned_kernels(),
         }
         options = {
             "num_cpus": num_cpus,

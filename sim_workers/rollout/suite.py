@@ -87,6 +87,8 @@ class Suite:
     """Difference between the scenes and the demonstrated ones; one of SHIFTS."""
     horizons: tuple[tuple[str, int], ...] = ()
     """Pairs of a task and its own horizon, in place of the rules'; sorted, only where it is another."""
+    processors: Literal["one", "mixed"] = "one"
+    """`mixed`: processors whose simulation differs in rounding may play its episodes; `one`: they may not."""
 
     @classmethod
     def of(
@@ -116,8 +118,8 @@ class Suite:
         return self.episodes * sum(self.rules_of(task).horizon for task in self.tasks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own
-        ones.
+        """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own ones,
+        `processors` only where they are mixed.
         """
         return {
             "tasks": self.tasks,
@@ -126,6 +128,7 @@ class Suite:
             "block": self.block,
             **asdict(self.rules),
             **({"horizons": dict(self.horizons)} if self.horizons else {}),
+            **({"processors": self.processors} if self.processors != "one" else {}),
         }
 
     def episode_list(self) -> list[EpisodeSpec]:
@@ -144,5 +147,7 @@ class Suite:
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal lists played by equal rules."""
         facts: list[Any] = [[asdict(spec) for spec in sorted(self.episode_list())], asdict(self.rules)]
-        text = json.dumps([*facts, dict(self.horizons)] if self.horizons else facts)
+        facts += [dict(self.horizons)] if self.horizons else []
+        facts += [{"processors": self.processors}] if self.processors != "one" else []
+        text = json.dumps(facts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
