@@ -27,6 +27,7 @@ from pydantic_core import PydanticKnownError
 from orchestrator.data.merged_store import StorePart
 from policy.config import Objective, Recipe
 from policy.interface import CameraPose, Contract
+from sim_workers.demos.recorder import refusal as refusal_of_expert
 from sim_workers.envs.embodiment import (
     CONTROLLERS,
     DEFAULT_ROBOT,
@@ -440,6 +441,12 @@ class SuiteConfig(Section):
     """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
     empty: the preset's own.
     """
+    references: Annotated[tuple[Literal["random", "expert", "replay"], ...], AfterValidator(distinct)] = ()
+    """Policies that anchor the scale, each scored once on the same episodes and drawn as a horizontal line
+    that no comparison counts. random: actions within the range of the demonstrated ones; expert: the
+    scripted expert, which observes the true state; replay: each scene gets the actions of one of 20
+    demonstrations of other scenes.
+    """
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are
     always played whole. A rate that ends early is biased away from its threshold or reference by one to four
@@ -544,11 +551,23 @@ class SuiteConfig(Section):
             for name, (mine, theirs) in stated.items()
             if mine is not None and mine != theirs
         ]
+        if "expert" in self.references:
+            found += [f"suite.references: expert: {why}" for why in self._without_expert(store)]
         try:
             self.proprio_of(store)
         except EmbodimentError as error:
             found.append(f"suite.{error}")
         return found
+
+    def _without_expert(self, store: Contract) -> list[str]:
+        """Return why tasks have no scripted expert for the store's robot and controller."""
+        found = list[str]()
+        for task in self.tasks:
+            try:
+                found.append(refusal_of_expert(task, embodiment_of(store, environment_of(task) or task)))
+            except (EmbodimentError, PluginError) as error:
+                found.append(f"{task}: {error}")
+        return list(dict.fromkeys(filter(None, found)))
 
     def proprio_of(self, store: Contract) -> tuple[int, ...] | None:
         """Return the indices of the store's proprioceptive values that policies get; None: all. Raises

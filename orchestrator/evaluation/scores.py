@@ -219,9 +219,13 @@ class EvalJob:
     """Whether rules of other jobs compare with its outcomes."""
     arm: str = ""
     """Name of the arm in messages; empty for its id."""
+    contract: Contract | None = None
+    """Conventions of a policy of `suite.references`, which is no arm; None: the scorer's."""
 
     def __str__(self) -> str:
         """Return checkpoint and shift, for messages."""
+        if self.contract:
+            return self.arm
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
         return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
 

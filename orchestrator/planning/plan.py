@@ -169,7 +169,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
-    scores = checkpoints + len(arms) * len(sweep.suite.shifts)
+    scores = checkpoints + len(arms) * len(sweep.suite.shifts) + len(sweep.suite.references)
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,

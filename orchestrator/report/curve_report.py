@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
 
@@ -266,6 +267,8 @@ class CurveReport:
     """None without any imagined video."""
     protocol_facts: tuple[Fact, ...]
     provenance: tuple[Fact, ...]
+    references: tuple[ReferenceLine, ...] = ()
+    """Policies that anchor the scale (`suite.references`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -282,6 +285,7 @@ class CurveReport:
             "video": self.video and self.video.to_json(),
             "protocol_facts": [list(fact) for fact in self.protocol_facts],
             "provenance": [list(fact) for fact in self.provenance],
+            "references": [line.to_json() for line in self.references],
         }
 
 

@@ -44,6 +44,7 @@ from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
+from orchestrator.tracking.references import ReferenceScore
 from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
 
@@ -60,6 +61,8 @@ class Curve:
     sweep: Mapping[str, Any] = field(default_factory=dict)
     """The resolved sweep file."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    references: tuple[ReferenceScore, ...] = ()
+    """Scores of the suite's references, which take part in no comparison."""
 
     def __post_init__(self) -> None:
         if len(protocols := {scored.protocol for scored in self.arms}) > 1:
@@ -396,4 +399,4 @@ def curve_of_tracked(name: str, tracked: TrackedSweep) -> Curve:
         raise TrackingError(
             f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"
         )
-    return Curve(name, tracked.arms, tracked.sweep, tracked.tags)
+    return Curve(name, tracked.arms, tracked.sweep, tracked.tags, tracked.references)

@@ -21,6 +21,7 @@ from orchestrator.report.curve_report import (
     VideoReport,
 )
 from orchestrator.report.curve_types import Series
+from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
@@ -51,6 +52,7 @@ def report(curve: Curve) -> CurveReport:
         video=_video(curve),
         protocol_facts=_protocol_facts(curve),
         provenance=_provenance(curve),
+        references=reference_lines(curve),
     )
 
 

@@ -21,6 +21,7 @@ from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, HeldOutJob
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
+from orchestrator.sweep.references import references_of
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.video_eval_queue import VideoEvalQueue
@@ -183,6 +184,15 @@ class EvalScheduler:
                 arm=arm.name,
             )
             self.scorer.submit(job)
+
+    def submit_references(self) -> None:
+        """Enqueue the references of the suite that have no complete score yet."""
+        if isinstance(self.scorer, HeldOutScorer):
+            return
+        for reference in references_of(self._state):
+            if not reference.score(self._state).complete:
+                reference.key.keep(self._state.storage)
+                self.scorer.submit(reference.job(self._state))
 
     def submit_video(self, job: EvalJob | HeldOutJob) -> None:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be

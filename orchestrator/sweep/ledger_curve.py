@@ -12,6 +12,7 @@ from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.redaction import redact
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.sweep.references import reference_scores
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
@@ -48,7 +49,8 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
     scored = [*_scored_arms(state, arms, costs)]
     if not scored:
         return None
-    return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
+    arms_in_order = tuple(sorted(scored, key=lambda one: one.arm))
+    return Curve(state.sweep.name, arms_in_order, sweep, tags, reference_scores(state))
 
 
 def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[ScoredArm]:

@@ -52,6 +52,7 @@ from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_b
 from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.ray_tune import Fit, fit, resources_of, run_trials
+from orchestrator.sweep.references import reference_scores
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.sweep.train_scheduler import TrainScheduler
@@ -275,6 +276,8 @@ class SweepRun:
         it.
         """
         curve = curve_from_ledger(self.state)
+        if self.state.sweep.suite.references:
+            self._publisher.references(reference_scores(self.state))
         if curve:
             for kind in ("png", "svg"):
                 self._publisher.artifact(f"curve.{kind}", curve.draw(kind))
@@ -483,17 +486,18 @@ class SweepRun:
         cameras = len(self.state.manifest.contract.cameras)
         for outcome in event.outcomes:
             self.spending.add(job.arm_id, of_outcome(outcome, cameras))
-        if job.suite.shift == "nominal":
+        if job.suite.shift == "nominal" and not job.contract:
             self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.listed)
 
     def _on_score(self, event: ScoreConcluded) -> None:
         job, score, shift = event.job, event.score, event.job.suite.shift
-        self.board.record_score(job.arm_id, job.step, shift, score)
+        if not job.contract:
+            self.board.record_score(job.arm_id, job.step, shift, score)
         self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
-        if not score.complete:
+        if job.contract or not score.complete:  # a reference of the suite has no arm
             return
         self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, event.outcomes)
         if shift == "nominal":
@@ -546,6 +550,7 @@ class SweepRun:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
                 self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
+        self.evaluation.submit_references()
 
     def _unfinished(self) -> Iterator[str]:
         """Yield why arms have no place on the curve, one sentence each."""

@@ -437,7 +437,9 @@ class SweepState:
         search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
         # earlier versions had no such fields, and their searches go on
         later = {"processors"} if suite_config.processors == "one" else set[str]()
-        suite = suite_config.model_dump(mode="json", exclude={"video_clips"} | later, exclude_none=True)
+        suite = suite_config.model_dump(
+            mode="json", exclude={"video_clips", "references"} | later, exclude_none=True
+        )
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:

@@ -48,6 +48,7 @@ from orchestrator.tracking.outbox_records import (
     StoreArtifact,
 )
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
+from orchestrator.tracking.references import ARTIFACT, ReferenceScore, encode
 from orchestrator.training.loop import CONSUMED
 from sim_workers.arithmetic import NOT_RECORDED, Arithmetic
 from sim_workers.rollout.episode import Outcome
@@ -227,6 +228,10 @@ class TrackingPublisher:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
             self._tags(arm_id, {COST: str(cost)})
 
+    def references(self, scores: Sequence[ReferenceScore]) -> None:
+        """Publish the scores of the suite's references."""
+        self.artifact(ARTIFACT, encode(scores))
+
     def artifact(self, name: str, data: bytes) -> None:
         """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
         replaces it.
@@ -365,6 +370,10 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
                 if score.complete:
                     views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)
                     scores += 1
+    if state.sweep.suite.references:
+        from orchestrator.sweep.references import reference_scores
+
+        views.references(reference_scores(state))
     views.costs({arm_id: arm.cost for arm_id, arm in state.board().arms.items()})
     if left := views.finish(done=False):
         raise TrackingError(left)

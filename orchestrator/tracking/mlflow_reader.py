@@ -38,6 +38,7 @@ from orchestrator.tracking.mlflow_writer import (
     rank,
     tagged,
 )
+from orchestrator.tracking.references import ARTIFACT, ReferenceScore, decode
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import VIDEO_ACTION
 from sim_workers.arithmetic import Arithmetic
@@ -121,6 +122,8 @@ class TrackedSweep:
     """The resolved sweep file."""
     tags: Mapping[str, str]
     """Tags of the sweep's run and of an arm's: origin of data and code."""
+    references: tuple[ReferenceScore, ...] = ()
+    """Scores of the suite's references."""
 
 
 _Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
@@ -217,7 +220,10 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
             measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
         else:
             arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
-    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags)
+    anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in _files(mlflow, parents[0]) else ()
+    wanted_references = sweep.get("suite", {}).get("references") or ()
+    references = tuple(score for score in anchors if score.name in wanted_references)
+    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, references)
 
 
 def holds_out(sweep: Mapping[str, Any]) -> bool:

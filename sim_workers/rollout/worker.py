@@ -210,6 +210,8 @@ class RolloutWorker:
     def _playing(self, job: RolloutJob, asker: PolicyClient, needs: PolicyNeeds) -> Iterator[Said]:
         """Play the episode once from its start. Raises LostSessionError if the policy lost its session."""
         assert self._env is not None
+        if attach := getattr(asker, "attach", None):  # a reference that reads the simulator's state
+            attach(self._env, job.spec)
         film = RolloutRecorder(self._env) if job.film else None
         imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
