@@ -50,7 +50,10 @@ class RenderFingerprint:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RenderFingerprint":
         """Invert `dataclasses.asdict` after JSON."""
-        return cls(**{name: tuple(told) if isinstance(told, list) else told for name, told in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(told) if isinstance(told, list) else told for name, told in data.items()
+        }
+        return cls(**fields)
 
     def rounds_like(self, other: "RenderFingerprint", pictures: bool = True) -> bool:
         """Return whether physics and, on request, pictures differ from the other's in rounding alone, as

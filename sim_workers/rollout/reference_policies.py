@@ -1,4 +1,5 @@
-"""Policies that anchor the scale of success rates: random actions, the scripted expert, replayed demonstrations.
+"""Policies that anchor the scale of success rates: random actions, the scripted expert, replayed
+demonstrations.
 
 They answer without pictures, so their environments may have no cameras. The expert reads the state of the
 simulator of its own process; the worker attaches it.

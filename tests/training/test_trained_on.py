@@ -98,7 +98,7 @@ def test_sweep_with_arms_of_two_processors_is_one_curve_and_says_so(folder: Path
         assert found
         assert [one.trained_on for one in found.arms] == [(EPYC,), (XEON,)]
         assert any(sentence.startswith(said) for sentence in found.to_json()["answer"])
-    assert said in read.page()
+    assert said in read.page([])
     progress = Progress.of(state)
     assert said in progress.summary()
     assert progress.to_json()["arms"][1]["trained_on"] == [XEON.to_json()]
