@@ -159,8 +159,7 @@ def _references(axes: Any, curve: "Curve") -> None:
             xycoords=("axes fraction", "data"),
             fontsize=7,
             color=GREY,
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            va="bottom",
         )
 
 

@@ -230,7 +230,7 @@ def _references(lines: Sequence[ReferenceLine], y: Scale) -> tuple[Reference, ..
     ordered = sorted(lines, key=lambda line: y(line.score.success_rate))
     places = [y(line.score.success_rate) for line in ordered]
     return tuple(
-        Reference(at, label_at + 4, line.text)
+        Reference(at, label_at - 4, line.text)
         for line, at, label_at in zip(ordered, places, spread_labels(places, LABEL_GAP), strict=True)
     )
 
