@@ -98,7 +98,8 @@ class ScoreRequest:
             for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")
         }
         # there is no other arm to compare with
-        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None
+        decide = None if suite.select else suite.decide
+        decide = decide if decide and decide.threshold is not None else None
         rule = StoppingRule(decide.look_every, decide.confidence, decide.threshold) if decide else None
         return replace(
             self,

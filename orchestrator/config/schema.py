@@ -37,6 +37,8 @@ from sim_workers.envs.embodiment import (
     embodiment_of,
     proprio_columns,
 )
+from sim_workers.envs.libero import INIT_STATES as FIXED_SCENES
+from sim_workers.envs.libero import LIBERO
 from sim_workers.envs.registry import (
     PluginError,
     environment_of,
@@ -44,7 +46,7 @@ from sim_workers.envs.registry import (
     is_task,
     task_names,
 )
-from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.suite import SELECT_BLOCK, EpisodeRules, Suite
 
 
 def _known_task(task: str) -> str:
@@ -453,6 +455,12 @@ class SuiteConfig(Section):
     points; its interval accounts for that. Changing the rule loses nothing: what was played is kept, and the
     rest is played when it is asked for.
     """
+    select: PositiveInt | None = None
+    """Episodes per task, in scenes of their own, on which every checkpoint is scored for decisions: searches,
+    `decide` and the generated video see only these. The arms' last checkpoints alone are then scored on
+    `episodes`, which the curve shows, so no reported rate has been chosen for being high. LIBERO's 50 scenes
+    are divided between the two. Empty: one list serves both.
+    """
 
     @field_validator("horizon", mode="before")
     @classmethod
@@ -499,6 +507,16 @@ class SuiteConfig(Section):
             "poses": self.cameras and tuple(camera.pose() for camera in self.cameras),
         }
         return Embodiment(**{name: value for name, value in chosen.items() if value is not None})
+
+    def select_problems(self) -> list[str]:
+        """Return why the scenes of `select` cannot be kept apart from those of `episodes`, as sentences."""
+        fixed = [task for task in self.tasks or () if task in LIBERO]
+        if not self.select or not fixed or self.episodes + self.select <= FIXED_SCENES:
+            return []
+        return [
+            f"select: {fixed[0]} has {FIXED_SCENES} scenes; {self.episodes} episodes and {self.select} to"
+            " select would share some; lower one of them"
+        ]
 
     def task_problems(self) -> list[str]:
         """Return one sentence per field of the embodiment that a task cannot have, which names the field."""
@@ -591,6 +609,13 @@ class SuiteConfig(Section):
         suite = suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
         return replace(suite, processors=self.processors)
 
+    def to_select_suite(self) -> Suite:
+        """Return the list of episodes of `select`, whose scenes are not among those of `episodes`."""
+        assert self.select
+        # for LIBERO, whose scenes are 50 in a cycle: the last ones
+        offset = -self.select % FIXED_SCENES
+        return replace(self.to_suite(self.tasks, SELECT_BLOCK), episodes=self.select, offset=offset)
+
     @property
     def against(self) -> str:
         """Name of the arms that others' scores are compared with; empty if there are none."""
@@ -599,7 +624,8 @@ class SuiteConfig(Section):
     @property
     def fewest(self) -> int:
         """Episodes that a score is made of at least."""
-        return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
+        most = self.select or self.episodes
+        return min(most, self.decide.look_every if self.decide else most) * len(self.tasks)
 
     @field_validator("tasks", "episodes", "horizon", mode="wrap")
     @classmethod
@@ -617,7 +643,7 @@ class SuiteConfig(Section):
         validated: tuple[str, ...] | int = validate(value)
         return validated
 
-    @field_validator("settle", "success", "shifts", "gl", "decide")
+    @field_validator("settle", "success", "shifts", "gl", "processors", "references", "decide", "select")
     @classmethod
     def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse with `held_out` what is about simulations."""
@@ -634,6 +660,16 @@ class SuiteConfig(Section):
     def listed(self) -> int:
         """Episodes that a score is made of."""
         return self.episodes * len(self.tasks)
+
+    @property
+    def decided_on(self) -> Literal["nominal", "select"]:
+        """Part of the suite whose scores decide: the episodes that the curve shows, or those of `select`."""
+        return "select" if self.select else "nominal"
+
+    @property
+    def deciding(self) -> int:
+        """Episodes of a score that decides."""
+        return (self.select or self.episodes) * len(self.tasks)
 
 
 def suite_of(

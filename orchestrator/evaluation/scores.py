@@ -33,7 +33,7 @@ from sim_workers.envs.registry import is_plugin, unfit
 from sim_workers.envs.render import MIXED
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicySource
-from sim_workers.rollout.suite import Suite
+from sim_workers.rollout.suite import SELECT_BLOCK, Suite
 
 
 class ProtocolError(DemoscaleError):
@@ -227,12 +227,18 @@ class EvalJob:
         if self.contract:
             return self.arm
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
+        shifted += ", to select" if self.part == "select" else ""
         return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
 
     @property
     def shift(self) -> str:
         """Difference between the suite's scenes and the demonstrated ones."""
         return self.suite.shift
+
+    @property
+    def part(self) -> str:
+        """Shift of the suite; `select` for the scenes on which searches decide."""
+        return "select" if self.suite.block == SELECT_BLOCK else self.suite.shift
 
     @property
     def key(self) -> str:

@@ -169,14 +169,16 @@ def make_plan(sweep: SweepConfig) -> Plan:
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
-    scores = checkpoints + len(arms) * len(sweep.suite.shifts) + len(sweep.suite.references)
+    reports = len(arms) * (len(sweep.suite.shifts) + bool(sweep.suite.select)) + len(sweep.suite.references)
+    rollouts = checkpoints * sweep.suite.deciding + reports * sweep.suite.listed
+    lists = checkpoints * (sweep.suite.select or suite.episodes) + reports * suite.episodes
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
         shifts=len(sweep.suite.shifts),
-        rollouts=scores * sweep.suite.listed,
+        rollouts=rollouts,
         decided=sweep.suite.decide is not None,
-        control_steps=scores * suite.control_steps,
+        control_steps=lists * sum(suite.rules_of(task).horizon for task in suite.tasks),
         video_models=len(video_models),
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),

@@ -96,9 +96,10 @@ class Curve:
     @property
     def looked_at(self) -> bool:
         """Whether a rule (`suite.decide`) could end scores early, so that only anytime-valid
-        statistics hold.
+        statistics hold; not with `suite.select`, where it ends other scores.
         """
-        return bool(self.sweep.get("suite", {}).get("decide"))
+        suite = self.sweep.get("suite", {})
+        return bool(suite.get("decide")) and not suite.get("select")
 
     def interval(self, successes: int, episodes: int) -> Interval:
         """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if

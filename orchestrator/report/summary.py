@@ -137,6 +137,8 @@ def caption(curve: Curve) -> str:
     )
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
+    if suite.get("select"):
+        said.append(f"decisions on {suite['select']} other episodes per task")
     if steps := sweep.get("train", {}).get("steps"):
         trained = f"every arm trained for {steps:,} steps"
         if curve.match == "epochs":

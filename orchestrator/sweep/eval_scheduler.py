@@ -166,10 +166,12 @@ class EvalScheduler:
         if isinstance(self.scorer, HeldOutScorer):
             protocol = state.protocol_of("nominal", arm)
             return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name))
-        for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
+        decided_on = state.sweep.suite.decided_on
+        reported = ("nominal", *state.sweep.suite.shifts) if last else ()
+        for shift in dict.fromkeys((decided_on, *reported)):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
-                (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+                (state.rule(arm), state.sweep.is_reference(arm)) if shift == decided_on else (None, False)
             )
             job = EvalJob(
                 arm_id=arm_id,
@@ -178,7 +180,7 @@ class EvalScheduler:
                 suite=suite,
                 protocol=state.protocol_of(shift, arm),
                 source=source,
-                films=last,
+                films=last and shift != "select",
                 rule=rule,
                 reference=reference,
                 arm=arm.name,

@@ -486,21 +486,26 @@ class SweepRun:
         cameras = len(self.state.manifest.contract.cameras)
         for outcome in event.outcomes:
             self.spending.add(job.arm_id, of_outcome(outcome, cameras))
-        if job.suite.shift == "nominal" and not job.contract:
-            self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.listed)
+        if job.part == sweep.suite.decided_on and not job.contract:
+            self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.deciding)
 
     def _on_score(self, event: ScoreConcluded) -> None:
-        job, score, shift = event.job, event.score, event.job.suite.shift
-        if not job.contract:
-            self.board.record_score(job.arm_id, job.step, shift, score)
+        job, score, part = event.job, event.score, event.job.part
+        decides = part == self.state.sweep.suite.decided_on
+        if decides and not job.contract:
+            self.board.record_score(job.arm_id, job.step, "nominal", score)
+        elif part == "nominal" and not job.contract:
+            self.board.record_report(job.arm_id, score)
+        elif not job.contract:
+            self.board.record_score(job.arm_id, job.step, part, score)
         self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
         if job.contract or not score.complete:  # a reference of the suite has no arm
             return
-        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, event.outcomes)
-        if shift == "nominal":
+        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, part, score, event.outcomes)
+        if decides:
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
 
@@ -562,6 +567,11 @@ class SweepRun:
                 yield (
                     f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps}"
                     " steps); run again to go on"
+                )
+            if arm.selecting and arm.report is None and arm.steps in arm.scores and not self._retry_failed:
+                yield (
+                    f"{arm.name}: its last checkpoint has a score to select it and none to report; run again"
+                    " to go on"
                 )
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:

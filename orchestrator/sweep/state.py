@@ -394,7 +394,7 @@ class SweepState:
             else [Arm(sweep.data.most_demos, 0.0, sweep.seeds[0], line.name) for line in sweep.lines]
         )
         trainings = {key.fingerprint: key for key in (self.training_key, *map(self.key_of, own))}
-        shifts = ("nominal", *sweep.suite.shifts)
+        shifts = ("nominal", *sweep.suite.shifts, *(("select",) if sweep.suite.select else ()))
         protocols = {
             key.fingerprint: key
             for line in (None, *sweep.lines)
@@ -415,7 +415,7 @@ class SweepState:
         """Fingerprint shared by the scores of one curve: the protocols of its lines and the rule that ends
         scoring.
         """
-        told = self.sweep.suite.decide
+        told = None if self.sweep.suite.select else self.sweep.suite.decide
         keys = {self._stored_as(self.protocol_key("nominal", line)) for line in self.sweep.lines}
         own = self.protocol if keys == {self.protocol} else digest(sorted({self.protocol, *keys}))
         return f"{own}+{digest(told.model_dump(mode='json'))}" if told else own
@@ -626,7 +626,12 @@ class SweepState:
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
-        return ArmStatus(arm, self.sweep.train_of(arm).steps, video.arm_id if video else "")
+        return ArmStatus(
+            arm,
+            self.sweep.train_of(arm).steps,
+            video.arm_id if video else "",
+            selecting=self.sweep.suite.select is not None,
+        )
 
     def last_step(self, arm_id: str) -> int:
         """Return the optimiser step at which an arm's training ends."""
@@ -706,11 +711,14 @@ class SweepState:
                     if measured.complete:
                         state.scores[step] = measured
                     continue
-                score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                score, _ = self.score(state.arm, checkpoint.fingerprint, self.sweep.suite.decided_on)
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == state.steps:
+                    if self.sweep.suite.select:
+                        report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                        state.report = report if report.complete else None
                     shifted = {
                         shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
@@ -722,8 +730,8 @@ class SweepState:
         return board
 
     def rule(self, arm: Arm) -> StoppingRule | None:
-        """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of
-        it.
+        """Return the rule that decides how much of the suite, or of `suite.select`, an arm's checkpoints are
+        scored on; None: all of it.
         """
         if not (told := self.sweep.suite.decide):
             return None
@@ -737,10 +745,10 @@ class SweepState:
         )
 
     def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
-        """Return the score of an arm's checkpoint under a shift from the ledger so far, and the outcomes it
-        counts, in playing order.
+        """Return the score of an arm's checkpoint under a shift, or on the episodes of `select`, from the
+        ledger so far, and the outcomes it counts, in playing order.
         """
-        rule = self.rule(arm) if shift == "nominal" else None
+        rule = self.rule(arm) if shift == self.sweep.suite.decided_on else None
         return score_so_far(
             Ledger(self.storage, checkpoint, self.protocol_of(shift, arm)), self.sweep.to_suite(shift), rule
         )

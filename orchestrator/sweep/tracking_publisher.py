@@ -151,7 +151,9 @@ class TrackingPublisher:
     def score(
         self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
     ) -> None:
-        """Publish a checkpoint's complete score at its training step, and its outcomes as a file."""
+        """Publish a checkpoint's complete score at its training step, and its outcomes as a file. shift:
+        `select` for the episodes on which searches decide.
+        """
         results = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
         self.arm_artifact(
             arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode()
@@ -365,7 +367,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> i
                     views.action_error(arm_id, step, checkpoint.fingerprint, measured)
                     scores += 1
                 continue
-            for shift in ("nominal", *state.sweep.suite.shifts):
+            for shift in dict.fromkeys((state.sweep.suite.decided_on, "nominal", *state.sweep.suite.shifts)):
                 score, outcomes = state.score(arm, checkpoint.fingerprint, shift)
                 if score.complete:
                     views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)

@@ -21,6 +21,8 @@ SHIFTS = ("nominal", "lighting", "texture", "camera", "object", "placement", "di
 """Ways in which an evaluated scene may differ from every demonstrated one; `nominal`: none.
 `sim_workers/envs/shifts.py` builds them.
 """
+SELECT_BLOCK = 1
+"""Block of the scenes on which searches decide, where they have scenes of their own; others are reported."""
 VARIANTS = 5
 """Number of variants of each shift; an episode's scene seed determines its variant."""
 
@@ -89,6 +91,8 @@ class Suite:
     """Pairs of a task and its own horizon, in place of the rules'; sorted, only where it is another."""
     processors: Literal["one", "mixed"] = "one"
     """`mixed`: processors whose simulation differs in rounding may play its episodes; `one`: they may not."""
+    offset: int = 0
+    """Number of scenes of the block that come before the first one."""
 
     @classmethod
     def of(
@@ -119,7 +123,7 @@ class Suite:
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own ones,
-        `processors` only where they are mixed.
+        `processors` only where they are mixed, `offset` only if there is one.
         """
         return {
             "tasks": self.tasks,
@@ -129,13 +133,14 @@ class Suite:
             **asdict(self.rules),
             **({"horizons": dict(self.horizons)} if self.horizons else {}),
             **({"processors": self.processors} if self.processors != "one" else {}),
+            **({"offset": self.offset} if self.offset else {}),
         }
 
     def episode_list(self) -> list[EpisodeSpec]:
         """Return the episodes in an order shuffled over tasks and scenes (seeded), so that no worker gets all
         the hard ones.
         """
-        first = FIRST_EVALUATION_SEED * (1 + self.block)
+        first = FIRST_EVALUATION_SEED * (1 + self.block) + self.offset
         specs = [
             EpisodeSpec(task, first + i, first + i, self.shift)
             for task in self.tasks
