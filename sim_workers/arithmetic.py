@@ -5,6 +5,7 @@ arithmetic that made them. It is never part of a key: work goes on on another ma
 """
 
 import os
+import platform
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ class Arithmetic:
         model = "/".join(filter(None, (info.get("cpu family", ""), info.get("model", ""))))
         return cls(
             vendor=info.get("vendor_id", ""),
-            processor=info.get("model name", ""),
+            processor=info.get("model name", "") or platform.machine(),
             model=model,
             instruction_set=(torch.backends.cpu.get_cpu_capability() if torch else _best_instructions(info)),
             limits=tuple(f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)),

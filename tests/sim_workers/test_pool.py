@@ -23,6 +23,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
 from scoring_listener import RecordingListener
+from sim_workers.arithmetic import pinned_kernels
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings
@@ -120,6 +121,15 @@ def test_pool_of_two_workers_has_the_outcomes_of_one(
 ) -> None:
     _, ledger = score(tmp_path, server, 2)
     assert ledger == reference[1]
+
+
+def test_pool_records_the_pinned_kernels_with_every_outcome(reference: tuple[Path, dict[str, Any]]) -> None:
+    outcomes = Ledger(open_storage(str(reference[0])), "fp-wanderer", PROTOCOL).read().values()
+    (simulated_on,) = {outcome.simulated_on for outcome in outcomes}
+    for name, value in pinned_kernels().items():
+        assert f"{name}={value}" in simulated_on
+        assert simulated_on.endswith(value), "numpy's kernels are those"
+    assert {outcome.acted_on for outcome in outcomes} == {""}, "the server does not say"
 
 
 @pytest.mark.full

@@ -57,7 +57,7 @@ def won_where_selected(job: RolloutJob) -> Outcome:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_searches_see_the_selecting_scenes_and_the_curve_the_others(
+def test_searches_see_selecting_scenes_and_the_curve_others(
     folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merits, stops = list[float](), ArmPruner.stops
@@ -141,7 +141,7 @@ def test_select_of_more_scenes_than_libero_has_is_refused() -> None:
         SuiteConfig.model_validate({"held_out": 0.2, "select": 4})
 
 
-def test_best_of_ten_equal_checkpoints_is_better_only_on_the_scenes_that_chose_it() -> None:
+def test_best_of_equal_checkpoints_is_better_only_on_the_scenes_that_chose_it() -> None:
     """Ten checkpoints and a reference with the same success rate; the best of the ten is compared."""
     rng = np.random.default_rng(0)
 
