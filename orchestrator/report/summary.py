@@ -23,6 +23,7 @@ from orchestrator.report.curve_report import (
 from orchestrator.report.curve_types import Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.shift_differences import shift_differences
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 
 IN_COMMON = {
@@ -53,6 +54,7 @@ def report(curve: Curve) -> CurveReport:
         protocol_facts=_protocol_facts(curve),
         provenance=_provenance(curve),
         references=reference_lines(curve),
+        shifts=tuple(shift_differences(curve)),
     )
 
 

@@ -74,6 +74,7 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
             trained_on=checkpoints[last].trained_on,
+            shifted=_shifted(state, arm, checkpoint),
             cost=costs[arm_id],
             imagined=_imagined(state, arm, checkpoints, test) if test else {},
             films=_film_notes(state, arm, checkpoint),
@@ -89,6 +90,16 @@ def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cos
                 yield MeasuredArm(
                     arm, state.comparable, last, score.errors, costs[arm_id], checkpoint.trained_on
                 )
+
+
+def _shifted(state: SweepState, arm: Arm, checkpoint: str) -> dict[str, dict[str, bool]]:
+    """Return `ScoredArm.shifted` of a checkpoint."""
+    scores = {shift: state.score(arm, checkpoint, shift) for shift in state.sweep.suite.shifts}
+    return {
+        shift: dict(sorted((one.spec.episode_id, one.result == "success") for one in outcomes))
+        for shift, (score, outcomes) in scores.items()
+        if score.complete
+    }
 
 
 def _film_notes(state: SweepState, arm: Arm, checkpoint: str) -> tuple[dict[str, Any], ...]:

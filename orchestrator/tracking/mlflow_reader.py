@@ -71,6 +71,8 @@ class ScoredArm:
     cost: Cost | None = None
     trained_on: tuple[Arithmetic, ...] = ()
     """Arithmetics of the training processes, one after the other; none if not recorded."""
+    shifted: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    """Shift -> episode id -> success, of complete scores under shifts."""
     run_id: str = ""
     """Id of the arm's run in MLflow; empty if the arm was read from the ledger."""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -219,7 +221,8 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         if holds_out(sweep):
             measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
         else:
-            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
+            shifts = sweep.get("suite", {}).get("shifts") or ()
+            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now, shifts), scored))
     anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in _files(mlflow, parents[0]) else ()
     wanted_references = sweep.get("suite", {}).get("references") or ()
     references = tuple(score for score in anchors if score.name in wanted_references)
@@ -305,7 +308,7 @@ def _deleting(name: str, *run_ids: str) -> str:
     )
 
 
-def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
+def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]) -> ScoredArm:
     run_id, metrics, step = run.info.run_id, run.data.metrics, _last_step(run, now)
     files = _files(mlflow, run)
     if "outcomes" not in files:
@@ -339,6 +342,11 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         outcomes=results,
         early=bool(metrics.get("decided_early")),
         trained_on=_trained_on(run),
+        shifted={
+            shift: json.loads(_text(mlflow, run, outcomes_artifact(step, shift)))
+            for shift in shifts
+            if f"success_rate_{shift}" in metrics
+        },
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
