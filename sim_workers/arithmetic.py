@@ -32,6 +32,8 @@ KERNELS = "Haswell"
 those for AVX512 round the controllers' matrices differently from those for AVX2 (`sim_workers.envs.golden
 --vary`).
 """
+BETWEEN_KINDS = "; "
+"""Text between several arithmetics in words."""
 NOT_RECORDED = "not recorded"
 """Kind of a result of an earlier version, or of a policy on a machine that is unknown."""
 

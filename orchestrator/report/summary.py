@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
-from orchestrator.report.arithmetic import mixed_arithmetic, training_arithmetic
+from orchestrator.report.arithmetic import acting_arithmetic, mixed_arithmetic, training_arithmetic
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -25,6 +25,7 @@ from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
 IN_COMMON = {
     "steps": "every arm is trained for as many optimiser steps",
@@ -282,6 +283,7 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
         *([("episodes", data["episodes"])] if "episodes" in data else []),
         *own,
         ("trained on", training_arithmetic(curve.arms)),
+        ("acted on", BETWEEN_KINDS.join(acting_arithmetic(curve.arms)) or NOT_RECORDED),
     )
 
 

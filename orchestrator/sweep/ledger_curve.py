@@ -19,6 +19,7 @@ from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, MeasuredArm, ScoredArm
 from orchestrator.tracking.mlflow_writer import STEPS, STORE, TRAINING
 from orchestrator.tracking.rollout_videos import RolloutVideo, films_of_arm
+from sim_workers.arithmetic import NOT_RECORDED
 
 
 def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
@@ -74,6 +75,7 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
             trained_on=checkpoints[last].trained_on,
+            acted_on=tuple(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
             shifted=_shifted(state, arm, checkpoint),
             cost=costs[arm_id],
             imagined=_imagined(state, arm, checkpoints, test) if test else {},

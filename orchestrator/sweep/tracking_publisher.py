@@ -50,7 +50,7 @@ from orchestrator.tracking.outbox_records import (
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.tracking.references import ARTIFACT, ReferenceScore, encode
 from orchestrator.training.loop import CONSUMED
-from sim_workers.arithmetic import NOT_RECORDED, Arithmetic
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
@@ -175,8 +175,10 @@ class TrackingPublisher:
             self._tags(
                 arm_id,
                 {
-                    SIMULATED_ON: "; ".join(sorted({one.simulated_on or NOT_RECORDED for one in outcomes})),
-                    ACTED_ON: "; ".join(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
+                    SIMULATED_ON: BETWEEN_KINDS.join(
+                        sorted({one.simulated_on or NOT_RECORDED for one in outcomes})
+                    ),
+                    ACTED_ON: BETWEEN_KINDS.join(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
                 },
             )
         self._relay.enqueue(

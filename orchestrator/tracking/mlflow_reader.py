@@ -41,7 +41,7 @@ from orchestrator.tracking.mlflow_writer import (
 from orchestrator.tracking.references import ARTIFACT, ReferenceScore, decode
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import VIDEO_ACTION
-from sim_workers.arithmetic import Arithmetic
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
 
 AT_ONCE = 8
 """Number of parallel requests to a tracking server."""
@@ -71,6 +71,8 @@ class ScoredArm:
     cost: Cost | None = None
     trained_on: tuple[Arithmetic, ...] = ()
     """Arithmetics of the training processes, one after the other; none if not recorded."""
+    acted_on: tuple[str, ...] = ()
+    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted."""
     shifted: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Shift -> episode id -> success, of complete scores under shifts."""
     run_id: str = ""
@@ -342,6 +344,7 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[
         outcomes=results,
         early=bool(metrics.get("decided_early")),
         trained_on=_trained_on(run),
+        acted_on=tuple(run.data.tags.get(ACTED_ON, NOT_RECORDED).split(BETWEEN_KINDS)),
         shifted={
             shift: json.loads(_text(mlflow, run, outcomes_artifact(step, shift)))
             for shift in shifts
