@@ -64,8 +64,8 @@ for step in range(1, job["steps"] + 1):
 '''
 
 
-def bare(job: ExternalJob, folder: Path) -> float:
-    """Run the command by itself; return its seconds."""
+def bare(job: ExternalJob, folder: Path, niceness: int) -> float:
+    """Run the command by itself, with the niceness of Ray's workers; return its seconds."""
     folder.mkdir()
     episodes = open_storage(job.episodes)
     for name in ("policy", "checkpoints", "node"):
@@ -89,7 +89,8 @@ def bare(job: ExternalJob, folder: Path) -> float:
         {TRAIN_VARIABLE: str(folder / "train.json"), "OMP_NUM_THREADS": "1"},
     )
     began = time.perf_counter()
-    subprocess.run(launch.words, cwd=launch.folder, env=dict(launch.variables), check=True)
+    words = ["nice", "-n", str(niceness - os.nice(0)), *launch.words]
+    subprocess.run(words, cwd=launch.folder, env=dict(launch.variables), check=True)
     return time.perf_counter() - began
 
 
@@ -106,6 +107,8 @@ def as_line(job: ExternalJob, folder: Path, channel: Any) -> float:
 @harness.command("external", digits=4)
 def main(quick: bool) -> dict[str, object]:
     """Print a table; return the values of the last line."""
+    import ray
+
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.training.control_channel import open_control_channel, receiving
 
@@ -118,6 +121,7 @@ def main(quick: bool) -> dict[str, object]:
         store = make_episode_store(root / "store", 60, length=60)
         quiet()
         connect()
+        niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
 
         def job(number: int) -> ExternalJob:
             arm = Arm(50, 0.0, number, "busy")  # of other episodes in each round, which are exported first
@@ -139,7 +143,9 @@ def main(quick: bool) -> dict[str, object]:
                 for kind in ("line", "bare")[:: -1 if number % 2 else 1]:
                     place = root / f"{kind}-{number}"
                     seconds = (
-                        bare(job(number), place) if kind == "bare" else as_line(job(number), place, channel)
+                        bare(job(number), place, niceness)
+                        if kind == "bare"
+                        else as_line(job(number), place, channel)
                     )
                     walls[kind].append(seconds)
     print(f"{steps} steps of {STEP_S} s, {CHECKPOINTS} checkpoints of {MEGABYTES} MiB, {rounds} rounds\n")

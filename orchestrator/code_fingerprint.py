@@ -7,7 +7,7 @@ comment or moving a file changes no fingerprint, whereas editing the sampler doe
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.provenance import digest
-from sim_workers.checkout import CHECKOUT, sources
-from sim_workers.envs import plugins
+from policy.entry_points import POLICIES, TASKS, Group, find
+from sim_workers.checkout import CHECKOUT, Files, content_hash, file_hashes, sources
+from sim_workers.envs.registry import is_plugin
 
 
 @dataclass(frozen=True)
@@ -250,23 +251,70 @@ def code_fingerprint(code: Code) -> str:
     return fingerprint_of(code_hashes(code))
 
 
-@lru_cache
-def plugin_code(task: str) -> dict[str, str]:
-    """Return the package and version of a plug-in's task, and the hash of every file of its module, as of
-    this process's first read: of Python files the meaning, of models and textures the content.
+@dataclass(frozen=True)
+class PackageCode:
+    """Code of an installed package that offers a policy or a task, as this process's first read found it."""
 
-    Raises PluginError if the plug-in's module cannot be found.
+    package: str
+    """Name and version."""
+    meanings: Mapping[str, str]
+    """Hash of every file of the import package: of Python files the meaning, of models and textures the
+    content.
     """
-    hashes = {"package": plugins.package(task), **code_hashes(ADAPTING_CODE)}
-    for name, file in plugins.files_of(task).items():
-        data = file.read_bytes()
-        with suppress(SyntaxError, ValueError):
-            if file.suffix == ".py":
+    contents: Files
+    """Hash of every Python file's content, for comparison with what other processes import."""
+
+    def key(self) -> dict[str, str]:
+        """Return the part of a result's key."""
+        return {"package": self.package, **self.meanings}
+
+
+@lru_cache
+def package_code(group: Group, name: str) -> PackageCode:
+    """Return the code of the package that offers a policy or task; nothing of it is imported. Raises
+    PluginError if there is none, or its module cannot be found.
+    """
+    plugin = find(group, name)
+    meanings, contents = dict[str, str](), dict[str, str]()
+    for file, path in plugin.files().items():
+        data = path.read_bytes()
+        meanings[file] = content_hash(data)
+        if path.suffix == ".py":
+            contents[file] = content_hash(data)
+            with suppress(SyntaxError, ValueError):
                 source = _read(data)
-                hashes[name] = _hash([source.statements, sorted(map(str, source.imports))])
-                continue
-        hashes[name] = hashlib.sha256(data).hexdigest()[:16]
-    return hashes
+                meanings[file] = _hash([source.statements, sorted(map(str, source.imports))])
+    return PackageCode(plugin.package, meanings, contents)
+
+
+def learner_code(name: str) -> dict[str, str]:
+    """Return the part `learner_code` of keys of a policy that a package offers: package, version, and the
+    hash of every file. Empty for an empty name, a policy of no other package.
+
+    Raises PluginError as `package_code`.
+    """
+    return package_code(POLICIES, name).key() if name else {}
+
+
+def plugin_code(task: str) -> dict[str, str]:
+    """Return the part of keys of scores on a plug-in's task: package, version, the hash of every file, and
+    the code that adapts environments.
+
+    Raises PluginError as `package_code`.
+    """
+    return {**package_code(TASKS, task).key(), **code_hashes(ADAPTING_CODE)}
+
+
+def run_files(tasks: Iterable[str] = (), learners: Iterable[str] = ()) -> Files:
+    """Return the hashes that the processes of a run compare their imports with: of the checkout, and of the
+    packages that offer the plug-ins among `tasks`, and the policies `learners`; empty names are none.
+    """
+    packages = [package_code(TASKS, task) for task in tasks if is_plugin(task)]
+    packages += [package_code(POLICIES, name) for name in learners if name]
+    files = dict(file_hashes())
+    for package in packages:
+        files |= package.contents
+    return files
 
 
 def fingerprint_of(hashes: dict[str, str]) -> str:

@@ -121,6 +121,21 @@ def git_commit() -> str:
     return out.stdout.strip()
 
 
+@lru_cache
+def commit_hash() -> str:
+    """Return the hash of the checkout's commit, whether or not files differ from it; shortened if only
+    `git_commit` is known, empty if that has none.
+    """
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (CHECKOUT / ".git").exists():
+            out = subprocess.run(
+                ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+            )
+            return out.stdout.strip()
+    found = re.search(r"[0-9a-f]{12,40}(?=(-dirty)?$)", git_commit())
+    return found[0] if found else ""
+
+
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Return the installed versions by package; `none` if one is not installed."""
     return {name: _version(name) for name in packages}

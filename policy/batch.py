@@ -39,7 +39,9 @@ class Batch:
     `policy.latent_codec`.
     """
     proprio: Tensor
-    """Normalised proprioception (B, P) at the first frame."""
+    """Normalised proprioception (B, P) at the present frame, the first one; for a Learner with frame history
+    (B, N, P), and its frames are preceded by as many, so that the present one is at N - 1.
+    """
     actions: Tensor
     """Normalised actions (B, T, A); arbitrary where the mask is 0."""
     action_mask: Tensor

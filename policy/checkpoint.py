@@ -25,21 +25,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from policy.checkpoint_files import CARD, CARD_BYTES, stated_needs
 from policy.checkpoint_files import CheckpointError as CheckpointError
 from policy.checkpoint_files import fingerprint as fingerprint
 from policy.config import PolicyConfig
 from policy.diffusion_policy import DiffusionPolicy
+from policy.entry_points import PluginError
 from policy.feature_stats import Stats
-from policy.interface import Contract
+from policy.interface import PRESENT_ONLY, Contract, PolicyNeeds
 from policy.latent_codec import VaeLatents
-from policy.learner import Learner, LearnerError, build_learner
+from policy.learner import Learner, build_learner
 from policy.model import VideoActionModel
 from policy.untrusted import printable, read_json
 from policy.weights import WeightsError
 
 FORMAT = 2
-CARD_BYTES = 32 << 20
-"""Size limit of checkpoint.json in bytes; the ids of a million episodes fit."""
 UNET, UNET_WEIGHTS = "video.unet.", "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -57,6 +57,8 @@ class Card:
     """Arm, step, data fingerprint, exact episode ids, code version, package versions. Nothing that differs
     between identical runs.
     """
+    needs: PolicyNeeds = PRESENT_ONLY
+    """What the policy needs besides the present observation; absent from the file if nothing."""
 
 
 def new_model(
@@ -66,7 +68,7 @@ def new_model(
     known_sentences: Mapping[str, Tensor] | None = None,
 ) -> Learner:
     """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if
-    the configuration needs them. Raises LearnerError if another package's policy cannot be built.
+    the configuration needs them. Raises PluginError if another package's policy cannot be built.
     """
     if config.video:
         return VideoActionModel(config, contract, weights, known_sentences)
@@ -96,7 +98,9 @@ def save(
         "proprio_stats": card.proprio_stats and card.proprio_stats.to_json(),
         "provenance": card.provenance,
     }
-    (folder / "checkpoint.json").write_text(json.dumps(text, indent=1, sort_keys=True))
+    if card.needs != PRESENT_ONLY:
+        text["needs"] = vars(card.needs)
+    (folder / CARD).write_text(json.dumps(text, indent=1, sort_keys=True))
     heads = {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith(UNET)}
     if isinstance(model, VideoActionModel):
         model.video.unet.save_config(folder / "unet")
@@ -144,15 +148,25 @@ def load(folder: Path) -> tuple[Learner, Card]:
     try:
         model = new_model(card.config, card.contract, folder, known_sentences(folder))
         model.load_state_dict(weights)
-    except (WeightsError, LearnerError) as error:
+    except (WeightsError, PluginError) as error:
         raise CheckpointError(
-            f"{folder}: {error}" if isinstance(error, LearnerError) else str(error)
+            f"{folder}: {error}" if isinstance(error, PluginError) else str(error)
         ) from None
     except RuntimeError:
         raise CheckpointError(
             f"{folder}: the weights do not fit the model that checkpoint.json describes"
         ) from None
+    if model.needs != card.needs:
+        raise CheckpointError(
+            f"{folder}: checkpoint.json states {_in_words(card.needs)}, and the policy"
+            f" {printable(card.config.learner, 100)} installed here {_in_words(model.needs)}; install the"
+            " version that was trained"
+        )
     return model.eval(), card
+
+
+def _in_words(needs: PolicyNeeds) -> str:
+    return f"{'memory' if needs.memory else 'no memory'} and {needs.observation_steps} observation steps"
 
 
 def _refuse_misfit(folder: Path, card: Card) -> None:
@@ -177,7 +191,7 @@ def _refuse_misfit(folder: Path, card: Card) -> None:
                 name: tuple(tensor.shape)
                 for name, tensor in new_model(card.config, card.contract).state_dict().items()
             }
-    except LearnerError as error:
+    except PluginError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # diffusers and torch raise many types for incompatible widths
         said = printable(" ".join(str(error).split()), 200)
@@ -214,7 +228,7 @@ def load_card(folder: Path) -> Card:
     invalid.
     """
     try:
-        with (folder / "checkpoint.json").open("rb") as file:
+        with (folder / CARD).open("rb") as file:
             text = read_json(file.read(CARD_BYTES + 1), CARD_BYTES)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(
@@ -234,6 +248,7 @@ def load_card(folder: Path) -> Card:
             action_stats=None if text["action_stats"] is None else Stats.from_json(text["action_stats"]),
             proprio_stats=None if text["proprio_stats"] is None else Stats.from_json(text["proprio_stats"]),
             provenance=text["provenance"],
+            needs=stated_needs(text),
         )
         if problem := _problem(card):
             raise ValueError(problem)

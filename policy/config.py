@@ -18,14 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from policy.interface import MOST_STEPS
+from policy.interface import MOST_OBSERVATION_STEPS, MOST_STEPS
 
 VIDEO_ACTION = "video_action"
 """Name of the video-action policy."""
 DIFFUSION_POLICY = "diffusion_policy"
 """Name of the behaviour-cloning baseline."""
-ENTRY_POINTS = "demoscale.policies"
-"""Group of the entry points of other packages' policies (`policy.learner`)."""
 
 Objective = Literal["video", "action", "joint", "joint_detached"]
 """Loss of a training run and the weights it trains (arXiv 2508.00795). `video`: the video error, stage 1.
@@ -78,6 +76,19 @@ class ClipShape(_Part):
     padding: Literal["masked", "paper"] = "masked"
     """Steps past an episode's end: `masked` repeats the last frame and action and excludes both from the
     loss; `paper` trains on zero actions and still frames."""
+    history: Annotated[int, Field(ge=0, lt=MOST_OBSERVATION_STEPS)] = 0
+    """Frames of each camera before the present one, at consecutive control steps, and as many more rows of
+    proprioception: for a policy of another package that needs them. Before an episode's start the first one
+    is repeated.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_empty_history(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `history` where there is none, as in versions without the field."""
+        dumped: dict[str, Any] = handler(self)
+        if not self.history:
+            dumped.pop("history", None)
+        return dumped
 
 
 class VideoConfig(_Part):

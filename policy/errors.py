@@ -9,15 +9,16 @@ DemoscaleError
 ├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
-├── LearnerError          policy.learner                           another package's policy cannot be used
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
 ├── NotFiniteError        policy.finite                            training diverged
-├── PluginError           sim_workers.envs.plugins                 another package's task cannot be used
+├── PluginError           policy.entry_points                      another package's policy or task fails
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
+├── ProtocolsDifferError  orchestrator.report.compared_sweeps      two sweeps cannot be compared; exit code 2
+├── PublishedError        orchestrator.report.published            published results: a mistake; exit code 2
 ├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75
 ├── RemoteError           policy.http_protocol                     a policy server fails or answers invalidly
 ├── RobocasaError         sim_workers.envs.robocasa                RoboCasa is missing or has another version

@@ -1,7 +1,9 @@
 """Inference with a checkpoint: observations in, action chunks out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +11,18 @@ from torch import Tensor
 
 from policy.batch import Batch, Counts, blocks
 from policy.checkpoint import load
-from policy.interface import ActionChunk, Imagination, Observation, derived_seed
+from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, derived_seed
+from policy.learner import ObservationBatch
 from policy.model import VideoActionModel
 from policy.normalize import ClipNormalizer, Normalizer
+from policy.sessions import SessionStates
+
+
+@dataclass
+class _Session:
+    """State of one session of a Learner; None without memory."""
+
+    state: Any = None
 
 
 class TrainedPolicy:
@@ -22,6 +33,8 @@ class TrainedPolicy:
     round differently from one process to the next.
 
     `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown.
+
+    A Learner of another package may have memory or frame history (`needs`); its sessions are kept here.
 
     An answer that is not finite is returned unchanged: the episode that executes it ends as an error, and the
     other answers of its batch are valid. Raises CheckpointError if the checkpoint is invalid, or if its
@@ -42,11 +55,21 @@ class TrainedPolicy:
         self._proprio = Normalizer(card.proprio_stats, "minmax")
         self.normalizer = ClipNormalizer(self._proprio, self._actions)
         """Normalisation of the batches of `loss`."""
+        self.memory, self.observation_steps = card.needs.memory, card.needs.observation_steps
         self.clip = card.config.clip
         """Shape of the clips of `loss`."""
+        if card.config.learner:  # as it was trained
+            as_trained = {"frames_per_view": 1, "history": self.observation_steps - 1}
+            self.clip = self.clip.model_copy(update=as_trained)
+        self._has_needs = card.needs != PRESENT_ONLY
+        self._sessions = SessionStates(lambda _: _Session(self._model.begin()))
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """Return one chunk per observation, computed in batches of fixed sizes."""
+        """Return one chunk per observation, computed in batches of fixed sizes. Raises LostSessionError for a
+        later step of an unknown session, if the policy has memory.
+        """
+        if self._has_needs:
+            return self._act_with_needs(observations)
         chunks: list[ActionChunk] = []
         for filled, asked in blocks(observations):
             chunks += self._act_block(filled)[:asked]
@@ -87,10 +110,50 @@ class TrainedPolicy:
 
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
         _, actions = self._sample(observations)
+        return self._chunks(actions)
+
+    def _chunks(self, actions: Tensor) -> list[ActionChunk]:
         return [
             ActionChunk(chunk, self.sampler.execute)
             for chunk in self._actions.denormalize(actions).cpu().numpy()
         ]
+
+    @torch.no_grad()
+    def _act_with_needs(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return one chunk per observation, and advance their sessions once all are computed."""
+        sessions = [
+            self._sessions.of(observation) if self.memory else _Session(self._model.begin())
+            for observation in observations
+        ]
+        chunks: list[ActionChunk] = []
+        states: list[Any] = []
+        for filled, asked in blocks(range(len(observations))):
+            actions, after = self._model.act(
+                self._batch([observations[i] for i in filled]),
+                [sessions[i].state for i in filled],
+                self.sampler,
+            )
+            chunks += self._chunks(actions)[:asked]
+            states += after[:asked]
+        for session, state in zip(sessions, states, strict=True):
+            session.state = state
+        return chunks
+
+    def _batch(self, observations: list[Observation]) -> ObservationBatch:
+        """Return the observations, each with the preceding ones that the policy takes."""
+        rows = [[*observation.history, observation] for observation in observations]
+        rows = [row[:1] * (self.observation_steps - len(row)) + row for row in rows]
+        pictures = np.stack(
+            [[[o.images[camera] for camera in self.contract.cameras] for o in row] for row in rows]
+        )
+        proprio = torch.from_numpy(np.stack([[o.proprio for o in row] for row in rows])).to(self.device)
+        return ObservationBatch(
+            torch.from_numpy(pictures).to(self.device),
+            self._proprio.normalize(proprio),
+            [o.instruction for o in observations],
+            [_noise_seeds(o) for o in observations],
+            [o.step for o in observations],
+        )
 
     def _sample(self, observations: list[Observation]) -> tuple[Tensor | None, Tensor]:
         """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""
@@ -100,6 +163,11 @@ class TrainedPolicy:
             torch.from_numpy(pictures).to(self.device),
             self._proprio.normalize(proprio),
             [o.instruction for o in observations],
-            [(o.noise_seed, derived_seed(o.noise_seed, 1)) for o in observations],
+            [_noise_seeds(o) for o in observations],
             self.sampler,
         )
+
+
+def _noise_seeds(observation: Observation) -> tuple[int, int]:
+    """Return the seeds of the video and of the actions."""
+    return observation.noise_seed, derived_seed(observation.noise_seed, 1)

@@ -8,27 +8,38 @@ A package offers a policy as an entry point, which the `policy` of a line in a s
 The entry point is called with the configuration and the contract and returns a `Learner`. Training, running
 average, checkpoints, resume, scoring and cost are those of the project's own policies.
 
-Shapes: B clips; V views; H W pixels; T steps of a chunk; A action dimensions; P proprioceptive values.
+Shapes: B clips, or rows of a batch of observations; N observations of a row; V views; H W pixels; T steps of
+a chunk; A action dimensions; P proprioceptive values.
 """
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from policy.batch import Batch, Counts, Losses
-from policy.config import ENTRY_POINTS, Objective, PolicyConfig, SamplerConfig
-from policy.errors import DemoscaleError
-from policy.interface import Contract
-from policy.untrusted import printable
-
-GROUP = ENTRY_POINTS
-"""Group of the entry points."""
+from policy.config import Objective, PolicyConfig, SamplerConfig
+from policy.entry_points import POLICIES, PluginError, find, one_line
+from policy.interface import PRESENT_ONLY, Contract, PolicyNeeds
 
 
-class LearnerError(DemoscaleError):
-    """Error of one sentence: why the policy of another package cannot be used."""
+@dataclass(frozen=True)
+class ObservationBatch:
+    """Observations of different sessions, for a Learner with needs."""
+
+    pictures: Tensor
+    """(B, N, V, H, W, 3) uint8. N is `PolicyNeeds.observation_steps`: consecutive control steps, the present
+    one last. Before the reset the first one is repeated.
+    """
+    proprio: Tensor
+    """(B, N, P), normalised."""
+    instructions: list[str]
+    noise_seeds: list[tuple[int, int]]
+    """As for `Learner.sample`."""
+    steps: list[int]
+    """Control steps since the reset of each row's episode."""
 
 
 class Learner(nn.Module):
@@ -40,6 +51,12 @@ class Learner(nn.Module):
 
     config: PolicyConfig
     contract: Contract
+    needs: PolicyNeeds = PRESENT_ONLY
+    """What acting needs besides the present observation; a function of configuration and contract. Any other
+    than the default: `act` and, with memory, `begin` are called instead of `sample`. With N observation steps
+    the batches of `forward` have N frames of each view, (B, V, N, H, W, 3), and proprioception (B, N, P), the
+    present one last. Clips of a batch are of any episodes and steps: no state goes from one to the next.
+    """
 
     def learn(self, objective: Objective) -> None:
         """Set the objective of the next steps, and freeze the parts that it does not train. Raises ValueError
@@ -72,53 +89,37 @@ class Learner(nn.Module):
         """
         raise NotImplementedError
 
+    def begin(self) -> Any:
+        """Return the state of a new session: of one playing of an episode, before its first observation."""
+
+    def act(
+        self, seen: ObservationBatch, states: Sequence[Any], sampler: SamplerConfig
+    ) -> tuple[Tensor, Sequence[Any]]:
+        """Act with history or memory: return (B, T, A) normalised actions and the state of each row's session
+        after it.
+
+        states: of each row's session, as `begin` or the last call returned it; not to be changed in place.
+        Without memory they are what `begin` returns, and those returned are dropped.
+        """
+        raise NotImplementedError
+
 
 Build = Callable[[PolicyConfig, Contract], Learner]
 
 
-def learner_names() -> list[str]:
-    """Return the names of the policies that installed packages offer, sorted; none is imported."""
-    return sorted(entry_points(group=GROUP).names)
-
-
-def learner_entry(name: str) -> EntryPoint:
-    """Return the entry point of a policy without importing it. Raises LearnerError if there is none, or more
-    than one package offers the name.
-    """
-    found = {
-        (entry.value, entry.dist and entry.dist.name): entry for entry in entry_points(group=GROUP, name=name)
-    }
-    if len(found) > 1:
-        packages = ", ".join(sorted(str(package) for _, package in found))
-        raise LearnerError(
-            f"several installed packages offer a policy {name}: {packages}; uninstall all but one"
-        )
-    if not found:
-        offered = ", ".join(learner_names()) or "none"
-        raise LearnerError(
-            f"no installed package offers a policy {printable(name, 100)} (entry points {GROUP}: {offered});"
-            " install its package on every node"
-        )
-    return next(iter(found.values()))
-
-
 def build_learner(config: PolicyConfig, contract: Contract) -> Learner:
-    """Return the untrained policy that `config.learner` names. Raises LearnerError if there is none, or its
+    """Return the untrained policy that `config.learner` names. Raises PluginError if there is none, or its
     package fails.
     """
-    entry = learner_entry(config.learner)
+    plugin = find(POLICIES, config.learner)
+    make: Build = plugin.load()
     try:
-        learner = entry.load()(config, contract)
+        learner = make(config, contract)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise LearnerError(
-            f"the policy {config.learner} ({entry.value}) cannot be built: {type(error).__name__}:"
-            f" {printable(lines[-1], 300)}"
-        ) from error
+        raise PluginError(f"{plugin} cannot be built: {one_line(error)}") from error
     if not isinstance(learner, Learner):
-        raise LearnerError(
-            f"the policy {config.learner} ({entry.value}) is a {type(learner).__name__}; it must be a"
-            " policy.learner.Learner"
-        )
+        raise PluginError(f"{plugin} is a {type(learner).__name__}; it must be a policy.learner.Learner")
+    if not isinstance(learner.needs, PolicyNeeds):
+        raise PluginError(f"{plugin}: needs is no policy.interface.PolicyNeeds")
     learner.config, learner.contract = config, contract
     return learner

@@ -1,7 +1,8 @@
-"""Comparison of the files that a process imported with the checkout that its run's driver read at its start.
+"""Comparison of the files that a process imported with those that its run's driver read at its start: of the
+checkout, and of installed packages that offer the run's policies and tasks.
 
 A sweep's driver names its results by the code it started with. A process that starts later would import files
-that were edited meanwhile.
+that were edited meanwhile; one on another node, those of another version.
 """
 
 import hashlib
@@ -17,16 +18,19 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("orchestrator", "policy", "sim_workers")
 """Folders of the checkout whose modules the processes of a run import."""
 Files = Mapping[str, str]
-"""Hash of each file's content, by the file's path relative to the checkout, with `/`."""
+"""Hash of each file's content, by the file's path relative to the checkout, or to the folder that holds the
+installed package, with `/`.
+"""
 MOST_NAMED = 3
 """Largest number of files that an error names."""
+_OWN = tuple(f"{package}/" for package in PACKAGES)
 # by the path of a module's file: its key in `Files`, and its hash when first seen
 _imported: dict[str, tuple[str, str]] = {}
 
 
 class CodeChangedError(DemoscaleError):
-    """The checkout was edited during the run. The message, one sentence, names the files that differ and what
-    to do.
+    """The checkout or an installed package was edited during the run. The message, one sentence, names the
+    files that differ and what to do.
     """
 
     exit_code = RESUMABLE
@@ -57,38 +61,54 @@ def file_hashes(root: Path = CHECKOUT) -> dict[str, str]:
 
 
 def check_imported(expected: Files | None) -> None:
-    """Compare the imported modules of the checkout with `expected`, the driver's `file_hashes`.
+    """Compare the imported modules of the checkout, and of the installed packages that `expected` has files
+    of, with the hashes that the driver read.
 
     None: nothing to compare. A file is hashed when it is first seen. Call it after the imports that it has to
     check; without a new module it takes a fraction of a millisecond. Raises CodeChangedError if a file
-    differs or was unknown to the driver.
+    differs, or one of the checkout was unknown to the driver.
     """
     if not expected:
         return
-    modules = [module for name, module in sys.modules.copy().items() if name.partition(".")[0] in PACKAGES]
-    places = [
-        place for module in modules if (place := getattr(module, "__file__", None)) and place.endswith(".py")
+    packaged = [file for file in expected if not file.startswith(_OWN)]
+    watched = {*PACKAGES, *(file.partition("/")[0].removesuffix(".py") for file in packaged)}
+    modules = [
+        (name, place)
+        for name, module in sys.modules.copy().items()
+        if name.partition(".")[0] in watched
+        and (place := getattr(module, "__file__", None))
+        and place.endswith(".py")
     ]
-    for place in places:
+    for name, place in modules:
         if place not in _imported:
-            _imported[place] = _name_and_hash(Path(place).resolve())
-    changed = [
-        name for name, found in map(_imported.__getitem__, places) if name and found != expected.get(name)
-    ]
-    if changed:
+            _imported[place] = _name_and_hash(name, Path(place).resolve())
+    found = {_imported[place] for _, place in modules}
+    own = [file for file, has in found if file.startswith(_OWN) and has != expected.get(file)]
+    if own:
         raise CodeChangedError(
-            f"the checkout was edited while the run was in progress ({_listed(sorted(changed))}); start the"
+            f"the checkout was edited while the run was in progress ({_listed(sorted(own))}); start the"
             " same command again"
+        )
+    theirs = [file for file, has in found if not file.startswith(_OWN) and has != expected.get(file, has)]
+    if theirs:
+        raise CodeChangedError(
+            "an installed package was edited while the run was in progress, or is another version on this"
+            f" node ({_listed(sorted(theirs))}); install one version on every node and start the same command"
+            " again"
         )
 
 
-def _name_and_hash(file: Path) -> tuple[str, str]:
-    """Return a file's key in `Files` and its hash: no key outside the checkout, no hash for a deleted
-    file.
+def _name_and_hash(module: str, file: Path) -> tuple[str, str]:
+    """Return the key in `Files` of a module's file, and its hash: no hash for a deleted file, no key for a
+    module of PACKAGES from outside the checkout.
     """
-    if not file.is_relative_to(CHECKOUT):
+    if module.partition(".")[0] not in PACKAGES:
+        key = module.replace(".", "/") + ("/__init__.py" if file.name == "__init__.py" else ".py")
+    elif file.is_relative_to(CHECKOUT):
+        key = file.relative_to(CHECKOUT).as_posix()
+    else:
         return "", ""
-    return file.relative_to(CHECKOUT).as_posix(), content_hash(file.read_bytes()) if file.is_file() else ""
+    return key, content_hash(file.read_bytes()) if file.is_file() else ""
 
 
 def _listed(files: list[str]) -> str:

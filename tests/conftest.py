@@ -1,5 +1,6 @@
 """Fixtures and hooks that many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
+import gc
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+import robosuite_recordings
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage.base import Storage, StorageSettings, _client, open_storage
@@ -111,6 +113,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Exclude what the imports of all test modules made from garbage collection: millions of objects, through
+    which every full collection would go, one of them in each call of a library that asks for it.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 LONGEST = ("test_chaos", "ray_cluster", "test_end_to_end", "test_learning")
 
 
@@ -155,15 +165,35 @@ def lift_store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
     """Return a store of six episodes of Lift, recorded by the collect command; once, however many processes
     run tests.
     """
+    command = ("-m", "orchestrator", "collect", "--task", "Lift", "--episodes", "6", "--workers", "1")
+
+    def collect(store: Path) -> None:
+        done = run(*command, "--store", str(store))
+        assert done.returncode == 0, done.stderr
+
+    return made_once("lift", collect, tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return three demonstrations of Lift by robosuite's own recorder: `demo.hdf5` as it writes it,
+    `episodes.npz` with pictures; once, however many processes run tests.
+    """
+    return made_once("recorded", robosuite_recordings.record_in_process, tmp_path_factory, worker_id)
+
+
+def made_once(
+    name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
+    """Return a folder that all processes of the session share; the first one to ask makes it."""
     shared = tmp_path_factory.getbasetemp()
-    store = (shared if worker_id == "master" else shared.parent) / "lift"
-    with FileLock(f"{store}.lock"):
-        if not store.exists():
-            done = run(
-                "-m", "orchestrator", "collect", "--task", "Lift", "--episodes", "6", "--store", str(store)
-            )
-            assert done.returncode == 0, done.stderr
-    return store
+    folder = (shared if worker_id == "master" else shared.parent) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +274,19 @@ LONG_STORAGES = (
     pytest.param("moto", marks=pytest.mark.full),
     pytest.param("weed", marks=pytest.mark.weed),
 )
-"""Of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
+"""Storages of tests that take seconds: the fast round runs them on a folder and on the real S3 server."""
+KILLED_STORAGES = (
+    "folder",
+    pytest.param("moto", marks=pytest.mark.full),
+    pytest.param("weed", marks=[pytest.mark.weed, pytest.mark.full]),
+)
+"""Storages of tests that kill a writer. A folder is where half an object could be left."""
+SHARED_STORAGES = (
+    pytest.param("folder", marks=pytest.mark.full),
+    pytest.param("moto", marks=pytest.mark.full),
+    pytest.param("weed", marks=pytest.mark.weed),
+)
+"""Storages of tests with two writing processes. A server is what two machines write to."""
 
 
 @pytest.fixture(params=STORAGES)

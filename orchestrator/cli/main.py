@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.collect_command import collect
+from orchestrator.cli.compare_command import compare
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
@@ -50,6 +51,7 @@ def main() -> None:
     demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
     demoscale status quickstart              how far it is
     demoscale curve quickstart               the answer
+    demoscale compare first second           sweeps on one curve, or one beside published results
     demoscale explain quickstart ARM         why an arm would be trained or played again
 
     \b
@@ -240,6 +242,7 @@ def doctor() -> None:
 
 for command in (
     collect,
+    compare,
     data,
     encode,
     explain,

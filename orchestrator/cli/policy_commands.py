@@ -85,8 +85,8 @@ def check(
 
     POLICY is http(s)://HOST:PORT of a policy server, openpi://, vla-eval:// or groot://HOST:PORT of a server
     of theirs, a checkpoint's folder, or MODULE:FUNCTION that returns a policy. In tests:
-    `policy.check.check_policy`. Exit codes: 0 all passed, 1 a check failed, 2 a mistake in what was asked
-    for.
+    `policy.check_policy.check_policy`. Exit codes: 0 all passed, 1 a check failed, 2 a mistake in what was
+    asked for.
 
     \b
     demoscale policy check http://127.0.0.1:8000
@@ -95,7 +95,7 @@ def check(
     demoscale policy check openpi://gpu-1:8000 --contract contract.json --layout libero --execute 5
     demoscale policy check my_package.my_policy:make --json
     """
-    from policy.check import check_policy
+    from policy.check_policy import check_policy
 
     checks = check_policy(
         _policy(policy, rung, contract, layout, execute), None, instruction, calls, p95_ms / 1e3, seed

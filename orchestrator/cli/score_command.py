@@ -291,7 +291,7 @@ class ScoreRequest:
     "--mlflow",
     type=InputPath(),
     default="",
-    help="MLflow tracking URI that has models:/ID; the database in the storage by default.",
+    help="MLflow tracking URI that has models:/...; the database in the storage by default.",
 )
 @click.option(
     "--save", type=OutputPath(path_type=Path), help="Also write every episode's outcome: .jsonl or .parquet."
@@ -303,11 +303,12 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     """Score the policy CHECKPOINT, on this machine or on the Ray cluster RAY_ADDRESS names: successes out of
     the same episodes for every policy.
 
-    CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID of a model in MLflow, http(s)://HOST:PORT
-    of a policy server (several with commas between), openpi://, vla-eval:// or groot://HOST:PORT of a server
-    of theirs, or MODULE:FUNCTION that returns a policy. A finished episode is never played again:
-    the same command continues a run that was stopped or killed, and finds what a sweep with this storage has
-    scored. Ctrl-C once: episodes in progress are finished; twice: now.
+    CHECKPOINT is a checkpoint's folder, its s3:// URI, models:/ID, models:/NAME/VERSION or models:/NAME@ALIAS
+    of a model in MLflow, http(s)://HOST:PORT of a policy server (several with commas between), openpi://,
+    vla-eval:// or groot://HOST:PORT of a server of theirs, or MODULE:FUNCTION that returns a policy. A
+    finished episode is never played again: the same command continues a run that was stopped or killed, and
+    finds what a sweep with this storage has scored. Ctrl-C once: episodes in progress are finished; twice:
+    now.
 
     \b
     demoscale score path/to/checkpoint --suite jobs/quickstart.yaml

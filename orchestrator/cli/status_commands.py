@@ -54,11 +54,12 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
     if rebuild:
         from orchestrator.cluster.ray_runtime import quiet
         from orchestrator.redaction import strip_credentials
-        from orchestrator.sweep.tracking_publisher import republish
+        from orchestrator.sweep.republish import republish
         from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
         quiet()
-        scores = republish(state, context.find_object(OutboxSettings) or DEFAULT_OUTBOX)
+        settings = context.find_object(OutboxSettings) or DEFAULT_OUTBOX
+        scores = republish(state, settings, may_run=Progress.of(state).live is not None)
         click.echo(f"{strip_credentials(state.tracking_uri)}: has {scores} scores", err=as_json)
     now = Progress.of(state)
     if as_json:

@@ -52,6 +52,9 @@ def connect() -> None:
         # by default Ray would join the instance last started on this machine, dead or alive
         address=os.environ.get("RAY_ADDRESS", "local"),
         namespace="demoscale",
+        # of a Ray started here: nothing reads it, ten processes serve it, and its job API, on a port of this
+        # machine, runs any program that a local user sends
+        include_dashboard=False,
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
         runtime_env={

@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
 from orchestrator.config.schema import Section, Train, distinct
-from policy.config import DIFFUSION_POLICY, ENTRY_POINTS, VIDEO_ACTION
+from policy import entry_points
+from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
+from policy.entry_points import POLICIES
 
 Preset = Literal["tiny", "svd-256"]
 
@@ -166,7 +167,7 @@ def _manifest_of(policy: str) -> PolicyManifest:
 
 def _check_offered(policy: str) -> None:
     """Raise ValueError unless an installed package offers a policy of that name."""
-    offered = sorted(entry_points(group=ENTRY_POINTS).names)
+    offered = entry_points.names(POLICIES)
     if policy not in offered:
         known = (*OWN_LINES, *offered)
         close = difflib.get_close_matches(policy, known, 1)

@@ -6,6 +6,7 @@ import difflib
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, cast
 
 import yaml
@@ -272,7 +273,7 @@ class SweepConfig(Section):
         evaluation: Iterable[str] = (),
         stores: Sequence[MergedPart] = (),
         arm: Arm | None = None,
-        learner: str = "",
+        learner_code: Mapping[str, str] = MappingProxyType({}),
     ) -> Key:
         """Return everything besides the arm that shapes a trained policy of this package.
 
@@ -280,14 +281,14 @@ class SweepConfig(Section):
         stores: parts of several stores; a sweep of one whole store has no part of them.
         weights: the `weights_label` of the weights that it starts from. packages: versions by name, at least
         those of TRAINING_PACKAGES. arm: whose line's settings and steps count; None: those of the sweep.
-        learner: hash of the package that offers its policy.
+        learner_code: of the package that offers its policy; empty for the package's own policies.
         """
         train, preset = (
             (self.train_of(arm), self.preset_of(self.line(arm))) if arm else (self.train, self.policy.preset)
         )
         own: dict[str, Any] = {}
         if arm and (line := self.line(arm)).learner:
-            own = {"learner": line.learner, "options": dict(line.options), "package": learner}
+            own = {"learner": line.learner, "options": dict(line.options)}
         parts = {
             **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores),
             "policy": {"preset": preset} | own,
@@ -297,6 +298,8 @@ class SweepConfig(Section):
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
         }
+        if learner_code:
+            parts["learner_code"] = dict(learner_code)
         return Key("training", parts)
 
 

@@ -154,11 +154,12 @@ def memory_bound(
     None for RGB.
     """
     frame = (picture_bytes or 3 * math.prod(contract.image_size)) * len(contract.cameras)
-    visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * shape.frames_per_view) * frame
+    frames = shape.history + shape.frames_per_view
+    visit = min(max(entry.length for entry in entries), CLIPS_PER_VISIT * frames) * frame
     opened = (POOL_VISITS + 1) * visit * (2 if action_free else 1) * stores
     stored = sum(entry.nbytes for entry in entries)
     cached, fetched = min(CACHE_BYTES, stored), AHEAD_BYTES + max(entry.nbytes for entry in entries)
-    return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * shape.frames_per_view * frame
+    return cached + fetched + opened + (READY_BATCHES + 2) * batch_size * frames * frame
 
 
 def decode_entry(

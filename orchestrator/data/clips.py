@@ -1,6 +1,6 @@
 """Training clips of an episode: windows, padding, masks, batches. Pure numpy but for `ClipBatch.to`.
 
-Shapes: B clips; V views; K frames per view; T actions; H W pixels.
+Shapes: B clips; V views; K frames per view, `ClipShape.history` included; T actions; H W pixels.
 """
 
 import hashlib
@@ -23,17 +23,22 @@ if TYPE_CHECKING:
 
 
 def shown_frames(starts: Sequence[int], length: int, shape: ClipShape) -> npt.NDArray[np.int64]:
-    """Return the indices of the frames of the clips at `starts`, (len(starts), K); past the end, the last
-    frame is repeated.
+    """Return the indices of the frames of the clips at `starts`, (len(starts), K); before the start the first
+    frame is repeated, past the end the last one.
     """
-    seen = np.asarray(starts, np.int64)[:, None] + shape.frame_stride * np.arange(shape.frames_per_view)
-    return np.minimum(seen, length - 1)
+    return np.clip(np.asarray(starts, np.int64)[:, None] + _offsets(shape), 0, length - 1)
+
+
+def _offsets(shape: ClipShape) -> npt.NDArray[np.int64]:
+    """Return the (K,) distances of a clip's frames from its present one, in control steps."""
+    after = shape.frame_stride * np.arange(shape.frames_per_view)
+    return np.concatenate([np.arange(-shape.history, 0), after])
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Window of an episode: the frame at `start`, the frames after it, and the demonstrator's actions from
-    there on.
+    """Window of an episode: the frame at `start`, the frames after it and, if the shape has a history, before
+    it, and the demonstrator's actions from there on.
     """
 
     episode: Episode
@@ -41,7 +46,9 @@ class Clip:
     shown: npt.NDArray[np.int64]
     """(K,) indices of its frames among the episode's pictures."""
     proprio: npt.NDArray[np.float32]
-    """(P,) proprioception at the first frame; zeros where none was recorded."""
+    """(P,) proprioception at `start`; with a history (1 + history, P), the preceding rows first. Zeros where
+    none was recorded.
+    """
     actions: npt.NDArray[np.float32]
     """(T, A) actions; padding past the episode's end and in an action-free episode."""
     action_mask: npt.NDArray[np.float32]
@@ -49,7 +56,7 @@ class Clip:
     frame_mask: npt.NDArray[np.float32]
     """(K,) 1 where there is a frame to learn, else 0."""
     seed: int
-    """Seed of the clip, the same in every run: a hash of its episode's id and first frame."""
+    """Seed of the clip, the same in every run: a hash of its episode's id and `start`."""
 
     @property
     def frames(self) -> npt.NDArray[Any]:
@@ -58,14 +65,14 @@ class Clip:
 
 
 def cut_clip(episode: Episode, start: int, shape: ClipShape, contract: Contract) -> Clip:
-    """Cut the clip whose first frame is frame `start` (0 <= start < length).
+    """Cut the clip whose present frame is frame `start` (0 <= start < length).
 
     `padding: masked` repeats the last frame and action and masks them. `padding: paper` follows the reference
     code (`sgm/data/video.py`): zero actions, before they are normalised, and repeated frames, both without a
     mask.
     """
     last = episode.length - 1
-    seen = start + shape.frame_stride * np.arange(shape.frames_per_view)
+    seen = start + _offsets(shape)
     done = start + np.arange(shape.horizon)
     frame_mask, action_mask = ((numbers <= last).astype(np.float32) for numbers in (seen, done))
     if episode.action is None:
@@ -80,12 +87,16 @@ def cut_clip(episode: Episode, start: int, shape: ClipShape, contract: Contract)
     if shape.padding == "paper":
         frame_mask = np.ones_like(frame_mask)
     proprio = (
-        np.zeros(len(contract.proprio), np.float32) if episode.proprio is None else episode.proprio[start]
-    )
+        np.zeros((episode.length, len(contract.proprio)), np.float32)
+        if episode.proprio is None
+        else episode.proprio
+    )[np.maximum(seen[: shape.history + 1], 0)]
     shown = shown_frames([start], episode.length, shape)[0]
     places = shown if episode.numbers is None else np.searchsorted(episode.numbers, shown)
     seed = int.from_bytes(hashlib.blake2b(f"{episode.episode_id}|{start}".encode()).digest()[:7], "big")
-    return Clip(episode, places, proprio, actions, action_mask, frame_mask, seed)
+    return Clip(
+        episode, places, proprio if shape.history else proprio[0], actions, action_mask, frame_mask, seed
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class ClipBatch:
     frames: npt.NDArray[Any]
     """(B, V, K, H, W, 3) uint8 pictures or (B, V, K, S, h, w) float16 latents."""
     proprio: npt.NDArray[np.float32]
-    """(B, P)"""
+    """(B, P), or (B, 1 + history, P)."""
     actions: npt.NDArray[np.float32]
     """(B, T, A)"""
     action_mask: npt.NDArray[np.float32]

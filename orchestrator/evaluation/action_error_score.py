@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.code_fingerprint import ACTION_ERROR_CODE, code_hashes
@@ -77,12 +78,18 @@ class ActionErrorBenchmark:
         entries = tuple(manifest.select(ids, with_stats=False))
         return cls(episodes, manifest.contract, entries, scale, proprio)
 
-    def key(self, sampler: SamplerConfig | None, device: str, packages: Mapping[str, str]) -> Key:
+    def key(
+        self,
+        sampler: SamplerConfig | None,
+        device: str,
+        packages: Mapping[str, str],
+        learner_code: Mapping[str, str] = MappingProxyType({}),
+    ) -> Key:
         """Return everything except the weights that shapes an action error. It shares no fingerprint with the
         key of a success rate.
 
         sampler: None for an external policy. device: device class of the policy servers. packages: versions
-        by name, at least those of PACKAGES.
+        by name, at least those of PACKAGES. learner_code: as for `scores.protocol_key`.
         """
         parts: dict[str, Any] = {
             "measure": MEASURE,
@@ -97,6 +104,8 @@ class ActionErrorBenchmark:
         }
         if self.proprio is not None:
             parts["proprioception"] = list(self.proprio)
+        if learner_code:
+            parts["learner_code"] = dict(learner_code)
         return Key("action error", parts)
 
     def measure(self, client: Any) -> list["Measured"]:

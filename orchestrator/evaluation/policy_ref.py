@@ -50,6 +50,10 @@ class PolicyRef:
     """Connects the given number of rollout workers on a connected Ray. Raises CheckpointError if the policy
     cannot be loaded.
     """
+    learner: str = ""
+    """Name of the policy of an installed package (`policy.learner`) that a checkpoint is of; empty for every
+    other policy.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,9 @@ def resolve_policy(
     foreign: ForeignOptions = ForeignOptions(),  # immutable
     run_programs: bool = False,
 ) -> PolicyRef:
-    """Return the policy with a name: a folder, s3://..., models:/ID, http(s)://... (several
-    servers of one policy with commas between), openpi://..., vla-eval://..., groot://..., or MODULE:FUNCTION.
+    """Return the policy with a name: a folder, s3://..., models:/ID, models:/NAME/VERSION,
+    models:/NAME@ALIAS, http(s)://... (several servers of one policy with commas between), openpi://...,
+    vla-eval://..., groot://..., or MODULE:FUNCTION.
 
     rung: rung of a checkpoint's ladder. own_rung: a checkpoint without that rung uses its own, as a sweep's
     baselines do. fingerprint: the user's identifier of a policy that has no fingerprint of its own. tracking:
@@ -192,8 +197,9 @@ def _checkpoint(name: str, rung: str, own_rung: bool, tracking: str, run_program
         )
     if rung and rung not in card.config.ladder and not (own_rung and card.config.video is None):
         raise PolicyRefError(f"{name} has no rung {rung}; it has {', '.join(card.config.ladder)}")
-    reach = _served_by_checkpoint(uri, fingerprint, rung)
-    return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach)
+    learner = card.config.learner
+    reach = _served_by_checkpoint(uri, fingerprint, rung, learner)
+    return PolicyRef(name, card.contract, fingerprint, _sampler(card.config, rung), reach, learner)
 
 
 def _external(name: str, uri: str, logged: str, with_rung: bool, run_programs: bool) -> PolicyRef:
@@ -219,8 +225,12 @@ def _external(name: str, uri: str, logged: str, with_rung: bool, run_programs: b
     return PolicyRef(name, card.contract, identity, None, _served_by_checkpoint(uri, identity, ""))
 
 
-def _served_by_checkpoint(uri: str, fingerprint: str, rung: str) -> Callable[[int], PolicySource]:
-    """Return what connects rollout workers to policy servers of this checkpoint."""
+def _served_by_checkpoint(
+    uri: str, fingerprint: str, rung: str, learner: str = ""
+) -> Callable[[int], PolicySource]:
+    """Return what connects rollout workers to policy servers of this checkpoint. learner: as in
+    `PolicyRef`.
+    """
 
     def reach(workers: int) -> PolicySource:
         from orchestrator.cluster.placement import ResourcePlan
@@ -228,9 +238,8 @@ def _served_by_checkpoint(uri: str, fingerprint: str, rung: str) -> Callable[[in
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
         placement = ResourcePlan.fit(resources(), 1, workers, 1)
-        return serving(
-            policy_servers(placement.servers, placement.server_gpus, rung), CheckpointRef(uri, fingerprint)
-        )
+        servers = policy_servers(placement.servers, placement.server_gpus, rung, learners=[learner])
+        return serving(servers, CheckpointRef(uri, fingerprint))
 
     return reach
 

@@ -2,16 +2,21 @@
 held-out episodes.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from orchestrator.checkpoints.external_card import CARD, ExternalCard
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.ray_runtime import node_selector, nodes_with_cores
+from orchestrator.code_fingerprint import run_files
 from orchestrator.evaluation.held_out_actor import HeldOutActor
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import ProtocolError
-from orchestrator.storage.base import open_storage
+from orchestrator.storage.base import NoObject, open_storage
+from policy import checkpoint_files
+from policy.checkpoint_files import needs_in
 from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.policy_clients import PolicySource
@@ -21,18 +26,22 @@ LOAD_S = 1800.0
 """Seconds after which loading a checkpoint on a policy server times out."""
 
 
-def policy_servers(number: int, gpus: float, rung: str, sweep: str = "") -> tuple[Any, ...]:
+def policy_servers(
+    number: int, gpus: float, rung: str, sweep: str = "", learners: Iterable[str] = ()
+) -> tuple[Any, ...]:
     """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a
     dead one and retries its calls.
+
+    learners: names of the policies of installed packages that they may serve, whose code they must share with
+    this process.
     """
     import ray
 
     server = ray.remote(PolicyServer).options(
         **server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
-    return tuple(
-        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, file_hashes()) for _ in range(number)
-    )
+    files = run_files(learners=learners)
+    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep, files) for _ in range(number))
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:
@@ -78,13 +87,17 @@ def serving(servers: tuple[Any, ...], checkpoint: CheckpointRef) -> PolicySource
 
 @lru_cache(maxsize=1024)
 def needs_of_checkpoint(checkpoint: CheckpointRef) -> PolicyNeeds:
-    """Return what a checkpoint's policy needs besides the present observation, as the card of an external
-    policy states it; ours need nothing else.
+    """Return what a checkpoint's policy needs besides the present observation, as its card states it.
 
-    Raises StorageError, or CheckpointError for a damaged card.
+    Raises StorageError, or CheckpointError for a damaged card of an external policy.
     """
     storage = open_storage(checkpoint.uri)
-    return ExternalCard.read(storage).needs if storage.exists(CARD) else PRESENT_ONLY
+    if storage.exists(CARD):
+        return ExternalCard.read(storage).needs
+    # the policy server reports a damaged card
+    with suppress(NoObject, ValueError, TypeError, LookupError):
+        return needs_in(storage.get(checkpoint_files.CARD))
+    return PRESENT_ONLY
 
 
 def held_out_actor() -> Any:

@@ -4,6 +4,7 @@ share.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.checkpoints.ref import CheckpointRef
@@ -153,6 +154,7 @@ def protocol_key(
     gl: str,
     device: str = "cpu",
     packages: Mapping[str, str] | None = None,
+    learner_code: Mapping[str, str] = MappingProxyType({}),
 ) -> Key:
     """Return everything except the weights that shapes an outcome: episodes, rules, conventions, GL backend,
     code, packages, sampler, device.
@@ -160,7 +162,8 @@ def protocol_key(
     sampler: how observations become actions; None for a policy that is not a demoscale checkpoint, whose own
     code, packages and device are unknown. device: device class of the policy servers
     (`cluster.ray_runtime.acting_device`). packages: versions by name, including at least those that count;
-    the installed ones by default.
+    the installed ones by default. learner_code: of the package that offers the policy
+    (`code_fingerprint.learner_code`); empty for every other policy.
     """
     names = ACTING_PACKAGES if sampler else SIMULATING_PACKAGES
     versions = package_versions(names) if packages is None else packages
@@ -176,6 +179,8 @@ def protocol_key(
     }
     if own := {task: plugin_code(task) for task in suite.tasks if is_plugin(task)}:
         parts["plug-ins"] = own
+    if learner_code:
+        parts["learner_code"] = dict(learner_code)
     return Key("score", parts)
 
 

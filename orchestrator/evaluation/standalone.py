@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.code_fingerprint import learner_code, run_files
 from orchestrator.evaluation.outcome_ledger import Ledger, RenderReferences
 from orchestrator.evaluation.policy_ref import PolicyRef
 from orchestrator.evaluation.score_events import OutcomesRecorded, ScoreConcluded, ScorerEvent
@@ -22,7 +23,7 @@ from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score, protocol_key, render_references_of, score_so_far
 from orchestrator.evaluation.sequential_rule import StoppingRule
 from orchestrator.storage.base import Storage, check_conditional_writes
-from sim_workers.checkout import file_hashes
+from sim_workers.checkout import Files
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import EpisodeSpec, Suite
 
@@ -55,13 +56,13 @@ def rollout_cpus() -> float:
     return dedicated_resources("rollouts").get("CPU") or resources().get("CPU", 1.0)
 
 
-def rollout_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> "RolloutPool":
-    """Return a pool of these simulators on the connected Ray."""
+def rollout_pool(simulators: Simulators, gl: str, portraits: RenderReferences, code: Files) -> "RolloutPool":
+    """Return a pool of these simulators on the connected Ray. code: the driver's files."""
     from orchestrator.cluster.ray_runtime import node_selector
     from sim_workers.rollout.pool import RolloutPool
 
     nodes = node_selector("rollouts", CPU=simulators.number * simulators.cpus)
-    return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes, code=file_hashes())
+    return RolloutPool(simulators.number, simulators.cpus, gl, portraits, nodes=nodes, code=code)
 
 
 class StandaloneEval:
@@ -77,10 +78,11 @@ class StandaloneEval:
         rule: StoppingRule | None,
         storage: Storage,
         cpus: Callable[[], float] = rollout_cpus,
-        make_pool: Callable[[Simulators, str, RenderReferences], "RolloutPool"] = rollout_pool,
+        make_pool: Callable[[Simulators, str, RenderReferences, Files], "RolloutPool"] = rollout_pool,
         device: str = "cpu",
     ) -> None:
-        """Read the outcomes in the ledger. Raises StorageError if they are damaged.
+        """Read the outcomes in the ledger. Raises StorageError if they are damaged, PluginError if the
+        policy's package is not installed.
 
         rule: when to stop scoring the nominal suite; shifted ones are always played whole. storage: keeps the
         outcomes by the policy's fingerprint (or its name) and the protocol's, as a sweep's. cpus, make_pool:
@@ -91,7 +93,11 @@ class StandaloneEval:
         self._cpus, self._make_pool = cpus, make_pool
         self.suites = {suite.shift: suite for suite in suites}
         self.device = device
-        self.keys = [protocol_key(suite, subject.contract, subject.sampler, gl, device) for suite in suites]
+        code = learner_code(subject.learner)
+        self.keys = [
+            protocol_key(suite, subject.contract, subject.sampler, gl, device, learner_code=code)
+            for suite in suites
+        ]
         self.protocols = {suite.shift: key.fingerprint for suite, key in zip(suites, self.keys, strict=True)}
         self.rules = {suite.shift: rule if suite.shift == "nominal" else None for suite in suites}
         self.checkpoint = subject.fingerprint or re.sub(r"[^\w.:-]+", "_", subject.name)[-100:]
@@ -171,7 +177,7 @@ class StandaloneEval:
         tasks = [task for suite in self.suites.values() for task in suite.tasks]
         processors = next(iter(self.suites.values())).processors
         portraits = render_references_of(self._storage, self._gl, tasks, processors)
-        pool = self._make_pool(simulators, self._gl, portraits)
+        pool = self._make_pool(simulators, self._gl, portraits, run_files(tasks))
         checkpoint = CheckpointRef(self.subject.name, self.checkpoint)
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self._on_event)

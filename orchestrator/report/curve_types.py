@@ -13,6 +13,8 @@ from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
 
 WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
 """Display names of the baselines."""
+OWN = "own"
+"""Value of `train.match` of a curve of several sweeps that were trained by different rules."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,15 @@ LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
 
 
 def page(
-    report: CurveReport, films: Sequence[RolloutVideo], sweep_yaml: str, films_bytes: int = FILMS_BYTES
+    report: CurveReport,
+    films: Sequence[RolloutVideo],
+    sweep_yaml: str,
+    films_bytes: int = FILMS_BYTES,
+    surface: bytes = b"",
 ) -> str:
-    """Render the whole page as UTF-8 text. sweep_yaml: the resolved sweep file, empty if it is not known."""
+    """Render the whole page as UTF-8 text. sweep_yaml: the resolved sweep file, empty if it is not known.
+    surface: PNG that is shown in place of the lines.
+    """
     shown, left_out = _that_fit(films, films_bytes)
     points = [point.point for point in report.points]
     cost = cost_plot(report, "cost-wide", 430, 392)
@@ -82,6 +88,7 @@ def page(
             films_mb=films_bytes // 1_000_000,
             early=any(arm.early for arm in report.arms),
             sweep_yaml=sweep_yaml,
+            surface=_uri("image/png", surface) if surface else "",
         )
     )
 

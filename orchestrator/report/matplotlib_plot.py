@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.report.curve_types import Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.summary import HOURS, caption, cost_axis, cost_report
+from orchestrator.report.surface_report import draw_surface
 from orchestrator.tracking.mlflow_reader import VIDEO
 
 if TYPE_CHECKING:
+    from orchestrator.report.published import PublishedResult
     from orchestrator.report.sample_efficiency_curve import Curve
 
 # safe for colour-blind readers (Okabe and Ito 2008)
@@ -21,16 +23,21 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#555555"
 
 
-def draw(curve: "Curve", kind: str) -> bytes:
-    """Return the figure as bytes; kind: png, svg or pdf."""
+def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ()) -> bytes:
+    """Return the figure as bytes; kind: png, svg or pdf. published: results drawn beside the curve, those
+    with a demo count there, others as a line across.
+    """
     from matplotlib.figure import Figure
 
+    if curve.surface:
+        return draw_surface(curve, curve.surface, kind)
     costs, imagined = [cost_report(curve, point.cost) for point in curve.points], curve.imagined
     spent, unit = cost_axis(costs, HOURS)
     panels = 1 + bool(spent) + bool(imagined)
     figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, width_ratios=[1.9, *[1.0] * (panels - 1)], squeeze=False)[0]
     _against_demos(axes[0], curve)
+    _published(axes[0], published)
     for panel in axes[1:]:
         panel.set_ylim(-0.03, 1.03)
         panel.grid(alpha=0.25)
@@ -124,6 +131,24 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
     axes.set_xlabel("demonstrations per task (episodes with actions)")
     axes.set_ylabel("success rate")
     axes.grid(alpha=0.25)
+
+
+def _published(axes: Any, published: "Sequence[PublishedResult]") -> None:
+    """Draw published rates with their intervals, without changing the scale of the rates."""
+    for index, result in enumerate(published):
+        colour, label = COLOURS[-1 - index % len(COLOURS)], f"{result.name} (published)"
+        if result.demos is None:
+            axes.axhline(result.rate, color=colour, linestyle=":", label=label)
+            axes.axhspan(*result.interval, color=colour, alpha=0.08, linewidth=0)
+            continue
+        low, high = result.interval
+        spread = [[max(0.0, result.rate - low)], [max(0.0, high - result.rate)]]
+        axes.errorbar(
+            [result.demos], [result.rate], spread, capsize=4, fmt="*", markersize=9, color=colour, label=label
+        )
+    if demos := [result.demos for result in published if result.demos is not None]:
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, min(demos) / 1.6), max(right, max(demos) * 1.6))
 
 
 def _denominators(

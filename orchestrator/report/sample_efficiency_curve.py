@@ -42,6 +42,7 @@ from orchestrator.stats.fixed_sample import (
 )
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
+from orchestrator.stats.success_surface import SuccessSurface, fit_surface
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.references import ReferenceScore
@@ -106,6 +107,26 @@ class Curve:
         `looked_at`.
         """
         return (anytime_interval if self.looked_at else wilson)(successes, episodes)
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search proposed demo counts or ratios from ranges, so that few arms share a line."""
+        data = self.sweep.get("data", {})
+        ranges = any(isinstance(data.get(name), Mapping) for name in ("demo_count", "action_free_ratio"))
+        return ranges and bool(self.sweep.get("search", {}).get("optuna"))
+
+    @cached_property
+    def surface(self) -> SuccessSurface | None:
+        """Success over demo count and ratio, of a search over ranges; None for any other sweep, or if there
+        are too few arms.
+        """
+        if not self.searched:
+            return None
+        columns = [
+            (scored.arm.demo_count, scored.arm.action_free_ratio, scored.successes, scored.episodes)
+            for scored in self.arms
+        ]
+        return fit_surface(*np.array(columns, float).T)
 
     @cached_property
     def lines(self) -> list[Series]:
@@ -367,7 +388,8 @@ class Curve:
         from orchestrator.report.html import page
 
         sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
-        return page(self.report(), videos, sweep_file)
+        surface = self.draw("png") if self.surface else b""
+        return page(self.report(), videos, sweep_file, surface=surface)
 
     def save(self, path: str | Path) -> None:
         """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""

@@ -20,16 +20,18 @@ from orchestrator.report.curve_report import (
     SeriesReport,
     VideoReport,
 )
-from orchestrator.report.curve_types import Series
+from orchestrator.report.curve_types import OWN, Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
+from orchestrator.report.surface_report import surface_in_words
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
 IN_COMMON = {
     "steps": "every arm is trained for as many optimiser steps",
     "epochs": "every arm is trained for as many passes over its demos",
+    OWN: "each sweep is trained as its own file says",
 }
 """What arms have in common, by `train.match`."""
 RATES = (0.5, 0.8, 0.9)
@@ -61,8 +63,10 @@ def report(curve: Curve) -> CurveReport:
 
 def answer(curve: Curve) -> list[str]:
     """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
-    seeds.
+    seeds; of a search over ranges what its surface says.
     """
+    if curve.searched:
+        return surface_in_words(curve)
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     if curve.named or curve.match != "steps":
         told.insert(0, f"Between lines and demo counts, {IN_COMMON[curve.match]}.")

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import node_selector
+from orchestrator.code_fingerprint import run_files
 from orchestrator.cost import Cost
 from orchestrator.evaluation.action_error_score import (
     ASKED_AT_ONCE,
@@ -25,7 +26,6 @@ from orchestrator.sweep.references import references_of
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.video_eval_queue import VideoEvalQueue
-from sim_workers.checkout import file_hashes
 from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.pool_state import OnRetry
@@ -65,7 +65,13 @@ def eval_backend(
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     suite = state.sweep.suite
-    servers = policy_servers(placement.servers, placement.server_gpus, suite.rung, state.sweep.name)
+    servers = policy_servers(
+        placement.servers,
+        placement.server_gpus,
+        suite.rung,
+        state.sweep.name,
+        [line.learner for line in state.sweep.lines],
+    )
     judge = lru_cache(held_out_actor)  # started on first use
 
     def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
@@ -98,7 +104,7 @@ def eval_backend(
         portraits,
         nodes=where,
         label=state.sweep.name,
-        code=file_hashes(),
+        code=run_files(suite.tasks),
         on_retry=on_retry,
     )
     return replace(without_pool, pool=pool)

@@ -2,14 +2,11 @@
 keeps.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from orchestrator.code_fingerprint import learner_code
 from orchestrator.config.lines import Line
 from orchestrator.config.policy_manifest import ExternalPolicy, ManifestError, load
 from orchestrator.config.schema import Train
@@ -17,9 +14,9 @@ from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.external.environment import resolved, resolved_before
 from orchestrator.external.subset_export import VERSION
 from orchestrator.fingerprints import Key
-from orchestrator.provenance import TRAINING_PACKAGES, digest
+from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.storage.base import Storage
-from policy.config import ENTRY_POINTS
+from policy.entry_points import PluginError
 
 _NOT_SHAPING = {"checkpoint_every", "seed"}
 """Knobs that are no part of a key: the seed is the arm's."""
@@ -123,42 +120,26 @@ def _read(line: Line, storage: Storage, pin: bool) -> ExternalLine:
     )
 
 
-def read_learners(sweep: SweepConfig, before: Mapping[str, str], read: bool) -> dict[str, str]:
-    """Return the hash of every package that offers a line's policy by an entry point, by name of the line.
+def read_learner_code(
+    sweep: SweepConfig, before: Mapping[str, Mapping[str, str]], read: bool
+) -> dict[str, Mapping[str, str]]:
+    """Return the code of every package that offers a line's policy by an entry point
+    (`code_fingerprint.learner_code`), by name of the line.
 
-    before: as the last run pinned them. read: hash the installed ones. Raises SweepError for a policy that no
-    installed package offers.
+    before: as the last run pinned it. read: hash the installed packages. Raises SweepError for a policy that
+    no installed package offers, or several do.
     """
-    found, problems = dict[str, str](), list[str]()
+    found, problems = dict[str, Mapping[str, str]](), list[str]()
     for number, line in enumerate(sweep.policy.lines):
         if not line.learner:
             continue
         if line.name in before and not read:
             found[line.name] = before[line.name]
             continue
-        entries = entry_points(group=ENTRY_POINTS, name=line.learner)
-        if len({entry.value for entry in entries}) != 1:
-            problems.append(
-                f"policy.lines.{number}.policy: {len(entries)} installed packages offer a policy"
-                f" {line.learner}; install exactly one, on every node"
-            )
-            continue
-        found[line.name] = _package_hash(next(iter(entries)).module.partition(".")[0])
+        try:
+            found[line.name] = learner_code(line.learner)
+        except PluginError as error:
+            problems.append(f"policy.lines.{number}.policy: {error}")
     if problems:
         raise SweepError(sweep.name, problems)
     return found
-
-
-def _package_hash(name: str) -> str:
-    """Return the hash of a package's Python files, which is not imported for it."""
-    spec = find_spec(name)
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    if spec and not places and spec.origin:
-        return digest([hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()])
-    return digest(
-        [
-            [file.relative_to(place).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()]
-            for place in places
-            for file in sorted(place.rglob("*.py"))
-        ]
-    )

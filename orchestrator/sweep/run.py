@@ -50,13 +50,12 @@ from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, Optu
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
-from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.ray_tune import Fit, fit, resources_of, run_trials
-from orchestrator.sweep.references import reference_scores
+from orchestrator.sweep.republish import publish_curve
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import TrackingPublisher
+from orchestrator.sweep.tracking_publisher import TrackingPublisher, ended_as
 from orchestrator.sweep.train_scheduler import TrainScheduler
-from orchestrator.tracking.mlflow_writer import local_folder
+from orchestrator.tracking.mlflow_writer import FAILED, KILLED, local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
@@ -200,6 +199,11 @@ class SweepRun:
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._pruner.decides, self.handle, self.say
         )
+        self._publisher.start(
+            arm_id
+            for arm_id, arm in self.board.arms.items()
+            if ended_as(arm, sweep.suite.shifts) in ("", *([FAILED] if self._retry_failed else []))
+        )
         with self._ending_cleanly():
             try:
                 with open_control_channel(presence()) as channel:
@@ -215,8 +219,10 @@ class SweepRun:
                 self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
             self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
-            curve = self._publish_curve()
-        return self._concluded(curve)
+            unfinished = [*self._unfinished()]
+            done = not unfinished and not self.ending
+            curve = publish_curve(self._publisher, self.state, complete=done)
+        return self._concluded(curve, unfinished)
 
     def _train_and_score(self, channel: Any, placement: ResourcePlan) -> None:
         """Train and score until nothing is left, or the run is to end. channel: handle of the control
@@ -253,6 +259,7 @@ class SweepRun:
         try:
             yield
         except BaseException as error:
+            self._publish_ends(KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
             if left := self._publisher.finish(done=False):
                 self.say(left)
             if cause := self._cause or cause_of(error):
@@ -271,28 +278,11 @@ class SweepRun:
                 f" are {'measured' if self.state.held_out else 'played'} again on {device}"
             )
 
-    def _publish_curve(self) -> Curve | HeldOutCurve | None:
-        """Return the curve, made from the ledger, and put it into the outbox; None if no arm has a place on
-        it.
-        """
-        curve = curve_from_ledger(self.state)
-        if self.state.sweep.suite.references:
-            self._publisher.references(reference_scores(self.state))
-        if curve:
-            for kind in ("png", "svg"):
-                self._publisher.artifact(f"curve.{kind}", curve.draw(kind))
-            self._publisher.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
-            page = (
-                curve.page()
-                if isinstance(curve, HeldOutCurve)
-                else curve.page(films_from_ledger(self.state, curve.arms))
-            )
-            self._publisher.artifact("curve.html", page.encode())
-        return curve
-
-    def _concluded(self, curve: Curve | HeldOutCurve | None) -> Curve | HeldOutCurve | None:
+    def _concluded(
+        self, curve: Curve | HeldOutCurve | None, unfinished: list[str]
+    ) -> Curve | HeldOutCurve | None:
         """Publish what is left and return the curve, or raise why the sweep is not complete."""
-        unfinished = [*self._unfinished()]
+        self._publish_ends(FAILED if self._cause or not self.ending else KILLED)
         if left := self._publisher.finish(done=not unfinished and not self.ending):
             self.say(left)
         if self._cause:
@@ -305,6 +295,18 @@ class SweepRun:
                 + "\n".join(f"  - {one}" for one in unfinished)
             )
         return curve
+
+    def _publish_ends(self, status: str) -> None:
+        """Publish how the arms ended, and `status` for the sweep unless it is complete; nothing if another
+        driver took the sweep over, which publishes its own.
+        """
+        if self.taken_over:
+            return
+        otherwise = KILLED if self.ending or self._retry_failed else FAILED
+        for arm_id, arm in self.board.arms.items():
+            self._publisher.end_arm(arm_id, arm, otherwise)
+        if self.ending or [*self._unfinished()]:
+            self._publisher.end(status)
 
     def end(self, why: str) -> None:
         """Start no new work: training runs save a checkpoint and end, episodes in progress are finished. The
@@ -451,6 +453,7 @@ class SweepRun:
         for arm_id in self.training.fail(event.run):
             self.state.record_failure(arm_id, sentence, event.trace)
             self.board.record_failure(arm_id, self.state.failures()[arm_id])
+            self._publisher.end_arm(arm_id, self.board.arms[arm_id])
 
     def _on_trial_end(self, run: str, died: bool) -> None:
         """Process the end of a trial; called by Tune's loop. died: its process died in every attempt."""
@@ -508,6 +511,7 @@ class SweepRun:
         if decides:
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
+        self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
 
     def _on_action_errors(self, event: ActionErrorsRecorded) -> None:
         job = event.job
@@ -525,6 +529,7 @@ class SweepRun:
         self._publisher.action_error(job.arm_id, job.step, job.checkpoint.fingerprint, score)
         self.evaluation.submit_video(job)
         self._search_on(job.arm_id, job.step, score)
+        self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
 
     def _search_on(self, arm_id: str, step: int, score: Score | ActionErrorScore) -> None:
         """Let the search decide on a complete score: stop the arm, or learn its result."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from orchestrator.checkpoints.reader import is_complete
 from orchestrator.checkpoints.record import CheckpointRecord, note_damaged, read_records, write_record
+from orchestrator.code_fingerprint import run_files
 from orchestrator.config.arms import Arm, reference_of
 from orchestrator.config.lines import Line
 from orchestrator.config.pinned_data import PinnedData, pinned_facts
@@ -57,7 +58,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of
 from orchestrator.storage.notes import read_json_objects
-from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learners
+from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learner_code
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
@@ -99,8 +100,10 @@ class SweepState:
     """`weights_label` of the initial weights of lines that start from others, by source."""
     external: Mapping[str, ExternalLine] = field(default_factory=dict)
     """External lines by name."""
-    learners: Mapping[str, str] = field(default_factory=dict)
-    """Hashes of the packages that offer lines' policies (entry points), by name of the line."""
+    learner_code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Code of the packages that offer lines' policies by entry points (`code_fingerprint.learner_code`), by
+    name of the line.
+    """
     stored: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints under which an earlier version stored results, by what they would be today; empty for a
     run, which goes by today's code.
@@ -166,7 +169,7 @@ class SweepState:
             weights,
             line_weights,
             read_external_lines(sweep, storage, before.get("external", {}), pin, here),
-            read_learners(sweep, before.get("learners", {}), pin or here),
+            read_learner_code(sweep, before.get("learner_code", {}), pin or here),
             held_out=tuple(sorted(held_out)),
             episodes=data.place(sweep, manifest),
         )
@@ -221,8 +224,8 @@ class SweepState:
             }
         if self.external:
             kept["external"] = {name: line.pinned() for name, line in self.external.items()}
-        if self.learners:
-            kept["learners"] = dict(self.learners)
+        if self.learner_code:
+            kept["learner_code"] = {name: dict(code) for name, code in self.learner_code.items()}
         self.storage.put(f"sweeps/{self.sweep.name}.json", json.dumps(kept, indent=1).encode())
 
     def without_damaged(self, on_progress: Callable[[int, int], None]) -> "SweepState":
@@ -321,7 +324,7 @@ class SweepState:
             self.held_out,
             self.manifest.parts,
             arm,
-            self.learners.get(line.name, ""),
+            self.learner_code.get(line.name, {}),
         )
 
     def arm_id(self, arm: Arm) -> str:
@@ -373,12 +376,11 @@ class SweepState:
         """Return the key of every input to the outcomes of a line under a shift, or to its action errors,
         other than the weights; None: of the sweep's own policy.
         """
-        if test := self.action_error_test:
-            sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
-            return test.key(sampler, self.device or "cpu", self.packages)
-        suite, gl = self.sweep.to_suite(shift), self.sweep.suite.gl
         sampler = self.sweep.sampler_of(line) if line else self.sweep.sampler
-        return protocol_key(suite, self.contract, sampler, gl, self.device or "cpu", self.packages)
+        acting = self.device or "cpu", self.packages, self.learner_code.get(line.name, {}) if line else {}
+        if test := self.action_error_test:
+            return test.key(sampler, *acting)
+        return protocol_key(self.sweep.to_suite(shift), self.contract, sampler, self.sweep.suite.gl, *acting)
 
     def keep_keys(self) -> None:
         """Store the parts of the sweep's keys, so that a later run can report which of them differ."""
@@ -609,7 +611,7 @@ class SweepState:
             objective=train.objective if line.imagines else "action",
             weights=label if COMMIT_OF_HUB.search(label) else sweep.weights_of(line),
             label=label,
-            code=file_hashes(),
+            code=run_files(learners=[line.learner]),
             decode=sweep.data.decode,
             proprio=self.proprio,
         )

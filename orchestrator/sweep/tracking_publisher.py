@@ -1,49 +1,66 @@
 """Publisher of a sweep to MLflow. Training and scoring never wait for it: records go to disk, a thread
 delivers them (`outbox_relay.py`).
 
-The storage has everything that is published, so `republish` can restore it.
+The storage has everything that is published, so `republish.py` can restore it.
 """
 
 import getpass
 import hashlib
 import json
+import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from orchestrator.code_fingerprint import SIMULATING_CODE, code_hashes
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost, added
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
-from orchestrator.provenance import PACKAGES, digest, git_commit
+from orchestrator.fingerprints import Key
+from orchestrator.provenance import PACKAGES, SIMULATING_PACKAGES, commit_hash, digest, git_commit
 from orchestrator.redaction import redact, redacted_in, strip_credentials
+from orchestrator.report.curve_metrics import curve_metrics, description
+from orchestrator.report.held_out_curve import HeldOutCurve
+from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.status import ArmStatus
 from orchestrator.tracking.mlflow_writer import (
     ACTED_ON,
     DIMENSIONS,
+    FAILED,
+    FINISHED,
+    GIT_COMMIT,
+    KILLED,
+    PROTOCOL_FILE,
+    RUNNING,
     SCORE_METRICS,
     SCORED_STEP,
     SIMULATED_ON,
+    SOURCE,
+    SOURCE_TYPE,
     STEPS,
     STORAGE,
     TRAINED_ON,
     USER,
     MlflowWriter,
-    TrackingError,
     action_errors_artifact,
     local_folder,
     outcomes_artifact,
 )
 from orchestrator.tracking.outbox_records import (
+    Describe,
     DescribeArm,
     FinishSweep,
     LogCheckpoint,
+    LogCurve,
     LogMetrics,
+    SetStatus,
     SetTags,
     StoreArtifact,
 )
@@ -89,14 +106,18 @@ class TrackingPublisher:
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
         self._relay = OutboxRelay(state.tracking_uri, folder, about, say, open_tracker, settings)
         self._away = False
+        self._ended: dict[str, str] = {}  # statuses by arm id, of the arms whose end is published
         self._arm_tags = redacted_in(arm_tags(state))
         self.artifact("sweep.yaml", redact(sweep.to_yaml()).encode())
+        if not state.held_out:
+            self.artifact(PROTOCOL_FILE, json.dumps(shared_protocol(state), sort_keys=True).encode())
         self.artifact(
             "quarantined.json", json.dumps(redacted_in(state.quarantined), indent=1, sort_keys=True).encode()
         )
         self.artifact("environment.json", json.dumps(redacted_in(environment()), indent=1).encode())
-        owner = {USER: name} if (name := user()) else {}
-        self._tags(None, sweep_tags(state) | owner)
+        self._contract = json.loads(json.dumps(state.contract.to_json()))
+        self._mlflow_tags = mlflow_tags()
+        self._tags(None, sweep_tags(state) | self._mlflow_tags)
         for arm in state.arms().values():
             self.arm(arm)
 
@@ -113,6 +134,7 @@ class TrackingPublisher:
             "demoscale.subset": subset.digest,
             STEPS: str(state.sweep.train_of(arm).steps),
             **self._arm_tags,
+            **self._mlflow_tags,
         }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
@@ -140,8 +162,16 @@ class TrackingPublisher:
 
     def checkpoint(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Publish a complete checkpoint as a logged model of its arm's run."""
-        uri = strip_credentials(self._state.checkpoint_uri(arm_id, step))
-        self._relay.enqueue(LogCheckpoint(arm_id=arm_id, step=step, fingerprint=fingerprint, uri=uri))
+        self._relay.enqueue(
+            LogCheckpoint(
+                arm_id=arm_id,
+                step=step,
+                fingerprint=fingerprint,
+                uri=strip_credentials(self._state.checkpoint_uri(arm_id, step)),
+                contract=self._contract,
+                example=step == self._state.last_step(arm_id),
+            )
+        )
 
     def trained_on(self, arm_id: str, trained_on: Sequence[Arithmetic]) -> None:
         """Publish the arithmetics of an arm's training processes up to its newest checkpoint."""
@@ -225,6 +255,47 @@ class TrackingPublisher:
             f"video/{score.digest}/step_{step:06d}.json",
             json.dumps(score.to_json(), indent=1).encode(),
         )
+
+    def start(self, arm_ids: Iterable[str]) -> None:
+        """Publish that the sweep runs, and these arms, which may have ended in an earlier run."""
+        for arm_id in (None, *arm_ids):
+            self._relay.enqueue(SetStatus(arm_id=arm_id, status=RUNNING, at=_now_ms()))
+
+    def end_arm(self, arm_id: str, arm: ArmStatus, otherwise: str = "") -> None:
+        """Publish how an arm ended, and a sentence about it.
+
+        otherwise: status of one that has not ended; empty: its run is left as it is.
+        """
+        status = ended_as(arm, self._state.sweep.suite.shifts)
+        if self._ended.get(arm_id, "") == (status or otherwise):
+            return
+        self._ended[arm_id] = status or otherwise
+        self._relay.enqueue(SetStatus(arm_id=arm_id, status=status or otherwise, at=_now_ms()))
+        if status:
+            self._relay.enqueue(Describe(arm_id=arm_id, text=redact(_ending(arm)), links={}))
+
+    def end(self, status: str) -> None:
+        """Publish how the sweep ended."""
+        self._relay.enqueue(SetStatus(arm_id=None, status=status, at=_now_ms()))
+
+    def curve(self, curve: Curve | HeldOutCurve, page: str, *, complete: bool) -> None:
+        """Publish the curve: as metrics of the sweep's run, whose step is the demo count, as pictures, page
+        and JSON, and its answer as the run's description.
+
+        page: the curve's HTML page. complete: whether no arm is still to come; if one is, points that lack
+        seeds are not among the metrics.
+        """
+        for kind in ("png", "svg"):
+            self.artifact(f"curve.{kind}", curve.draw(kind))
+        self.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
+        self.artifact("curve.html", page.encode())
+        at = _now_ms()
+        for demos, values in curve_metrics(curve, complete=complete).items():
+            named = {metric_name(name): value for name, value in values.items()}
+            self._relay.enqueue(LogCurve(step=demos, values=named, at=at))
+        links = {"page": "curve.html", "picture": "curve.png", "numbers": "curve.json"}
+        links |= {"sweep file": "sweep.yaml", "cost": "cost.json"}
+        self._relay.enqueue(Describe(arm_id=None, text=redact(description(curve)), links=links))
 
     def costs(self, by_arm: dict[str, Cost]) -> None:
         """Publish the cost of each arm at the end of the sweep, and their sum."""
@@ -320,6 +391,34 @@ def user() -> str:
         return ""
 
 
+def mlflow_tags() -> dict[str, str]:
+    """Return MLflow's own tags of every run: user, program and commit, as far as they are known."""
+    kind = "JOB" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else "LOCAL"
+    tags = {USER: user(), SOURCE: "demoscale", SOURCE_TYPE: kind, GIT_COMMIT: commit_hash()}
+    return {name: value for name, value in tags.items() if value}
+
+
+def ended_as(arm: ArmStatus, shifts: Iterable[str]) -> str:
+    """Return the MLflow status of an arm's run: FAILED, KILLED if the search stopped the arm, FINISHED if its
+    last checkpoint has all scores; empty if it has not ended.
+    """
+    if arm.failure:
+        return FAILED
+    if arm.stopped is not None:
+        return KILLED
+    report = [arm.report] if arm.selecting else []
+    scores = [arm.scores.get(arm.steps), *report, *(arm.shifted.get(shift) for shift in shifts)]
+    return FINISHED if all(score and score.complete for score in scores) else ""
+
+
+def _ending(arm: ArmStatus) -> str:
+    if arm.failure:
+        return f"Failed: {arm.failure}"
+    if arm.stopped is not None:
+        return f"Stopped by the search after {arm.stopped:,} of {arm.steps:,} steps."
+    return f"After {arm.steps:,} steps: {arm.report or arm.scores[arm.steps]}."
+
+
 def sweep_tags(state: SweepState) -> dict[str, str]:
     """Return the tags of the sweep's run that say where its code runs and its results lie."""
     here = environment()
@@ -344,41 +443,22 @@ def arm_tags(state: SweepState) -> dict[str, str]:
     } | ({DIMENSIONS: json.dumps(state.manifest.contract.action)} if state.held_out else {})
 
 
+def shared_protocol(state: SweepState) -> dict[str, Any]:
+    """Return the parts of the sweep's scoring protocol that do not depend on a policy: scenes, rules, physics
+    and the rule that ends scoring; JSON-safe.
+    """
+    # the stored key names the code that played the episodes, which may be an earlier version's
+    key = Key.kept(state.storage, state.protocol) or state.protocol_key("nominal")
+    parts, decide = json.loads(json.dumps(key.parts)), state.sweep.suite.decide
+    simulating = code_hashes(SIMULATING_CODE)
+    shared = {name: parts[name] for name in ("suite", "episode list", "GL", "plug-ins") if name in parts}
+    shared["packages"] = {name: parts.get("packages", {}).get(name) for name in SIMULATING_PACKAGES}
+    shared["code"] = {name: value for name, value in parts.get("code", {}).items() if name in simulating}
+    for name in ("simulator", "robot", "control_hz", "action"):
+        shared[name] = parts.get("contract", {}).get(name)
+    decides = decide if not state.sweep.suite.select else None
+    return shared | {"decide": decides.model_dump(mode="json") if decides else None}
+
+
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX) -> int:
-    """Publish everything in the storage of a sweep to MLflow and return the number of scores; records that
-    MLflow has are left unchanged.
-
-    Raises TrackingError if MLflow does not accept everything now.
-    """
-    views, scores = TrackingPublisher(state, settings=settings), 0
-    for arm_id, arm in state.arms().items():
-        test = state.possible_video_test(arm)
-        for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
-            views.training(arm_id, step, checkpoint.metrics)
-            views.trained_on(arm_id, checkpoint.trained_on)
-            views.checkpoint(arm_id, step, checkpoint.fingerprint)
-            if test and (video := test.known(state.storage, checkpoint.fingerprint)):
-                views.video(arm_id, step, video)
-            if state.held_out:
-                measured = state.action_error(arm, checkpoint.fingerprint)
-                if measured.complete:
-                    views.action_error(arm_id, step, checkpoint.fingerprint, measured)
-                    scores += 1
-                continue
-            for shift in dict.fromkeys((state.sweep.suite.decided_on, "nominal", *state.sweep.suite.shifts)):
-                score, outcomes = state.score(arm, checkpoint.fingerprint, shift)
-                if score.complete:
-                    views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)
-                    scores += 1
-    if state.sweep.suite.references:
-        from orchestrator.sweep.references import reference_scores
-
-        views.references(reference_scores(state))
-    views.costs({arm_id: arm.cost for arm_id, arm in state.board().arms.items()})
-    if left := views.finish(done=False):
-        raise TrackingError(left)
-    return scores

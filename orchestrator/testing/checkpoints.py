@@ -52,7 +52,7 @@ def make_checkpoint(
     folder.mkdir(parents=True)
     save(
         folder,
-        Card(config, contract, card.action_stats, card.proprio_stats, card.provenance),
+        Card(config, contract, card.action_stats, card.proprio_stats, card.provenance, model.needs),
         model,
         model.state_dict(),
         {},

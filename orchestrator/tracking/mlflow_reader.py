@@ -1,6 +1,7 @@
 """Reader of a sweep in MLflow: all data of a curve."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from orchestrator.tracking.mlflow_writer import (
     ACTED_ON,
     ARM,
     CHECKPOINT,
+    DESCRIBED,
+    DESCRIPTION,
     EXPERIMENT,
     PLACE,
     PROTOCOL,
+    PROTOCOL_FILE,
     SCORED_STEP,
     SIMULATED_ON,
     STEPS,
@@ -126,6 +130,8 @@ class TrackedSweep:
     """The resolved sweep file."""
     tags: Mapping[str, str]
     """Tags of the sweep's run and of an arm's: origin of data and code."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Content of PROTOCOL_FILE; empty for sweeps that earlier versions published."""
     references: tuple[ReferenceScore, ...] = ()
     """Scores of the suite's references."""
 
@@ -153,35 +159,60 @@ def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> Track
 
 
 def logged_checkpoint(uri: str, model: str) -> tuple[str, str]:
-    """Return URI and fingerprint of a logged model's checkpoint. model: `models:/ID`, or the id alone.
+    """Return URI and fingerprint of a model's checkpoint. model: a logged model, `models:/ID` or the id
+    alone, or a registered one, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/NAME@ALIAS`.
 
     Raises TrackingError if the store at `uri` has no such model or is unavailable, or if the model is not a
     demoscale checkpoint.
     """
-    model_id = model.removeprefix("models:").strip("/")
-    if "/" in model_id or "@" in model_id:
-        raise TrackingError(
-            f"{model}: this is a registered model; name the logged model that it was made of, models:/m-..."
-        )
+    name, place = model.removeprefix("models:").strip("/"), strip_credentials(uri)
     try:
-        tags = client(uri).get_logged_model(model_id).tags
+        mlflow = client(uri)
+        model_id = _registered(mlflow, place, name) if "/" in name or "@" in name else name
+        tags = mlflow.get_logged_model(model_id).tags
     except Exception as error:
         if status_of(error) == 404:
+            kind = "registered" if "/" in name or "@" in name else "logged"
             raise TrackingError(
-                f"{strip_credentials(uri)}: there is no logged model {model_id} here; name another, or the"
-                " place with --mlflow"
+                f"{place}: there is no {kind} model {name} here; name another, or the place with --mlflow"
             ) from None
         if not is_unavailable(error):
             raise
-        raise TrackingError(
-            f"MLflow at {strip_credentials(uri)} {reason(error)}; try again when it is back"
-        ) from None
+        raise TrackingError(f"MLflow at {place} {reason(error)}; try again when it is back") from None
     if PLACE not in tags or CHECKPOINT not in tags:
         raise TrackingError(
-            f"{strip_credentials(uri)}: the logged model {model_id} is not a demoscale checkpoint: no tags"
-            f" {PLACE} and {CHECKPOINT}"
+            f"{place}: the model {name} is not a demoscale checkpoint: no tags {PLACE} and {CHECKPOINT}"
         )
     return tags[PLACE], tags[CHECKPOINT]
+
+
+def _registered(mlflow: Any, place: str, name: str) -> str:
+    """Return the id of the logged model that a version of a registered model was made of. name:
+    `NAME/VERSION`, `NAME/latest` or `NAME@ALIAS`.
+    """
+    if "@" in name:
+        version = mlflow.get_model_version_by_alias(*name.rsplit("@", 1))
+    else:
+        registered, _, number = name.rpartition("/")
+        if number == "latest":
+            mlflow.get_registered_model(registered)  # raises if there is none
+            versions = mlflow.search_model_versions(f"name = '{registered}'")
+            number = str(max((int(one.version) for one in versions), default=0))
+        if not number.isdigit():
+            raise TrackingError(
+                f"models:/{name}: {number} is no version; write models:/{registered}/1,"
+                f" models:/{registered}/latest or models:/{registered}@ALIAS"
+            )
+        version = mlflow.get_model_version(registered, number)
+    # a database keeps the model only in the version's source
+    source = re.search(r"\b(m-[0-9a-f]{32})\b", version.source or "")
+    model_id = version.model_id or (source[1] if source else "")
+    if not model_id:
+        raise TrackingError(
+            f"{place}: version {version.version} of {version.name} was not made of a logged model; register"
+            " one that a sweep has logged, models:/m-..."
+        )
+    return str(model_id)
 
 
 def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> TrackedSweep:
@@ -208,9 +239,11 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         name: value
         for run in (*runs[:1], parents[0])
         for name, value in run.data.tags.items()
-        if name not in OF_ONE_ARM
+        if name not in (DESCRIPTION, DESCRIBED, *OF_ONE_ARM)
     }
-    file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in _files(mlflow, parents[0]) else "{}"
+    files = _files(mlflow, parents[0])
+    file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in files else "{}"
+    rules = json.loads(_text(mlflow, parents[0], PROTOCOL_FILE)) if PROTOCOL_FILE in files else {}
     try:
         sweep = read_yaml(file)
     except yaml.YAMLError as error:
@@ -225,10 +258,10 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         else:
             shifts = sweep.get("suite", {}).get("shifts") or ()
             arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now, shifts), scored))
-    anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in _files(mlflow, parents[0]) else ()
+    anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in files else ()
     wanted_references = sweep.get("suite", {}).get("references") or ()
     references = tuple(score for score in anchors if score.name in wanted_references)
-    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, references)
+    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, rules, references)
 
 
 def holds_out(sweep: Mapping[str, Any]) -> bool:

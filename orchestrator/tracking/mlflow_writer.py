@@ -12,14 +12,16 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.config.arms import Arm
+from orchestrator.provenance import digest
 from orchestrator.redaction import strip_credentials
+from orchestrator.tracking.model_files import model_files
 from policy.errors import DemoscaleError
 
 EXPERIMENT = "demoscale"
@@ -27,10 +29,36 @@ EXPERIMENT = "demoscale"
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (
     f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps")
 )
+PROTOCOL_FILE = "protocol.json"
+"""File of a sweep's run: the parts of its scoring protocol that policies of different kinds share, which two
+sweeps must have in common to be compared.
+"""
 STORE, STORAGE = "demoscale.store", "demoscale.storage"
 """Tags: identity of the sweep's storage, on a parent and its children; a URI of that storage, on a parent."""
 USER = "mlflow.user"
 """Tag: user of the sweep's last run. MLflow's own name, shown in its list of runs."""
+SOURCE, SOURCE_TYPE, GIT_COMMIT = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
+"""Tags of every run: the program, LOCAL or JOB, and the commit of its code. MLflow's own names."""
+DESCRIPTION = "mlflow.note.content"
+"""Tag of a run or an experiment: its description, Markdown. MLflow's own name."""
+DESCRIBED = "demoscale.description"
+"""Tag: digest of the description that was written last. A description with another one is a user's, and is
+kept.
+"""
+EXPERIMENT_KIND, TRAINING_KIND = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment, and its value with which MLflow's UI opens it as model training, with runs and
+charts.
+"""
+EXPERIMENT_DESCRIPTION = (
+    "Sweeps of demoscale. A sweep is one run, whose metrics are its sample-efficiency curve, with the demo"
+    " count as step; its nested runs are the trained policies, with the training step as step."
+)
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+"""Statuses of runs, MLflow's own."""
+LOADABLE = "demoscale.loadable"
+"""Tag of a logged model that has the files of `model_files`, once it is ready."""
+LONGEST_TAG = 5000
+"""Most characters of a description; MLflow's databases hold 5000 to 8000."""
 REPLICATES = "demoscale.replicates"
 """Tag: equal for arms that differ only in their seed."""
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
@@ -82,6 +110,7 @@ def client(uri: str) -> Any:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", str(CALL_S)),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
     ):
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -183,7 +212,12 @@ class MlflowWriter:
         self._before: dict[str, set[str]] = {}  # names of metrics by run, as of the time it was found
         self._logged: dict[str, dict[str, dict[int, Any]]] = {}  # metrics by run, name and step
         self._inputs: dict[str, set[tuple[str, str]]] = {}  # datasets by run
+        self._outputs: dict[str, set[str]] = {}  # ids of models by run, as far as known
         self._models: dict[tuple[str, str], str] = {}  # by run and fingerprint
+        # run and fingerprint of checkpoints whose logged models are complete
+        self._complete: set[tuple[str, str]] = set()
+        # last status and its time in ms, by arm id; None: the sweep's run
+        self._statuses: dict[str | None, tuple[str, int | None]] = {}
         self._children: dict[str, str] = {}  # by arm id
         # arguments of `arm` by arm id
         self._arms: dict[str, tuple[Arm, dict[str, str], Sequence[dict[str, str]]]] = {}
@@ -195,12 +229,7 @@ class MlflowWriter:
     def open(self) -> None:
         """Find or create the sweep's own run. Idempotent; every other method calls it as needed."""
         if not self._experiment:
-            found = self._mlflow.get_experiment_by_name(EXPERIMENT)
-            self._experiment = (
-                found.experiment_id
-                if found
-                else self._mlflow.create_experiment(EXPERIMENT, artifact_location=self._artifacts)
-            )
+            self._experiment = self._find_experiment()
         if not self._parent:
             self._parent = self._find_or_create(self._sweep_tags[SWEEP], self._sweep_tags)
         if not self._current:
@@ -210,6 +239,21 @@ class MlflowWriter:
             except BaseException:
                 self._current = False
                 raise
+
+    def _find_experiment(self) -> str:
+        """Return the id of the experiment, which is created if there is none, and marked as one of training
+        unless a user chose a kind.
+        """
+        found = self._mlflow.get_experiment_by_name(EXPERIMENT)
+        tags = {EXPERIMENT_KIND: TRAINING_KIND, DESCRIPTION: EXPERIMENT_DESCRIPTION}
+        if not found:
+            created: str = self._mlflow.create_experiment(EXPERIMENT, self._artifacts, tags)
+            return created
+        for name, value in tags.items():
+            if found.tags.get(name, "_inferred").endswith("_inferred"):
+                self._mlflow.set_experiment_tag(found.experiment_id, name, value)
+        experiment: str = found.experiment_id
+        return experiment
 
     @property
     def parent(self) -> str:
@@ -246,6 +290,7 @@ class MlflowWriter:
                 (told.dataset.name, told.dataset.digest)
                 for told in (run.inputs.dataset_inputs if run.inputs else ())
             }
+            self._outputs[run_id] = _output_ids(run)
         return run_id
 
     def _of_this_store(self, tags: dict[str, str]) -> list[Any]:
@@ -278,6 +323,7 @@ class MlflowWriter:
         if self._parent != before:
             self._current = False
             self.open()
+            self._repeat_status(None)
 
     def _check_child(self, arm_id: str, tidy: bool = False) -> None:
         """Switch to the arm's run that all drivers choose, if it has changed; delete the previous one if it
@@ -289,6 +335,7 @@ class MlflowWriter:
             self._children[arm_id] = now
             if arm_id in self._arms:
                 self.arm(arm_id, *self._arms[arm_id])
+            self._repeat_status(arm_id)
             left = self._mlflow.get_run(before)
             if SCORED_STEP not in left.data.metrics and left.info.lifecycle_stage == "active":
                 self._mlflow.delete_run(before)
@@ -346,39 +393,84 @@ class MlflowWriter:
             run, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True
         )
 
-    def checkpoint(self, arm_id: str, step: int, fingerprint: str, uri: str) -> None:
-        """Log a complete checkpoint as a logged model of its arm's run."""
+    def checkpoint(
+        self,
+        arm_id: str,
+        step: int,
+        fingerprint: str,
+        uri: str,
+        contract: Mapping[str, Any] | None = None,
+        example: bool = False,
+    ) -> None:
+        """Log a complete checkpoint as a logged model, an output of its arm's run.
+
+        contract: conventions of its observations and actions, with which MLflow can load the model; None: it
+        can only be looked up. example: whether the model has an input example.
+        """
         run = self._child(arm_id)
-        if self._model(run, fingerprint):
+        if (run, fingerprint) in self._complete:
             return
-        name = f"{_named(arm_id)}_step-{step}".replace(".", "p")
-        tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
-        model = self._mlflow.create_logged_model(
-            self._experiment,
-            name=name,
-            source_run_id=run,
-            tags=tags,
-            params={"step": str(step)},
-            model_type="policy",
-        )
-        self._mlflow.finalize_logged_model(model.model_id, "READY")
+        model = self._find_model(run, fingerprint)
+        if not model:
+            tags = {CHECKPOINT: fingerprint, STEP: str(step), PLACE: uri, **self._tags, ARM: arm_id}
+            model = self._mlflow.create_logged_model(
+                self._experiment,
+                name=f"{_named(arm_id)}_step-{step}".replace(".", "p"),
+                source_run_id=run,
+                tags=tags | ({LOADABLE: "true"} if contract else {}),
+                params={"step": str(step)},
+                model_type="policy",
+            )
+        ready = str(model.status) == "READY"
+        if contract and not (ready and LOADABLE in model.tags):
+            reference = {"uri": model.tags[PLACE], "fingerprint": fingerprint}
+            files = model_files(model.model_id, run, contract, reference, example=example)
+            with tempfile.TemporaryDirectory() as folder:
+                for name, data in files.items():
+                    (Path(folder) / name).write_bytes(data)
+                self._mlflow.log_model_artifacts(model.model_id, folder)
+            if LOADABLE not in model.tags:  # an earlier version logged it
+                self._mlflow.set_logged_model_tags(model.model_id, {LOADABLE: "true"})
+        if not ready:
+            self._mlflow.finalize_logged_model(model.model_id, "READY")
+        self._log_output(run, model.model_id, step)
         self._models[run, fingerprint] = model.model_id
+        self._complete.add((run, fingerprint))
+
+    def _log_output(self, run: str, model_id: str, step: int) -> None:
+        """Log a model as an output of a run, once."""
+        from mlflow.entities import LoggedModelOutput
+
+        if run not in self._outputs:
+            self._outputs[run] = _output_ids(self._mlflow.get_run(run))
+        if model_id in self._outputs[run]:
+            return
+        try:
+            self._mlflow.log_outputs(run, [LoggedModelOutput(model_id, step)])
+        except BaseException:  # it is unknown whether it was written
+            self._outputs.pop(run)
+            raise
+        self._outputs[run].add(model_id)
 
     def _model(self, run: str, fingerprint: str) -> str | None:
+        """Return the id of a checkpoint's logged model; None if there is none."""
         if (run, fingerprint) not in self._models:
-            wanted = f"{tagged({CHECKPOINT: fingerprint})} and source_run_id = '{run}'"
-            models = sorted(
-                self._mlflow.search_logged_models([self._experiment], wanted),
-                key=lambda m: (not m.metrics, m.creation_timestamp),
-            )
-            if not models:
+            model = self._find_model(run, fingerprint)
+            if not model:
                 return None
-            for twin in models[1:]:
-                self._mlflow.delete_logged_model(twin.model_id)
-            if str(models[0].status) != "READY":
-                self._mlflow.finalize_logged_model(models[0].model_id, "READY")
-            self._models[run, fingerprint] = models[0].model_id
+            self._models[run, fingerprint] = model.model_id
         return self._models[run, fingerprint]
+
+    def _find_model(self, run: str, fingerprint: str) -> Any:
+        """Return a checkpoint's logged model, None if there is none; delete its duplicates."""
+        wanted = f"{tagged({CHECKPOINT: fingerprint})} and source_run_id = '{run}'"
+        models = sorted(
+            self._mlflow.search_logged_models([self._experiment], wanted),
+            key=lambda m: (not m.metrics, str(m.status) != "READY", m.creation_timestamp),
+        )
+        for twin in models[1:]:
+            self._mlflow.delete_logged_model(twin.model_id)
+        return models[0] if models else None
 
     def metrics(
         self, arm_id: str, step: int, values: dict[str, float], at: int | None = None, checkpoint: str = ""
@@ -405,16 +497,39 @@ class MlflowWriter:
             elif model and (name, step) not in linked:
                 # with equal value and time the run does not store it twice
                 new.append(Metric(name, before.value, before.timestamp, step, model_id=model))
+        self._log_metrics(run, new)
+
+    def curve(self, step: int, values: Mapping[str, float], at: int) -> None:
+        """Log the values of a curve at a demo count, the step, as metrics of the sweep's run.
+
+        at: Unix time in ms at which the curve was computed. A value that differs from the run's is added with
+        this time, unless the run's is later: the latest value of a step counts.
+        """
+        from mlflow.entities import Metric
+
+        run = self.parent
+        logged = self._history(run, values)
+        new = []
+        for name, value in values.items():
+            before = logged[name].get(step)
+            if before is None or (before.value != value and before.timestamp <= at):
+                new.append(Metric(name, value, at, step))
+        self._log_metrics(run, new)
+
+    def _log_metrics(self, run: str, metrics: Sequence[Any]) -> None:
+        """Log metrics of a run, whose history of the same names is known, in one request."""
+        if not metrics:
+            return
+        logged = self._logged[run]
         try:
-            if new:
-                self._mlflow.log_batch(run, metrics=new, synchronous=True)
+            self._mlflow.log_batch(run, metrics=metrics, synchronous=True)
         except BaseException:  # it is unknown which metrics were written
-            self._before[run] |= values.keys()
-            for name in values:
-                logged.pop(name)
+            for metric in metrics:
+                self._before[run].add(metric.key)
+                logged.pop(metric.key, None)
             raise
-        for metric in new:
-            logged[metric.key][step] = metric
+        for metric in metrics:
+            logged[metric.key][metric.step] = metric
 
     def _history(self, run: str, names: Iterable[str]) -> dict[str, dict[int, Any]]:
         """Return logged metrics by name and step; each is queried once, since no other process writes."""
@@ -422,6 +537,7 @@ class MlflowWriter:
         for name in names:
             if name not in logged:
                 history = self._mlflow.get_metric_history(run, name) if name in self._before[run] else ()
+                history = sorted(history, key=lambda metric: metric.timestamp)
                 logged[name] = {metric.step: metric for metric in history}
         return logged
 
@@ -441,9 +557,48 @@ class MlflowWriter:
             self._mlflow.log_artifact(run, str(path), str(Path(name).parent) if "/" in name else None)
         self._stored.add((arm_id, name, digest))
 
-    def finish(self, arm_id: str | None = None) -> None:
-        """Mark an arm's run, or the sweep's, as finished."""
-        self._mlflow.set_terminated(self._child(arm_id) if arm_id else self.parent)
+    def describe(self, arm_id: str | None, text: str, links: Mapping[str, str]) -> None:
+        """Set the description of an arm's run, or of the sweep's if there is no arm. A description that a
+        user wrote or changed is kept.
+
+        text: Markdown. links: names of files of the run by title, listed below the text.
+        """
+        run = self._child(arm_id) if arm_id else self.parent
+        before = self._mlflow.get_run(run).data.tags
+        if before.get(DESCRIPTION) and before.get(DESCRIBED) != digest(before[DESCRIPTION]):
+            return
+        place = f"#/experiments/{self._experiment}/runs/{run}/artifacts"
+        listed = " · ".join(f"[{title}]({place}/{name})" for title, name in links.items())
+        text = f"{text[: LONGEST_TAG - len(listed) - 2]}\n\n{listed}" if listed else text[:LONGEST_TAG]
+        if text != before.get(DESCRIPTION):
+            self.tags(arm_id, {DESCRIPTION: text, DESCRIBED: digest(text)})
+
+    def status(self, arm_id: str | None, status: str, at: int | None = None) -> None:
+        """Set the status of an arm's run, or of the sweep's if there is no arm.
+
+        at: Unix time in ms at which the run ended, by default now. A run with this status keeps its end.
+        """
+        self._statuses[arm_id] = status, at
+        run = self._child(arm_id) if arm_id else self.parent
+        if self._mlflow.get_run(run).info.status == status:
+            return
+        if status == RUNNING:
+            self._mlflow.update_run(run, status)
+        else:
+            self._mlflow.set_terminated(run, status, at)
+
+    def _repeat_status(self, arm_id: str | None) -> None:
+        """Set the last status again, on the run that replaces the one that had it."""
+        if arm_id in self._statuses:
+            self.status(arm_id, *self._statuses[arm_id])
+
+    def finish(self) -> None:
+        """Mark the sweep's run as finished."""
+        self.status(None, FINISHED)
+
+
+def _output_ids(run: Any) -> set[str]:
+    return {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
 
 
 def _named(arm_id: str) -> str:

@@ -52,10 +52,14 @@ class LogCheckpoint:
     step: int
     fingerprint: str
     uri: str
+    contract: Mapping[str, Any] | None = None
+    """Conventions of its observations and actions (`Contract.to_json`); None: MLflow cannot load it."""
+    example: bool = False
+    """Whether the model has an input example."""
 
     def apply(self, writer: MlflowWriter) -> None:
         """Write the record to MLflow."""
-        writer.checkpoint(self.arm_id, self.step, self.fingerprint, self.uri)
+        writer.checkpoint(self.arm_id, self.step, self.fingerprint, self.uri, self.contract, self.example)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,54 @@ class StoreArtifact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogCurve:
+    """Values of the sweep's curve at a demo count, as metrics of its run."""
+
+    do: ClassVar = "curve"
+    step: int
+    """Demo count."""
+    values: Mapping[str, float]
+    at: int
+    """Unix time in ms at which the curve was computed."""
+
+    def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
+        writer.curve(self.step, self.values, self.at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe:
+    """Description of an arm's run, Markdown."""
+
+    do: ClassVar = "describe"
+    arm_id: str | None
+    """None: description of the sweep's run."""
+    text: str
+    links: Mapping[str, str]
+    """Names of files of the run, by title."""
+
+    def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
+        writer.describe(self.arm_id, self.text, self.links)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetStatus:
+    """Status of an arm's run: RUNNING, FINISHED, FAILED or KILLED."""
+
+    do: ClassVar = "status"
+    arm_id: str | None
+    """None: status of the sweep's run."""
+    status: str
+    at: int
+    """Unix time in ms."""
+
+    def apply(self, writer: MlflowWriter) -> None:
+        """Write the record to MLflow."""
+        writer.status(self.arm_id, self.status, self.at)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinishSweep:
     """The sweep is complete."""
 
@@ -104,9 +156,30 @@ class FinishSweep:
         writer.finish()
 
 
-OutboxRecord = SetTags | DescribeArm | LogCheckpoint | LogMetrics | StoreArtifact | FinishSweep
+OutboxRecord = (
+    SetTags
+    | DescribeArm
+    | LogCheckpoint
+    | LogMetrics
+    | LogCurve
+    | Describe
+    | SetStatus
+    | StoreArtifact
+    | FinishSweep
+)
 KINDS: dict[str, type[OutboxRecord]] = {
-    kind.do: kind for kind in (SetTags, DescribeArm, LogCheckpoint, LogMetrics, StoreArtifact, FinishSweep)
+    kind.do: kind
+    for kind in (
+        SetTags,
+        DescribeArm,
+        LogCheckpoint,
+        LogMetrics,
+        LogCurve,
+        Describe,
+        SetStatus,
+        StoreArtifact,
+        FinishSweep,
+    )
 }
 
 

@@ -265,6 +265,9 @@ def train(
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
         model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
+    check_imported(job.code)  # again, for the package of a Learner
+    card = replace(card, needs=model.needs)
+    shape = job.clip.model_copy(update={"history": model.needs.observation_steps - 1})
     model.learn(job.objective)
     model.to(device)
     if not resume and (which := not_finite(model.state_dict())):
@@ -299,7 +302,7 @@ def train(
         job.episodes,
         manifest.contract,
         order,
-        job.clip,
+        shape,
         **steps,
         fetcher=fetcher,
         decoder=decoder,
@@ -308,7 +311,7 @@ def train(
     for step, clips in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         if job.proprio is not None:
-            clips = replace(clips, proprio=clips.proprio[:, list(job.proprio)])
+            clips = replace(clips, proprio=clips.proprio[..., list(job.proprio)])
         batch = clips.to(trainer.device, normalizer)
         if job.views_apart:
             batch = batch.views_apart()

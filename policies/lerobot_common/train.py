@@ -27,17 +27,27 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.sampler import EpisodeAwareSampler, compute_sampler_state
 from lerobot.policies import get_policy_class, make_policy, make_pre_post_processors
 from lerobot.utils.constants import IMAGENET_STATS, PRETRAINED_MODEL_DIR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.ops import FrozenBatchNorm2d
 
+MEASURED_FRAMES = 64
+"""Frames, spread evenly over the data, that the statistics of a frozen normalisation are measured on."""
 REPO = "demoscale/arm"
 """A name that LeRobot wants for every data set; nothing is looked up under it."""
-OWN_OPTIONS = {"start": None, "use_imagenet_stats": True, "cache_mb": 2000, "workers": 0}
+OWN_OPTIONS = {
+    "start": None,
+    "use_imagenet_stats": True,
+    "measure_frozen_norm": True,
+    "cache_mb": 2000,
+    "workers": 0,
+}
 """Options that are no fields of LeRobot's configuration of the policy, with their defaults.
 
 start: pretrained policy in LeRobot's format, a folder or a name on the hub; None: random weights, or those
 that the configuration names. use_imagenet_stats: normalise pictures with ImageNet's statistics, as
-`lerobot-train` does. cache_mb: decoded samples kept in memory, in MB. workers: processes that read samples,
-without that memory; 0: this one.
+`lerobot-train` does. measure_frozen_norm: give the frozen batch normalisation of a backbone that starts from
+random weights the statistics of the training pictures (`_measure_frozen_norm`). cache_mb: decoded samples
+kept in memory, in MB. workers: processes that read samples, without that memory; 0: this one.
 """
 
 
@@ -91,6 +101,8 @@ def train(kind: str) -> None:
 
     if job.resume is None:
         policy, before, after = _new(config, dataset.meta)
+        if own["measure_frozen_norm"] and _starts_from_random_weights(config):
+            _measure_frozen_norm(policy, before, dataset)
     else:
         weights = job.resume / PRETRAINED_MODEL_DIR
         config = PreTrainedConfig.from_pretrained(weights)
@@ -116,10 +128,7 @@ def train(kind: str) -> None:
         load_training_state(job.resume, optimizer, scheduler)
 
     def step() -> float:
-        batch = next(batches)
-        for camera in dataset.meta.camera_keys:
-            batch[camera] = batch[camera].to(torch.float32) / 255
-        loss, _ = policy.forward(before(batch))
+        loss, _ = policy.forward(before(_with_float_pictures(next(batches), dataset)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), optimizer_config.grad_clip_norm)
         optimizer.step()
@@ -166,6 +175,44 @@ def _new(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> tuple[Any, A
         postprocessor_overrides={"unnormalizer_processor": {**shared, "features": config.output_features}},
     )
     return policy, before, after
+
+
+def _with_float_pictures(batch: dict[str, Any], dataset: LeRobotDataset) -> dict[str, Any]:
+    """Return the batch with its uint8 pictures in 0 to 1, as LeRobot's pipelines take them."""
+    return {
+        name: value.to(torch.float32) / 255 if name in dataset.meta.camera_keys else value
+        for name, value in batch.items()
+    }
+
+
+def _starts_from_random_weights(config: PreTrainedConfig) -> bool:
+    return config.pretrained_path is None and getattr(config, "pretrained_backbone_weights", None) is None
+
+
+def _measure_frozen_norm(policy: Any, before: Any, dataset: LeRobotDataset) -> None:
+    """Set mean and variance of every frozen batch normalisation to those of its inputs, layer by layer, on
+    frames of the data; policies without one stay as they are.
+
+    LeRobot's ACT freezes them because pretrained weights bring their statistics. Random weights bring mean 0
+    and variance 1, with which activations grow from block to block. The values are buffers of LeRobot's own
+    module, so a checkpoint holds them and LeRobot's commands open it.
+    """
+    norms = [module for module in policy.modules() if isinstance(module, FrozenBatchNorm2d)]
+    if not norms:
+        return
+
+    def measure(norm: FrozenBatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    chosen = np.linspace(0, len(dataset) - 1, min(MEASURED_FRAMES, len(dataset))).astype(int)
+    frames = default_collate([dataset[int(index)] for index in chosen])
+    with torch.no_grad():
+        policy.forward(before(_with_float_pictures(frames, dataset)))
+    for hook in hooks:
+        hook.remove()
 
 
 class _Kept(Dataset[dict[str, Any]]):

@@ -16,10 +16,15 @@ import numpy as np
 import torch
 from common.train_job import TrainJob, take_steps
 from robomimic.algo import algo_factory
-from robomimic.config import config_factory
+from robomimic.config import Config, config_factory
 from robomimic.utils import file_utils, obs_utils, torch_utils, train_utils
 from torch.utils.data import default_collate
 
+OWN_OPTIONS = {"normalize_vectors": True}
+"""Options that are no paths into robomimic's configuration, with their defaults.
+
+normalize_vectors: give the network vectors with mean 0 and standard deviation 1 over the data.
+"""
 MODEL, STATE = "model.pth", "training_state.pth"
 """Files of a checkpoint: robomimic's own, and the state of the random generators."""
 
@@ -41,7 +46,13 @@ def config_of(job: TrainJob) -> Any:
     config.train.seed, config.train.batch_size = job.seed, job.batch_size
     with config.unlocked():
         for path, value in job.options.items():
-            _set(config, path, value)
+            if path not in OWN_OPTIONS:
+                _set(config, path, value)
+    if config.train.hdf5_normalize_obs:
+        raise SystemExit(
+            "options: train.hdf5_normalize_obs is true, with which robomimic 0.5.0 cannot act from pictures;"
+            " use normalize_vectors"
+        )
     if config.train.seq_length != config.algo.rnn.horizon:
         raise SystemExit(
             f"options: train.seq_length is {config.train.seq_length} and algo.rnn.horizon"
@@ -53,12 +64,14 @@ def config_of(job: TrainJob) -> Any:
 
 def _set(config: Any, path: str, value: Any) -> None:
     *folders, last = path.split(".")
+    free = False  # arguments of networks are free; everything else must be there
     for name in folders:
         if name not in config:
-            raise SystemExit(f"options: robomimic's configuration of BC has no {path}")
-        config = config[name]
-    # arguments of networks are free; everything else must be there
-    if last not in config and not folders[-1].endswith("kwargs"):
+            if not (free and name.endswith("kwargs")):
+                raise SystemExit(f"options: robomimic's configuration of BC has no {path}")
+            config[name] = Config()
+        config, free = config[name], name.endswith("kwargs")
+    if last not in config and not free:
         raise SystemExit(f"options: robomimic's configuration of BC has no {path}")
     config[last] = list(value) if isinstance(value, list) else value
 
@@ -79,7 +92,13 @@ def train() -> None:
         all_obs_keys=config.all_obs_keys,
     )
     dataset = train_utils.dataset_factory(config, list(shapes["all_obs_keys"]))
-    normalization = dataset.get_obs_normalization_stats() if config.train.hdf5_normalize_obs else None
+    normalization = None
+    if job.options.get("normalize_vectors", OWN_OPTIONS["normalize_vectors"]):
+        normalization = _normalization(config, shapes["all_shapes"])
+        with (
+            config.values_unlocked()
+        ):  # after the data set, which would measure pictures too; checkpoints state it
+            config.train.hdf5_normalize_obs = True
     # what robomimic's train.py sets for schedules of the learning rate, whose epochs are passes over the data
     passes = -(-len(dataset) // job.batch_size)
     with config.values_unlocked():
@@ -101,7 +120,10 @@ def train() -> None:
     def step() -> float:
         nonlocal taken
         batch = model.process_batch_for_training(next(batches))
-        batch = model.postprocess_batch_for_training(batch, obs_normalization_stats=normalization)
+        for key in config.observation.modalities.obs.low_dim if normalization else ():
+            stats = normalization[key]
+            batch["obs"][key] = (batch["obs"][key] - stats["offset"][0]) / stats["scale"][0]
+        batch = model.postprocess_batch_for_training(batch, obs_normalization_stats=None)
         info = model.train_on_batch(batch, epoch=taken // passes + 1, validate=False)
         model.on_gradient_step()
         taken += 1
@@ -123,6 +145,28 @@ def train() -> None:
         torch.save(_random_state(), folder / STATE)
 
     take_steps(job, step, save)
+
+
+def _normalization(config: Any, shapes: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Return offset and scale of every observation, as robomimic's `RolloutPolicy` applies them: to vectors
+    their mean and standard deviation over the data, to pictures nothing.
+
+    robomimic's own statistics of pictures are those of float pictures (3, H, W), but its policy applies them
+    to what the simulator gives, (H, W, 3) uint8, and fails.
+    """
+    found = {}
+    with h5py.File(config.train.data[0]["path"], "r") as file:
+        for key in config.observation.modalities.obs.low_dim:
+            values = np.concatenate([demo["obs"][key][()] for demo in file["data"].values()])
+            scale = values.std(0) + 1e-3  # robomimic's tolerance, for values that hardly vary
+            found[key] = {"offset": values.mean(0)[None], "scale": scale[None]}
+    for key in config.observation.modalities.obs.rgb:
+        channels, height, width = shapes[key]
+        place = (1, height, width, channels)
+        found[key] = {"offset": np.zeros(place, np.float32), "scale": np.ones(place, np.float32)}
+    return {
+        key: {name: value.astype(np.float32) for name, value in stats.items()} for key, stats in found.items()
+    }
 
 
 def _batches(dataset: Any, job: TrainJob) -> Iterator[dict[str, Any]]:

@@ -6,33 +6,27 @@ An entry point's name is the task's, as in a sweep file; it leads to a `Task`. I
     [project.entry-points."demoscale.envs"]
     "own_tasks/PushT" = "own_tasks:PUSH_T"
 
-Names are read from the installed packages' metadata; a package is imported when one of its tasks is used. So
-its module should import its simulator in `make`, not at the top.
+A package is imported when one of its tasks is used, so its module should import its simulator in `make`, not
+at the top.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from policy.errors import DemoscaleError
+from policy import entry_points
+from policy.entry_points import TASKS
+from policy.entry_points import PluginError as PluginError
 from policy.interface import Contract
 from sim_workers.rollout.episode import Env
 
-GROUP = "demoscale.envs"
 NAME = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 """Form of a task's name, which becomes part of the ids of its episodes."""
-
-
-class PluginError(DemoscaleError):
-    """A task of another package cannot be used; one sentence, which names the package."""
 
 
 class Expert(Protocol):
@@ -76,79 +70,24 @@ class Task:
     """
 
 
-@lru_cache
-def _points() -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points by task; a task that two packages offer has two."""
-    found: dict[str, tuple[EntryPoint, ...]] = {}
-    for point in entry_points(group=GROUP):
-        found[point.name] = (*found.get(point.name, ()), point)
-    return found
-
-
 def names() -> tuple[str, ...]:
     """Return the names of all plug-ins' tasks, sorted; no plug-in is imported."""
-    return tuple(sorted(name for name in _points() if NAME.fullmatch(name)))
-
-
-def _point(name: str) -> EntryPoint:
-    points = _points()[name]
-    if len({(point.value, package_of(point)) for point in points}) > 1:
-        offering = " and ".join(sorted({package_of(point) for point in points}))
-        raise PluginError(f"the task {name} is offered by {offering}; uninstall all but one")
-    return points[0]
-
-
-def package_of(point: EntryPoint) -> str:
-    """Return the name and version of the package of an entry point."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+    return tuple(name for name in entry_points.names(TASKS) if NAME.fullmatch(name))
 
 
 def package(name: str) -> str:
     """Return the name and version of the package that offers the task. Raises PluginError if two do."""
-    return package_of(_point(name))
+    return entry_points.find(TASKS, name).package
 
 
 @lru_cache
 def load(name: str) -> Task:
     """Import the plug-in of a task and return the task. Raises PluginError if that fails."""
-    point = _point(name)
-    where = f"the task {name} of the package {package_of(point)} ({point.value})"
-    try:
-        task = point.load()
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise PluginError(
-            f"{where} cannot be loaded: {type(error).__name__}: {said}; repair or uninstall the package"
-        ) from error
+    plugin = entry_points.find(TASKS, name)
+    task = plugin.load()
     if not isinstance(task, Task):
-        raise PluginError(f"{where} is a {type(task).__name__}; it must be a sim_workers.envs.plugins.Task")
+        raise PluginError(f"{plugin} is a {type(task).__name__}; it must be a sim_workers.envs.plugins.Task")
     return task
-
-
-def files_of(name: str) -> dict[str, Path]:
-    """Return the files of the package that offers a task, which may shape its outcomes, by their path below
-    the module's folder: code, and models and textures next to it. Nothing is imported.
-
-    Raises PluginError if the module cannot be found.
-    """
-    point = _point(name)
-    module = point.module.partition(".")[0]
-    spec = find_spec(module)
-    if spec is None or not (spec.submodule_search_locations or spec.origin):
-        raise PluginError(
-            f"the task {name} of the package {package_of(point)}: there is no module {module}; repair or"
-            " uninstall the package"
-        )
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    if not folders:
-        assert spec.origin
-        return {Path(spec.origin).name: Path(spec.origin)}
-    return {
-        f"{module}/{file.relative_to(folder).as_posix()}": file
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith(".")
-    }
 
 
 def robosuite_task(

@@ -20,13 +20,17 @@ from orchestrator import provenance
 from orchestrator.cli.main import main
 from orchestrator.cluster.ray_runtime import ROLE, acting_device
 from orchestrator.code_fingerprint import SCORING_CODE, SIMULATING_CODE, TRAINING_CODE, code_fingerprint
+from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.data.action_error import ActionScale
+from orchestrator.evaluation.action_error_score import ActionErrorBenchmark
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.scores import protocol_key
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import same_weights, weights_label
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.explain import explain
+from orchestrator.sweep.external_lines import ExternalLine
 from orchestrator.sweep.run import SweepRun
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.checkpoints import make_checkpoint, make_observation
@@ -276,11 +280,61 @@ def test_scoring_code_contains_every_module_imported_to_act(tmp_path: Path) -> N
     assert set(SIMULATING_CODE) < set(SCORING_CODE)
 
 
+@pytest.mark.full
 def test_training_code_contains_every_module_imported_to_train(tmp_path: Path) -> None:
     imported = imported_by(TRAIN, make_episode_store(tmp_path / "store", 8))
     relevant = {file for file in imported if file.startswith(("policy/", "orchestrator/data/"))}
     assert {"policy/trainer.py", "policy/losses.py", "orchestrator/data/clips.py"} <= relevant, "it trained"
     assert relevant <= set(TRAINING_CODE)
+
+
+# -- parts of keys -------------------------------------------------------------------------------------------
+
+
+def known_keys() -> dict[str, Key]:
+    """Return keys with fixed data, packages and conventions."""
+    versions = dict.fromkeys({*provenance.ACTING_PACKAGES, *provenance.TRAINING_PACKAGES}, "1.0")
+    lines: list[dict[str, object]] = [{"policy": name} for name in ("video_action", "diffusion_policy")]
+    lines += [{"name": "slow", "policy": "video_action", "train": {"learning_rate": 1e-5}}]
+    sweep = SweepConfig.model_validate(
+        {
+            "name": "known",
+            "data": {"episodes": "data", "demo_count": [2, 4]},
+            "policy": {"lines": lines},
+            "train": {"steps": 100, "checkpoint_every": 40, "batch_size": 4},
+            "suite": {"tasks": ["Lift"], "episodes": 4, "horizon": 50},
+        }
+    )
+    data = ("manifest", ["damaged"])
+    keys = {
+        line.name: sweep.training_key(*data, "weights", versions, arm=Arm(4, 0.0, 0, line.name))
+        for line in sweep.lines
+    }
+    external = ExternalLine("programs", {"rate": 0.5}, ("steps", "batch_size"), False)
+    keys["external"] = external.key(sweep.data_parts(*data), sweep.train, versions)
+    contract = replace(CONTRACT, simulator="simulator 1.0")
+    for name, sampler in (("scored", SAMPLER), ("scored external", None)):
+        keys[name] = protocol_key(SUITE, contract, sampler, "egl", packages=versions)
+    scale = ActionScale((0.0,) * 7, (1.0,) * 7)
+    keys["measured"] = ActionErrorBenchmark("data", contract, (), scale).key(SAMPLER, "cpu", versions)
+    return keys
+
+
+def test_keys_of_own_and_external_policies_are_those_of_earlier_versions() -> None:
+    """Apart from code: these are literal fingerprints of stored results."""
+    found = {
+        name: Key(key.kind, {**key.parts, "code": {"file": "hash"}}).fingerprint
+        for name, key in known_keys().items()
+    }
+    assert found == {
+        "video_action": "1b022159ffa9e4e2",
+        "diffusion_policy": "1b022159ffa9e4e2",
+        "slow": "f7b7263b9b72bc72",
+        "external": "0532da739582b2bc",
+        "scored": "2ea4b25e212f515d",
+        "scored external": "de22746c3deb937e",
+        "measured": "a6832ead64e0086f",
+    }
 
 
 # -- packages, device, weights -------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`policy.lines`: which arms a sweep has, what of a line shapes their ids, and one sentence per mistake."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,20 @@ import pytest
 import yaml
 
 from external_policies import make_policy
+from installed_package import forget, install, on_path
+from learner_package import MODULE, install_linear
 from orchestrator.api import Sweep
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.external.job import ExternalJob
+from orchestrator.fingerprints import compare
 from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.training.loop import TrainJob
+from policy.entry_points import POLICIES
 
 OWN = ("video_action", "diffusion_policy")
 
@@ -128,6 +133,78 @@ def test_external_line_is_keyed_by_its_folder_and_its_settings(folder: Path, sto
     assert job.train.steps == 100
     (policy / "train.py").write_text("print('another program')\n")
     assert key() != first
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Path]:
+    """A folder on the path with the package `linear-policy`."""
+    with on_path(tmp_path / "site") as site:
+        install_linear(site)
+        yield site
+
+
+LINEAR = Arm(4, 0.0, 0, "linear")
+
+
+def test_line_of_an_installed_package_is_keyed_by_its_code(site: Path, folder: Path, store: str) -> None:
+    def now(**line: Any) -> SweepState:
+        return state(folder, store, ["video_action", {"policy": "linear", **line}])
+
+    def keys(opened: SweepState, arm: Arm) -> tuple[str, str]:
+        return opened.training_of(arm), opened.protocol_of("nominal", arm)
+
+    first = now()
+    linear, ours = keys(first, LINEAR), keys(first, Arm(4, 0.0, 0))
+    assert ours == keys(state(folder, store), Arm(4, 0.0, 0))
+    assert first.key_of(LINEAR).parts["learner_code"]["package"] == "linear-policy 1.0"
+    assert now(options={"scale": 2.0}).training_of(LINEAR) != linear[0]
+    assert now(options={"scale": 2.0}).protocol_of("nominal", LINEAR) == linear[1], "the weights' own"
+    for module, version, differs in (
+        (f"# a comment\n{MODULE}", "1.0", False),
+        (MODULE.replace("square()", "abs()"), "1.0", True),
+        (MODULE, "1.1", True),
+        (MODULE, "1.0", False),
+    ):
+        install_linear(site, module, version)
+        for mine, before in zip(keys(now(), LINEAR), linear, strict=True):
+            assert (mine != before) == differs
+        assert keys(now(), Arm(4, 0.0, 0)) == ours
+    held_out = state(folder, store, ["linear"], suite={"held_out": 2, "video_clips": 0})
+    assert held_out.protocol_key("nominal", held_out.sweep.lines[0]).parts["learner_code"]
+
+
+def test_stored_sweep_of_an_installed_package_keeps_its_keys_without_it(
+    site: Path, folder: Path, store: str
+) -> None:
+    sweep = SweepConfig.model_validate(sections(folder, store, ["linear"]))
+    pinned = SweepState.open(sweep, pin=True)
+    pinned.keep_keys()
+    install_linear(site, MODULE.replace("square()", "abs()"))
+    again = SweepState.named("lines", sweep.storage)
+    assert again.training == pinned.training
+    assert again.protocol_of("nominal", LINEAR) == pinned.protocol_of("nominal", LINEAR)
+    assert SweepState.named("lines", sweep.storage, here=True).training != pinned.training
+    differences = compare(pinned.key_of(LINEAR), SweepState.open(sweep).key_of(LINEAR))
+    assert not [difference for difference in differences if difference.differs], "pinned"
+    differences = compare(pinned.key_of(LINEAR), SweepState.open(sweep, here=True).key_of(LINEAR))
+    assert [difference.part for difference in differences if difference.differs] == [
+        "learner_code linear_policy.py"
+    ]
+    (site / "linear-policy.dist-info" / "entry_points.txt").unlink()
+    forget()
+    assert SweepState.named("lines", sweep.storage).training == pinned.training
+    with pytest.raises(SweepError, match=r"lines.0.policy: no installed package offers a policy linear"):
+        SweepState.named("lines", sweep.storage, here=True)
+
+
+def test_policy_that_two_packages_offer_is_one_sentence(site: Path, folder: Path, store: str) -> None:
+    install(site, "other", {}, {POLICIES.name: {"linear": "other:Linear"}})
+    with pytest.raises(SweepError) as caught:
+        state(folder, store, ["linear"])
+    assert caught.value.problems == [
+        "policy.lines.0.policy: the policy linear is offered by linear-policy 1.0 (linear_policy:Linear) and"
+        " other 1.0 (other:Linear); uninstall all but one"
+    ]
 
 
 def test_stored_sweep_is_opened_without_the_folder_of_its_policy(folder: Path, store: str) -> None:

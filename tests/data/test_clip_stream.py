@@ -112,8 +112,16 @@ def test_ray_data_fetches_the_episodes_of_the_plan(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("first_step", [0, 7])
-@pytest.mark.parametrize("source", [{"fetcher": RayDataFetcher()}, {"decoder": RayDataDecoder()}])
+@pytest.mark.parametrize(
+    ("source", "first_step"),
+    [
+        ({"fetcher": RayDataFetcher()}, 7),
+        ({"decoder": RayDataDecoder()}, 7),
+        pytest.param({"fetcher": RayDataFetcher()}, 0, marks=pytest.mark.full),
+        pytest.param({"decoder": RayDataDecoder()}, 0, marks=pytest.mark.full),
+    ],
+    ids=["fetcher-7", "decoder-7", "fetcher-0", "decoder-0"],
+)
 def test_batches_are_the_same_wherever_episodes_are_fetched_and_decoded(
     store: Store, source: dict[str, Any], first_step: int, ray_cluster: None
 ) -> None:
@@ -127,6 +135,7 @@ def test_batches_are_the_same_wherever_episodes_are_fetched_and_decoded(
     assert set(sizes) == {entry.nbytes for entry in (*store[2].demos, *store[2].action_free)}
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_ray_data_waits_for_a_slow_trainer_without_taking_its_core(tmp_path: Path, ray_cluster: None) -> None:
     """Back-pressure: of 512 MiB at most AHEAD_BYTES and a block or two are fetched while the consumer rests,
@@ -179,8 +188,17 @@ def test_killed_fetching_process_is_restarted_without_a_change(store: Store, ray
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("decode", ["trainer", "cluster"])
-@pytest.mark.parametrize("fault", ["flipped", "short", "missing"])
+@pytest.mark.parametrize(
+    ("fault", "decode"),
+    [
+        ("flipped", "trainer"),
+        ("missing", "cluster"),
+        pytest.param("flipped", "cluster", marks=pytest.mark.full),
+        pytest.param("missing", "trainer", marks=pytest.mark.full),
+        pytest.param("short", "trainer", marks=pytest.mark.full),
+        pytest.param("short", "cluster", marks=pytest.mark.full),
+    ],
+)
 def test_clip_stream_stops_at_a_damaged_episode_and_names_it(
     store: Store, ray_cluster: None, fault: str, decode: str
 ) -> None:

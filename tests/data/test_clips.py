@@ -25,6 +25,33 @@ def test_clip_past_the_end_repeats_frame_and_action_and_masks_them() -> None:
     assert np.array_equal(clip.proprio, whole.proprio[7])
 
 
+@pytest.mark.parametrize(
+    ("start", "rows", "frames"),
+    [(7, [4, 5, 6, 7], [4, 5, 6, 7, 9, 9]), (1, [0, 0, 0, 1], [0, 0, 0, 1, 3, 5])],
+)
+def test_clip_with_history_starts_earlier_and_keeps_its_actions(
+    start: int, rows: list[int], frames: list[int]
+) -> None:
+    whole = make_episode(length=10)
+    shape = SHAPE.model_copy(update={"history": 3})
+    clip, plain = cut_clip(whole, start, shape, CONTRACT), cut_clip(whole, start, SHAPE, CONTRACT)
+    assert whole.proprio is not None
+    assert np.array_equal(clip.proprio, whole.proprio[rows])
+    assert np.array_equal(clip.frames[0], whole.frames[CONTRACT.cameras[0]][frames])
+    assert shown_frames([start], 10, shape).tolist() == [frames]
+    assert clip.frame_mask.tolist() == [1, 1, 1, *plain.frame_mask]
+    assert np.array_equal(clip.actions, plain.actions)
+    assert clip.seed == plain.seed
+    batch = ClipBatch.stack([clip, clip])
+    assert (batch.frames.shape[:3], batch.proprio.shape[:2]) == ((2, 1, 6), (2, 4))
+
+
+def test_history_is_absent_from_dumps_of_shapes_without_one() -> None:
+    assert "history" not in SHAPE.model_dump()
+    longer = SHAPE.model_copy(update={"history": 3})
+    assert ClipShape.model_validate(longer.model_dump()) == longer
+
+
 def test_clip_with_paper_padding_has_zero_actions_and_full_masks() -> None:
     whole = make_episode(length=10)
     clip = cut_clip(whole, 7, SHAPE.model_copy(update={"padding": "paper"}), CONTRACT)

@@ -139,7 +139,7 @@ def test_load_manifest_without_a_store_raises_with_the_remedy(storage: Storage) 
         load_manifest(storage)
 
 
-@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize("size", [32, pytest.param(96, marks=pytest.mark.full)])
 def test_encode_of_one_episode_has_one_hash_for_any_heap_contents(size: int) -> None:
     """x264 has read uninitialised memory: the heap is filled with noise between two encodings."""
     rng, noise, hashes = np.random.default_rng(0), [b""] * 20, set[tuple[int, bytes]]()

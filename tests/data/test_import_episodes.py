@@ -12,13 +12,15 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from conftest import CHECKOUT, run
 
 import dataset_layouts
 import robosuite_recordings
 from dataset_layouts import UPRIGHT
+from orchestrator.cli.main import main
 from orchestrator.data.episode_format import EpisodeError, decode
-from orchestrator.data.episode_store import fetch, latest_version, load_manifest
+from orchestrator.data.episode_store import commit, fetch, latest_version, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export, exportable
 from orchestrator.data.import_episodes import Importer, LeftOut, import_episodes, missing, reconcile_contract
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
@@ -33,11 +35,6 @@ SMALL_COMMITS = (
     "import orchestrator.data.parallel_writer as record; record.COMMIT_EVERY = 2; from"
     " orchestrator.cli.import_command import import_; import_()"
 )
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return robosuite_recordings.recorded_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +56,20 @@ def imported(lift: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFac
 
 
 def fill(storage: Storage, path: Path, reading: ImportOptions) -> list[str]:
-    """Import everything; return the reasons of omitted episodes."""
+    """Import everything through Ray; return the reasons of omitted episodes."""
     source = reconcile_contract(open_source(path, reading), storage)
     answers = list(import_episodes(storage, source, missing(source, storage), workers=2, note="a test"))
     return [answer.reason for answer in answers if isinstance(answer, LeftOut)]
 
 
-def import_one(storage: Storage, path: Path, reading: ImportOptions) -> None:
-    """Import the first episode of a source, without Ray."""
-    from orchestrator.data.episode_store import commit
-
+def import_here(storage: Storage, path: Path, reading: ImportOptions, most: int | None = None) -> None:
+    """Import the first episodes of a source, all of them by default, without Ray."""
     source = reconcile_contract(open_source(path, reading), storage)
-    answer = Importer(source, storage.uri).record(missing(source, storage)[0])
-    assert not isinstance(answer, LeftOut), answer
-    commit(storage, source.contract, [answer])
+    importer = Importer(source, storage.uri)
+    answers = [importer.record(item) for item in missing(source, storage)[:most]]
+    entries = [answer for answer in answers if not isinstance(answer, LeftOut)]
+    assert entries == answers
+    commit(storage, source.contract, entries)
 
 
 # -- importing -----------------------------------------------------------------------------------------------
@@ -138,20 +135,19 @@ def test_import_killed_and_run_again_equals_the_uninterrupted_one(
 @pytest.mark.ray
 def test_import_run_again_adds_no_version(lift: Path, imported: Storage) -> None:
     version = latest_version(imported)
-    done = run("-m", "orchestrator", "import", str(lift), imported.uri, "--images", "upright")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["import", str(lift), imported.uri, "--images", "upright"])
+    assert done.exit_code == 0, done.stderr
     assert "0 episodes to import, 18 already there" in done.stdout
     assert "starting Ray" not in done.stdout
     assert latest_version(imported) == version
 
 
-@pytest.mark.ray
-def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_import_omits_a_damaged_demonstration(recorded: Path, tmp_path: Path) -> None:
     path = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][3] = np.nan
     storage = open_storage(str(tmp_path / "store"))
-    assert fill(storage, path, UPRIGHT) == [], "it is omitted before anything is read"
+    import_here(storage, path, UPRIGHT)  # it is omitted before anything is read
     problems = open_source(path, UPRIGHT).problems
     assert len(problems) == 1
     assert "demo_0: " in problems[0]
@@ -162,18 +158,9 @@ def test_import_omits_a_damaged_demonstration(recorded: Path, ray_cluster: None,
 def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_path: Path) -> None:
     path = dataset_layouts.robocasa(recorded, tmp_path / "lift.hdf5", robosuite_recordings.load(recorded))
     sheet = tmp_path / "sheet.png"
-    done = run(
-        "-m",
-        "orchestrator",
-        "import",
-        str(path),
-        str(tmp_path / "store"),
-        "--arm-only",
-        "--dry-run",
-        "--sheet",
-        str(sheet),
-    )
-    assert done.returncode == 0, done.stderr
+    listing = ["import", str(path), str(tmp_path / "store"), "--arm-only", "--dry-run", "--sheet", str(sheet)]
+    done = CliRunner().invoke(main, listing)
+    assert done.exit_code == 0, done.stderr
     for words in (
         "RoboCasa HDF5",
         "2 with actions, 0 without;",
@@ -196,8 +183,8 @@ def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_
 
 
 def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = run("-m", "orchestrator", "import", str(tmp_path / "nowhere"), str(tmp_path / "store"))
-    assert done.returncode == 1
+    done = CliRunner().invoke(main, ["import", str(tmp_path / "nowhere"), str(tmp_path / "store")])
+    assert done.exit_code == 1
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
 
@@ -206,12 +193,15 @@ def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
 
 def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    import_here(
+        storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT, most=1
+    )
     contract = load_manifest(storage).contract
-    import_one(
+    import_here(
         storage,
         dataset_layouts.films(tmp_path / "films", episodes),
         ImportOptions(cameras={camera: camera for camera in reversed(CAMERAS)}),
+        most=1,
     )
     manifest = load_manifest(storage)
     assert manifest.contract == contract
@@ -251,17 +241,20 @@ def test_import_of_films_into_a_store_of_demonstrations(recorded: Path, tmp_path
         SourceError, match=r"simulator: the store has robosuite 1.5.2, mujoco unknown, these have unknown"
     ):
         reconcile_contract(open_source(zarr, ImportOptions(hz=20, task="Lift")), storage)
-    import_one(
+    import_here(
         storage,
         zarr,
         ImportOptions(hz=20, task="Lift", panda=True, simulator=contract.simulator, label="zarr"),
+        most=1,
     )
     assert len(load_manifest(storage)) == 3
 
 
 def test_import_of_another_recording_of_the_same_name_raises(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
+    import_here(
+        storage, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT, most=1
+    )
     other = dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes[::-1])
     with pytest.raises(
         SourceError, match=r"episode lift-demo_0 is already there from another recording .* with --label"
@@ -285,8 +278,8 @@ def exported(storage: Storage, folder: Path, labelled_only: bool = False) -> Man
 @pytest.mark.ray
 def test_lerobot_export_round_trips_through_the_import(imported: Storage, tmp_path: Path) -> None:
     folder = tmp_path / "lift"
-    done = run("-m", "orchestrator", "export", imported.uri, str(folder))
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["export", imported.uri, str(folder)])
+    assert done.exit_code == 0, done.stderr
     assert f"exported {3 * COPIES} episodes" in done.stdout
     manifest = load_manifest(imported)
     source = open_source(folder, ImportOptions(simulator=manifest.contract.simulator))
@@ -336,12 +329,12 @@ def test_lerobot_export_statistics_are_those_of_its_rows(imported: Storage, tmp_
 
 def test_lerobot_export_refuses_episodes_without_actions(recorded: Path, tmp_path: Path) -> None:
     episodes, storage = robosuite_recordings.load(recorded), open_storage(str(tmp_path / "store"))
-    import_one(storage, dataset_layouts.films(tmp_path / "films", episodes), ImportOptions())
+    import_here(storage, dataset_layouts.films(tmp_path / "films", episodes), ImportOptions(), most=1)
     with pytest.raises(EpisodeError, match="no episode has actions"):
         exported(storage, tmp_path / "out", labelled_only=True)
     mixed = open_storage(str(tmp_path / "mixed"))
-    import_one(mixed, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT)
-    import_one(mixed, tmp_path / "films", ImportOptions())
+    import_here(mixed, dataset_layouts.robomimic(recorded, tmp_path / "lift.hdf5", episodes), UPRIGHT, most=1)
+    import_here(mixed, tmp_path / "films", ImportOptions(), most=1)
     with pytest.raises(
         EpisodeError,
         match=(

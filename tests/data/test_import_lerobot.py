@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lerobot_datasets import KEY, SENTENCES, Dataset, imported, numbered, numbers_of, write_film
-from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.clip_stream import decode_entry
+from orchestrator.data.episode_store import fetch, load_manifest
 from orchestrator.data.exporters.lerobot_v3 import export
 from orchestrator.data.import_episodes import Importer, LeftOut, missing
 from orchestrator.data.importers.base import ImportOptions, SourceError, open_source
@@ -376,6 +377,22 @@ def test_lerobot_export_states_codec_settings_that_lerobot_can_encode(tmp_path: 
         "g": 8,
     }
     assert "video.pix_fmt" not in stated
+
+
+def test_lerobot_export_states_the_statistics_of_its_pixels(tmp_path: Path) -> None:
+    storage = open_storage(make_episode_store(tmp_path / "store", episodes=1, length=5))
+    manifest = load_manifest(storage)
+    (entry,) = export(storage, manifest.contract, list(manifest.entries), tmp_path / "export")
+    stated = json.loads((tmp_path / "export" / "meta" / "stats.json").read_text())
+    (camera,) = manifest.contract.cameras
+    episode = decode_entry(fetch(storage, entry), entry, manifest.contract, with_actions=True)
+    pixels = episode.frames[camera].reshape(-1, 3) / 255
+    ours = stated[f"observation.images.{camera}"]
+    expected = {"mean": pixels.mean(0), "std": pixels.std(0), "min": pixels.min(0), "max": pixels.max(0)}
+    expected |= {f"q{q:02d}": np.quantile(pixels, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
+    assert {*ours} == {*expected, "count"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.ravel(ours[name]), values, atol=1e-9, err_msg=name)
 
 
 def test_lerobot_import_asks_about_displacements_beyond_one(tmp_path: Path) -> None:

@@ -20,14 +20,6 @@ from robosuite_recordings import CAMERAS
 pytestmark = pytest.mark.sim  # the recordings are robosuite's own
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return three demonstrations of Lift: `demo.hdf5` as robosuite's recorder writes it, `episodes.npz` with
-    pictures.
-    """
-    return robosuite_recordings.recorded_once(tmp_path_factory)
-
-
 # -- questions -----------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ def test_recorder_that_hangs_once_is_restarted(ray_cluster: None, tmp_path: Path
     assert len(load_manifest(open_storage(str(tmp_path / "store"))).episode_ids) == 3
 
 
+@pytest.mark.full
 def test_recorder_that_always_hangs_is_named_and_the_others_are_committed(
     ray_cluster: None, tmp_path: Path
 ) -> None:

@@ -6,9 +6,11 @@ import traceback
 from collections.abc import Callable
 
 import pytest
-from conftest import BUCKET, IMPATIENT, run
+from click.testing import CliRunner
+from conftest import BUCKET, IMPATIENT
 
 from fault_proxy import FaultProxy
+from orchestrator.cli.main import main
 from orchestrator.data.episode_store import commit, latest_version, load_manifest, put_episode
 from orchestrator.storage.base import (
     CLAIM_ATTEMPTS,
@@ -222,9 +224,9 @@ def test_storage_setting_that_is_wrong_is_one_sentence(
     assert SECRET not in shown
 
 
-STATUS = ["orchestrator", "status", "lift", "--storage", "URI"]
-PLAN = ["orchestrator", "plan", "jobs/quickstart.yaml", "--set", "data.episodes=URI"]
-COLLECT = ["orchestrator", "collect", "--episodes", "1", "--store", "URI"]
+STATUS = ["status", "lift", "--storage", "URI"]
+PLAN = ["plan", "jobs/quickstart.yaml", "--set", "data.episodes=URI"]
+COLLECT = ["collect", "--episodes", "1", "--store", "URI"]
 WRONG_SECRET = (
     {"AWS_SECRET_ACCESS_KEY": SECRET},
     "the secret key does not match the access key; check AWS_SECRET_ACCESS_KEY",
@@ -252,13 +254,19 @@ MISSING_BUCKET: tuple[dict[str, str], str] = {}, "the bucket does not exist; cre
     ],
 )
 def test_command_refused_by_a_real_server_shows_no_secret(
-    weed: dict[str, str], command: list[str], code: int, wrong: tuple[dict[str, str], str], bucket: str
+    weed: dict[str, str],
+    s3_environment: Point,
+    command: list[str],
+    code: int,
+    wrong: tuple[dict[str, str], str],
+    bucket: str,
 ) -> None:
     variables, sentence = wrong
-    environment = {**os.environ, **weed, **variables}
-    done = run("-m", *(part.replace("URI", f"s3://{bucket}/lift") for part in command), env=environment)
-    shown = done.stdout + done.stderr
-    assert done.returncode == code, shown
+    environment = weed | variables
+    s3_environment(environment)
+    done = CliRunner().invoke(main, [part.replace("URI", f"s3://{bucket}/lift") for part in command])
+    shown = done.output
+    assert done.exit_code == code, shown
     assert shown.count(f"s3://{bucket}/lift: ") == shown.count(sentence) == 1
     for hidden in (
         "Traceback",

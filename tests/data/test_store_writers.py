@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from conftest import LONG_STORAGES
+from conftest import KILLED_STORAGES, SHARED_STORAGES
 
 from orchestrator.data.episode_format import decode
 from orchestrator.data.episode_store import fetch, latest_version, load_manifest
@@ -47,7 +47,7 @@ def seeds_in(storage: Storage) -> set[int]:
     return {int(episode_id.rpartition("-")[2]) for episode_id in before}
 
 
-@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
+@pytest.mark.parametrize("storage", SHARED_STORAGES, indirect=True)
 def test_store_with_two_writers_at_once_loses_nothing(storage: Storage) -> None:
     processes = writer(WRITER, storage, 0, 8), writer(WRITER, storage, 8, 16)
     start(*processes)
@@ -56,7 +56,7 @@ def test_store_with_two_writers_at_once_loses_nothing(storage: Storage) -> None:
     assert latest_version(storage) == 16
 
 
-@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
+@pytest.mark.parametrize("storage", KILLED_STORAGES, indirect=True)
 def test_store_of_a_killed_writer_is_whole_and_completed_by_another_run(storage: Storage) -> None:
     rng = random.Random(0)
     seen: set[int] = set()

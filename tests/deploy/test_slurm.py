@@ -177,7 +177,7 @@ def test_slurm_job_terminated_while_running_is_requeued(tmp_path: Path) -> None:
     assert job.said().count("ray ended") == 2
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING"])
+@pytest.mark.parametrize("state", ["CANCELLED", pytest.param("COMPLETING", marks=pytest.mark.full)])
 def test_slurm_job_cancelled_is_not_requeued_and_leaves_no_process(tmp_path: Path, state: str) -> None:
     job = Job(tmp_path, "sweep.yaml", STATE=state)
     job.wait_for("driver at")
@@ -225,12 +225,15 @@ def test_slurm_script_without_a_sweep_file_prints_its_usage(tmp_path: Path) -> N
         # /etc/hosts of stock Debian gives the loopback address even to another node's question: the only
         # address that is not loopback.
         ({"OWN": "10.0.0.7 fd00::7", "RESOLVED": "127.0.1.1"}, "10.0.0.7"),
-        ({"OWN": "127.0.1.1 10.0.0.7", "RESOLVED": "127.0.1.1"}, "10.0.0.7"),
+        pytest.param(
+            {"OWN": "127.0.1.1 10.0.0.7", "RESOLVED": "127.0.1.1"}, "10.0.0.7", marks=pytest.mark.full
+        ),
         # An address in front of a router is none that Ray can bind.
-        ({"OWN": "10.0.0.7", "RESOLVED": "203.0.113.7"}, "10.0.0.7"),
-        (
+        pytest.param({"OWN": "10.0.0.7", "RESOLVED": "203.0.113.7"}, "10.0.0.7", marks=pytest.mark.full),
+        pytest.param(
             {"OWN": "172.17.0.1 10.0.0.7", "RESOLVED": "127.0.1.1", "DEMOSCALE_HEAD_ADDRESS": "10.0.0.7"},
             "10.0.0.7",
+            marks=pytest.mark.full,
         ),
         ({"OWN": "fd00::7", "NODES": "1", "RAY_STEPS": "1"}, "127.0.0.1"),
     ],
@@ -257,7 +260,12 @@ def test_slurm_head_address_that_is_unknown_is_an_error_before_ray_starts(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "line", ["RAY_AUTH_MODE=disabled", "RAY_AUTH_TOKEN=", "RAY_AUTH_TOKEN_PATH=/nowhere"]
+    "line",
+    [
+        "RAY_AUTH_MODE=disabled",
+        pytest.param("RAY_AUTH_TOKEN=", marks=pytest.mark.full),
+        pytest.param("RAY_AUTH_TOKEN_PATH=/nowhere", marks=pytest.mark.full),
+    ],
 )
 def test_slurm_credentials_file_cannot_disable_the_token(tmp_path: Path, line: str) -> None:
     (tmp_path / ".demoscale.env").write_text(f"{line}\nMLFLOW_TRACKING_TOKEN=x\n")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from conftest import CHECKOUT, run
 
+from orchestrator.cli.main import main
 from orchestrator.evaluation.outcome_ledger import SCHEMA
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import SHIFTS, Suite
@@ -192,26 +194,26 @@ def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
     ],
 )
 def test_score_command_lists_mistakes_before_it_plays(options: tuple[str, ...], sentences: list[str]) -> None:
-    done = run("-m", "orchestrator", "score", *options)
-    assert done.returncode == 2
+    done = CliRunner().invoke(main, ["score", *options])
+    assert done.exit_code == 2
     for sentence in sentences:
         assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [("score",), pytest.param(("serve", "--policy"), marks=pytest.mark.full)])
+@pytest.mark.parametrize("command", [("score",), ("serve", "--policy")])
 def test_score_and_serve_of_a_folder_without_a_checkpoint_exit_one(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    done = run("-m", "orchestrator", *command, str(tmp_path))
-    assert (done.returncode, done.stderr) == (
+    done = CliRunner().invoke(main, [*command, str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (
         1,
         f"{tmp_path}: no checkpoint.json, so this is not a demoscale checkpoint; correct the path\n",
     )
 
 
 def test_score_help_lists_every_shift() -> None:
-    assert all(shift in run("-m", "orchestrator", "score", "--help").stdout for shift in (*SHIFTS, "every"))
+    said = CliRunner().invoke(main, ["score", "--help"]).stdout
+    assert all(shift in said for shift in (*SHIFTS, "every"))
 
 
 def test_published_numbers_example_prints_verdicts(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import CHECKOUT, run
 
 from external_policies import make_policy
 from orchestrator.checkpoints.record import read_records
+from orchestrator.cli.main import main
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.state import SweepState
@@ -129,8 +131,8 @@ def test_killed_training_of_an_external_line_resumes_from_its_checkpoint(
 
 def test_curve_shows_each_line_by_name_and_what_arms_have_in_common(undisturbed: Path) -> None:
     storage = str(undisturbed / "runs")
-    done = run("-m", "orchestrator", "curve", "lines", "--storage", storage, "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["curve", "lines", "--storage", storage, "--json"])
+    assert done.exit_code == 0, done.stderr
     curve = json.loads(done.stdout)
     assert curve["match"] == "epochs"
     assert [line["label"] for line in curve["lines"]] == ["video_action", "counter"]
@@ -139,9 +141,9 @@ def test_curve_shows_each_line_by_name_and_what_arms_have_in_common(undisturbed:
     }
     assert [arm["step"] for arm in curve["arms"] if arm["policy"] == "counter"] == [6, 12]
     assert all(point["cost"]["cpu_hours"] > 0 for point in curve["points"])
-    told = run("-m", "orchestrator", "curve", "lines", "--storage", storage).stdout
+    told = CliRunner().invoke(main, ["curve", "lines", "--storage", storage]).stdout
     assert "every arm is trained for as many passes over its demos" in told
-    assert "counter" in run("-m", "orchestrator", "status", "lines", "--storage", storage).stdout
+    assert "counter" in CliRunner().invoke(main, ["status", "lines", "--storage", storage]).stdout
 
 
 def test_same_command_again_trains_and_plays_nothing(undisturbed: Path) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import LONG_STORAGES
+from conftest import KILLED_STORAGES, SHARED_STORAGES
 
 from orchestrator.evaluation.outcome_ledger import SCHEMA, Ledger, scores
 from orchestrator.storage.base import Storage, StorageError, open_storage
@@ -264,7 +264,7 @@ for first in range(int(sys.argv[2]), int(sys.argv[3]), 4):
 """
 
 
-@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
+@pytest.mark.parametrize("storage", SHARED_STORAGES, indirect=True)
 def test_ledger_written_by_two_processes_loses_nothing(storage: Storage) -> None:
     processes = [writer(WRITER, storage, 0, 60), writer(WRITER, storage, 40, 100)]
     start(*processes)
@@ -280,7 +280,7 @@ def test_ledger_shared_by_threads_loses_nothing(storage: Storage) -> None:
     assert shared.read() == by_id(*map(outcome, range(64)))
 
 
-@pytest.mark.parametrize("storage", LONG_STORAGES, indirect=True)
+@pytest.mark.parametrize("storage", KILLED_STORAGES, indirect=True)
 def test_ledger_of_a_killed_writer_has_whole_records_and_all_acknowledged_ones(storage: Storage) -> None:
     rng = random.Random(0)
     most = 0

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from installed_package import forget, on_path
+from learner_package import install_linear
 from orchestrator.checkpoints.record import CheckpointRecord, write_record
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.config.lines import Line, PolicyChoice
 from orchestrator.evaluation.outcome_ledger import Ledger
-from orchestrator.evaluation.policy_ref import _sampler
+from orchestrator.evaluation.policy_ref import _sampler, resolve_policy
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import protocol_key
 from orchestrator.storage.base import StorageError, download, open_storage
@@ -24,7 +27,7 @@ from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observa
 from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from policy.checkpoint import fingerprint
 from policy.inference import TrainedPolicy
-from policy.presets import policy_config
+from policy.presets import learner_config, policy_config
 from reporting_sweep import make_sweep
 from score_cli import score
 from sim_workers.rollout.episode import Outcome
@@ -72,7 +75,8 @@ def test_policy_server_batches_concurrent_requests_with_unchanged_answers(
     together = asyncio.run(ask())
     assert max(sizes) > 1, "nothing was batched"
     assert sum(sizes) == len(looks)
-    alone = [act(TrainedPolicy(checkpoint), [one])[0].actions for one in looks]
+    policy = TrainedPolicy(checkpoint)
+    alone = [act(policy, [one])[0].actions for one in looks]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
@@ -276,6 +280,35 @@ def test_score_of_a_sweep_checkpoint_reuses_its_outcomes(tmp_path: Path, no_ray:
     )
     other = score(place, "--suite", file, "--storage", tmp_path / "runs", "--shift", "camera")
     assert isinstance(other.exception, AssertionError), "Ray is needed"
+
+
+def test_score_of_an_installed_packages_policy_is_reused_for_equal_code_only(
+    tmp_path: Path, no_ray: None
+) -> None:
+    sweep = make_sweep(tmp_path / "runs", make_episode_store(tmp_path / "store", 8), "", arms=2)
+    file = tmp_path / "sweep.yaml"
+    with on_path(tmp_path / "site") as site:
+        install_linear(site)
+        sweep = sweep.model_copy(update={"policy": PolicyChoice(lines=(Line(policy="linear"),))})
+        file.write_text(sweep.to_yaml())
+        place = make_checkpoint(tmp_path / "checkpoint", config=learner_config("tiny", "linear", {}))
+        assert resolve_policy(str(place)).learner == "linear"
+        state = SweepState.open(sweep)
+        arm = next(iter(state.arms().values()))
+        Ledger(state.storage, fingerprint(place), state.protocol_of("nominal", arm)).record(
+            played(sweep.to_suite(), won=3)
+        )
+        asked = (place, "--suite", file, "--storage", tmp_path / "runs")
+        done = score(*asked)
+        assert done.exit_code == 0, done.output
+        assert "nothing to play" in done.stdout
+        install_linear(site, version="1.1")
+        assert isinstance(score(*asked).exception, AssertionError), "Ray is needed"
+        install_linear(site)
+        assert "nothing to play" in score(*asked).stdout
+        (site / "linear-policy.dist-info" / "entry_points.txt").unlink()
+        forget()
+        assert "no installed package offers a policy linear; installed are" in score(*asked).stderr
 
 
 def test_score_options_override_the_suite_file(checkpoint: Path, tmp_path: Path, no_ray: None) -> None:

@@ -24,9 +24,11 @@ from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.outcomes import make_error, make_outcome
 from orchestrator.testing.rollout_pool import FakeRolloutPool
+from orchestrator.tracking.mlflow_reader import logged_checkpoint
 from orchestrator.tracking.mlflow_writer import MlflowWriter, client
 from policy.checkpoint import fingerprint
 from score_cli import score
+from sim_workers.checkout import Files
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
@@ -55,9 +57,10 @@ def logged(checkpoint: Path, tmp_path: Path) -> tuple[str, str]:
 
 
 def test_score_of_a_logged_model_with_other_weights_is_refused(
-    checkpoint: Path, logged: tuple[str, str], tmp_path: Path
+    checkpoint: Path, logged: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, model = logged
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow's registry looks for the model there
     options = ("--mlflow", uri, "--storage", str(tmp_path / "runs"))
     unknown = score(f"models:/m-{'0' * 32}", *options)
     assert (unknown.exit_code, unknown.stderr.count("\n")) == (1, 1)
@@ -65,7 +68,14 @@ def test_score_of_a_logged_model_with_other_weights_is_refused(
         f"there is no logged model m-{'0' * 32} here; name another, or the place with --mlflow"
         in unknown.stderr
     )
-    assert "name the logged model that it was made of" in score("models:/lift/3", *options).stderr
+    assert "there is no registered model lift/3 here" in score("models:/lift/3", *options).stderr
+    assert "three is no version; write models:/lift/1" in score("models:/lift/three", *options).stderr
+    mlflow = client(uri)
+    mlflow.create_registered_model("lift")
+    mlflow.create_model_version("lift", f"models:/{model}", model_id=model)
+    mlflow.set_registered_model_alias("lift", "champion", "1")
+    for registered in ("models:/lift/1", "models:/lift/latest", "models:/lift@champion"):
+        assert logged_checkpoint(uri, registered) == (str(checkpoint), fingerprint(checkpoint))
     weights = bytearray((checkpoint / "heads.safetensors").read_bytes())
     weights[-1] ^= 1
     (checkpoint / "heads.safetensors").write_bytes(weights)
@@ -129,7 +139,7 @@ def scoring(tmp_path: Path) -> Callable[[FakeRolloutPool], StandaloneEval]:
     suites = [Suite(("Lift",), 4, EpisodeRules(10), shift=shift) for shift in ("nominal", "lighting")]
 
     def make(pool: FakeRolloutPool) -> StandaloneEval:
-        def make_pool(simulators: Simulators, gl: str, portraits: RenderReferences) -> Any:
+        def make_pool(simulators: Simulators, gl: str, portraits: RenderReferences, code: Files) -> Any:
             assert (simulators, gl) == (Simulators(2, 1.0), "egl"), "a simulator per CPU"
             return pool
 

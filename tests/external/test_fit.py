@@ -113,8 +113,8 @@ def test_pause_stores_a_checkpoint_and_the_next_run_goes_on_from_it(
     job = make(
         WHOLE.replace("else:", "else:\n        time.sleep(0.3)"), train=Train(steps=40, checkpoint_every=40)
     )
-    asked = iter([None] * 8)
-    reports = trained(job, arms, lambda: next(asked, StopRequest.PAUSE))
+    reports = list[Reported]()
+    run_training(job, arms, ONE, reports.append, lambda: StopRequest.PAUSE if reports else None)
     paused = reports[-1]
     assert paused.checkpoint
     assert 0 < paused.step < 40

@@ -1,6 +1,7 @@
 """The same recorded episodes in the layout of each format."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -351,8 +352,9 @@ LAYOUTS = {
 @cache
 def written(recorded: Path, name: str) -> Path:
     """Return the recorded episodes in the layout of that name."""
-    (recorded / "layouts" / name).mkdir(parents=True)
-    return LAYOUTS[name].write(recorded, recorded / "layouts" / name, load(recorded))
+    folder = recorded / f"layouts-{os.getpid()}" / name  # two processes of a session share `recorded`
+    folder.mkdir(parents=True)
+    return LAYOUTS[name].write(recorded, folder, load(recorded))
 
 
 def damaged(recorded: Path, name: str, folder: Path) -> Path:

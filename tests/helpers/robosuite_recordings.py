@@ -4,6 +4,7 @@ rendered.
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
-from conftest import CHECKOUT, run
 
 HZ = 20
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 VECTORS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 INSTRUCTION = "lift the red cube"
-_made: list[Path] = []
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -97,20 +96,17 @@ def record(folder: Path, episodes: int = 3) -> None:
     np.savez(folder / "episodes.npz", **arrays)
 
 
-def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the recordings, made when the first test of the session asks."""
-    if not _made:
-        folder = tmp_path_factory.mktemp("recorded")
-        done = run(
-            "-W",
-            "ignore",
-            str(Path(__file__)),
-            str(folder),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))},
-        )
-        assert done.returncode == 0, done.stderr
-        _made.append(folder)
-    return _made[0]
+def record_in_process(folder: Path) -> None:
+    """Record into a new folder, in a process of its own."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__)), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def load(folder: Path) -> list[Recorded]:

@@ -14,6 +14,7 @@ from orchestrator.sweep.ray_tune import Fit
 from orchestrator.sweep.run import SweepRun
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.players import FakeEvalBackend
+from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, client, tagged
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
 TRAINER, PLAYERS = FakeTrainer(0.01), FakeEvalBackend()
@@ -66,6 +67,14 @@ class Run:
     def states(self) -> dict[int, str]:
         """States of the arms by demo count."""
         return {arm.arm.demo_count: arm.state for arm in self.run.board.arms.values()}
+
+
+def run_statuses(sweep: SweepConfig) -> dict[int | None, str]:
+    """Return the statuses of a sweep's runs in MLflow by demo count; None: of its own run."""
+    mlflow = client(sweep.mlflow)
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+    found = mlflow.search_runs([experiment], tagged({SWEEP: sweep.name}))
+    return {int(run.data.params["demo_count"]) if run.data.params else None: run.info.status for run in found}
 
 
 def ledger(folder: Path) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from conftest import CHECKOUT, run
 from http_policies import CONTRACT
 from orchestrator.cli.main import main
 from orchestrator.evaluation.policy_ref import ForeignOptions, PolicyRefError, resolve_policy
-from policy.check import check_policy
+from policy.check_policy import check_policy
 from policy.foreign import foreign_policy, is_foreign
 from policy.foreign.layout import Layout, StatePart, axis_angle, chunk_of
 from policy.http_protocol import RemoteError

@@ -2,80 +2,57 @@
 project's own.
 """
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from installed_package import forget, on_path
+from learner_package import MODULE, install_linear
+from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.config.arms import Arm
+from orchestrator.config.schema import Train
+from orchestrator.data.clips import ClipBatch, cut_clip
+from orchestrator.evaluation.ray_actors import needs_of_checkpoint
 from orchestrator.testing.checkpoints import make_batch, make_card, make_checkpoint, make_observation
-from orchestrator.testing.episodes import CONTRACT
-from policy.checkpoint import CheckpointError, fingerprint, load, new_model, save
+from orchestrator.testing.episodes import CONTRACT, make_episode, make_episode_store
+from orchestrator.training.loop import TrainJob, train
+from policy.check_policy import check_policy
+from policy.checkpoint import CheckpointError, fingerprint, load, load_card, new_model, save
 from policy.config import PolicyConfig, Recipe
 from policy.diffusion_policy import DiffusionPolicy
+from policy.entry_points import POLICIES, PluginError, names
 from policy.inference import TrainedPolicy
-from policy.learner import Learner, LearnerError, learner_names
+from policy.interface import PolicyNeeds
+from policy.learner import Learner
 from policy.model import VideoActionModel
 from policy.presets import PRESETS, learner_config, policy_config
 from policy.trainer import Trainer
+from selected_episodes import selected
 
-MODULE = '''
-import torch
-from policy.batch import Losses
-from policy.learner import Learner
-from policy.losses import masked_mean
-
-
-class Linear(Learner):
-    """Regresses the chunk from proprioception."""
-
-    def __init__(self, config, contract):
-        super().__init__()
-        self.shape = (config.clip.horizon, len(contract.action))
-        self.body = torch.nn.Linear(len(contract.proprio), self.shape[0] * self.shape[1])
-        self.scale = float(config.options.get("scale", 1.0))
-
-    def chunk(self, proprio):
-        return self.scale * self.body(proprio).unflatten(1, self.shape)
-
-    def forward(self, batch, generator, counts):
-        error = (self.chunk(batch.proprio) - batch.actions).square().mean(2)
-        loss = masked_mean(error, batch.action_mask, counts.actions)
-        return Losses(loss, torch.zeros_like(loss), loss.detach())
-
-    @torch.no_grad()
-    def sample(self, present, proprio, instructions, seeds, sampler):
-        return None, self.chunk(proprio)
-
-
+BROKEN = """
 def broken(config, contract):
     raise RuntimeError("no such backbone")
 
 
 def other(config, contract):
     return torch.nn.Linear(1, 1)
-'''
+"""
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Iterator[Path]:
-    """Install a package with three entry points into a folder on the path."""
-    site = tmp_path / "site"
-    (site / "linear_policy-1.0.dist-info").mkdir(parents=True)
-    (site / "linear_policy.py").write_text(MODULE)
-    (site / "linear_policy-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: linear-policy\nVersion: 1.0\n"
-    )
-    (site / "linear_policy-1.0.dist-info" / "entry_points.txt").write_text(
-        "[demoscale.policies]\nlinear = linear_policy:Linear\nbroken = linear_policy:broken\n"
-        "other = linear_policy:other\nabsent = linear_policy:absent\n"
-    )
-    sys.path.insert(0, str(site))
-    yield site
-    sys.path.remove(str(site))
-    sys.modules.pop("linear_policy", None)
+    """Install a package with four entry points into a folder on the path."""
+    with on_path(tmp_path / "site") as site:
+        others = {name: f"linear_policy:{name}" for name in ("broken", "other", "absent")}
+        install_linear(site, MODULE + BROKEN, **others)
+        yield site
 
 
 def linear(**options: object) -> PolicyConfig:
@@ -83,7 +60,7 @@ def linear(**options: object) -> PolicyConfig:
 
 
 def test_entry_point_of_an_installed_package_is_found(package: Path) -> None:
-    assert {"linear", "broken"} <= {*learner_names()}
+    assert {"linear", "broken"} <= {*names(POLICIES)}
     model = new_model(linear(scale=2.0), CONTRACT)
     assert type(model).__name__ == "Linear"
     assert model.contract == CONTRACT
@@ -121,23 +98,21 @@ def test_learner_of_another_package_trains_saves_loads_and_acts(package: Path, t
     [
         ("nowhere", "no installed package offers a policy nowhere"),
         ("broken", "the policy broken .* cannot be built: RuntimeError: no such backbone"),
-        ("absent", "the policy absent .* cannot be built: AttributeError"),
+        ("absent", "the policy absent .* cannot be loaded: AttributeError"),
         ("other", "is a Linear; it must be a policy.learner.Learner"),
     ],
 )
 def test_learner_that_cannot_be_built_raises_one_sentence(package: Path, name: str, sentence: str) -> None:
-    with pytest.raises(LearnerError, match=sentence):
+    with pytest.raises(PluginError, match=sentence):
         new_model(learner_config("tiny", name, {}), CONTRACT)
 
 
 def test_checkpoint_of_a_learner_that_is_not_installed_names_it(package: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "a", config=linear())
-    sys.path.remove(str(package))
-    try:
-        with pytest.raises(CheckpointError, match="no installed package offers a policy linear"):
-            load(tmp_path / "a")
-    finally:
-        sys.path.insert(0, str(package))
+    (package / "linear-policy.dist-info" / "entry_points.txt").unlink()
+    forget()
+    with pytest.raises(CheckpointError, match="no installed package offers a policy linear"):
+        load(tmp_path / "a")
 
 
 def test_own_policies_are_learners_and_their_cards_hold_no_new_field() -> None:
@@ -153,6 +128,73 @@ def test_fingerprint_of_a_learner_checkpoint_depends_on_its_options(package: Pat
     plain = make_checkpoint(tmp_path / "a", config=linear())
     scaled = make_checkpoint(tmp_path / "b", config=linear(scale=2.0))
     assert fingerprint(plain) != fingerprint(scaled)
+
+
+def remembering(folder: Path) -> Path:
+    return make_checkpoint(folder, config=learner_config("tiny", "remembering", {}))
+
+
+def test_learner_with_memory_keeps_the_contract_of_policies(package: Path, tmp_path: Path) -> None:
+    policy = TrainedPolicy(remembering(tmp_path / "a"))
+    checks = {check.name: check for check in check_policy(policy, CONTRACT)}
+    assert not [str(check) for check in checks.values() if not check.passed]
+    assert {"sessions", "sessions in a batch", "restart", "lost session"} <= checks.keys()
+    assert "memory, 3 observation steps" in checks["contract"].finding
+
+
+def test_failed_batch_of_a_learner_advances_no_session(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, undisturbed = (TrainedPolicy(remembering(tmp_path / name)) for name in "ab")
+    first, second = (
+        [replace(make_observation(seed), episode=f"e{seed}", step=step) for seed in range(5)]
+        for step in (0, 8)
+    )
+    policy.act(first)
+    undisturbed.act(first)
+    with monkeypatch.context() as patch:
+        acts, calls = policy._model.act, iter(range(9))
+        patch.setattr(policy._model, "act", lambda *told: acts(*told) if next(calls) == 0 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            policy.act(second)
+    for one, wanted in zip(policy.act(second), undisturbed.act(second), strict=True):
+        assert (one.actions == wanted.actions).all()
+
+
+def test_learner_with_history_trains_and_is_measured_on_clips_of_its_length(
+    package: Path, tmp_path: Path
+) -> None:
+    """`Remembering.forward` refuses other clips."""
+    store, arm = make_episode_store(tmp_path / "store", 4), Arm(2, 0.0, 0)
+    settings = Train(steps=2, batch_size=2, checkpoint_every=2, warmup_steps=0)
+    config = learner_config("tiny", "remembering", {})
+    job = TrainJob(
+        arm, "a", store, 1, selected(store, arm), config, settings, "action", "none", proprio=(0, 3, 4)
+    )
+    place = tmp_path / "checkpoint"
+    train(job, 0, 1, None, lambda _, folder: folder and shutil.copytree(folder, place))  # type: ignore[arg-type, func-returns-value]
+    policy = TrainedPolicy(place)
+    assert (policy.memory, policy.observation_steps) == (True, 3)
+    assert len(policy.contract.proprio) == 3
+    shape = policy.clip
+    episode = replace(make_episode(), proprio=np.ones((12, 3), np.float32))
+    clips = ClipBatch.stack([cut_clip(episode, start, shape, policy.contract) for start in (0, 5)])
+    loss = policy.loss(clips.to(policy.device, policy.normalizer), 0)
+    assert 0 < loss < 100
+
+
+def test_checkpoint_states_the_needs_of_its_learner_and_of_no_other_policy(
+    package: Path, tmp_path: Path
+) -> None:
+    needs = PolicyNeeds(memory=True, observation_steps=3)
+    place = remembering(tmp_path / "a")
+    assert load_card(place).needs == needs_of_checkpoint(CheckpointRef(str(place))) == needs
+    plain = make_checkpoint(tmp_path / "b", config=linear())
+    assert "needs" not in json.loads((plain / "checkpoint.json").read_text())
+    install_linear(package, MODULE.replace("observation_steps=3", "observation_steps=2"))
+    sys.modules.pop("linear_policy")
+    with pytest.raises(CheckpointError, match="states memory and 3 observation steps, and the policy remem"):
+        load(place)
 
 
 def test_config_with_two_bodies_is_refused() -> None:

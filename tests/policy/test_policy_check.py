@@ -11,7 +11,7 @@ from conftest import run
 
 from http_policies import CONTRACT, Digest, Remembering, served
 from orchestrator.cli.policy_commands import policy as command
-from policy.check import check_policy
+from policy.check_policy import check_policy
 from policy.chunk_memory import TemporalEnsembling
 from policy.interface import ActionChunk, Observation, Policy
 
@@ -172,7 +172,7 @@ def test_command_refuses_what_is_no_policy() -> None:
 def test_checking_imports_neither_ray_nor_a_simulator() -> None:
     done = run(
         "-c",
-        "import sys\nfrom orchestrator.cli.policy_commands import policy\nimport policy.check\n"
+        "import sys\nfrom orchestrator.cli.policy_commands import policy\nimport policy.check_policy\n"
         "from sim_workers.rollout.policy_clients import FactoryPolicy\n"
         "print([m for m in ('ray', 'robosuite', 'torch', 'mlflow') if m in sys.modules])",
     )

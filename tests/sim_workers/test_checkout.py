@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from installed_package import install, on_path
+from learner_package import install_linear
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.cli.new_task import files
+from orchestrator.code_fingerprint import run_files
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.evaluation.policy_server import PolicyServer
@@ -31,13 +35,15 @@ from orchestrator.testing.rollout_pool import FakeRolloutPool
 from orchestrator.training import loop
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.ray_train import _raise_permanent
+from policy.entry_points import TASKS
 from policy.interface import Contract
-from policy.presets import PRESETS
+from policy.presets import PRESETS, learner_config
 from selected_episodes import selected
-from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, check_imported, file_hashes
+from sim_workers.checkout import CHECKOUT, PACKAGES, CodeChangedError, Files, check_imported, file_hashes
+from sim_workers.envs.registry import contract_of
 from sim_workers.rollout.policy_clients import InProcessPolicy
-from sim_workers.rollout.suite import EpisodeRules, Suite
-from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Suite
+from sim_workers.rollout.worker import Outdated, RolloutJob, RolloutWorker, Unanswered
 
 SENTENCE = (
     "the checkout was edited while the run was in progress (sim_workers/rollout/worker.py); start the same"
@@ -92,6 +98,59 @@ def test_check_imported_takes_less_than_a_tenth_of_a_second() -> None:
     file_hashes()
     check_imported(file_hashes())
     assert time.process_time() - began < 0.1
+
+
+PACKAGE_EDITED = (
+    "an installed package was edited while the run was in progress, or is another version on this node ({});"
+    " install one version on every node and start the same command again"
+)
+
+
+def test_policy_of_an_edited_package_neither_trains_nor_acts(tmp_path: Path) -> None:
+    """The driver read the package before the edit; the other processes import it afterwards."""
+    config, arm, reports = learner_config("tiny", "linear", {}), Arm(3, 0.0, 0), list[int]()
+    store = make_episode_store(tmp_path / "store", 8)
+    settings = Train(steps=1, batch_size=2, checkpoint_every=1, warmup_steps=0)
+    begin = partial(TrainJob, arm, "a", store, 1, selected(store, arm), config, settings, "action", "none")
+
+    def train(code: Files) -> None:
+        loop.train(begin(code=code), 0, 1, None, lambda event, _: reports.append(event.step))
+
+    def act(code: Files) -> None:
+        place = CheckpointRef(str(tmp_path / "checkpoint"))
+        asyncio.run(PolicyServer(1, "cpu", code=code).act(place, make_observation(0)))
+
+    with on_path(tmp_path / "site") as site:
+        install_linear(site)
+        make_checkpoint(tmp_path / "checkpoint", config=config)
+        read = run_files(learners=["linear", ""])
+        assert {*read} == {*file_hashes(), "linear_policy.py"}
+        edited = {**read, "linear_policy.py": "another"}
+        for use in (train, act):
+            with pytest.raises(CodeChangedError) as caught:
+                use(edited)
+            assert str(caught.value) == PACKAGE_EDITED.format("linear_policy.py")
+            assert cause_in("".join(traceback.format_exception(caught.value))) == str(caught.value)
+        assert not reports
+        train(read)
+        act(read)
+        assert reports == [1]
+
+
+def test_task_of_an_edited_package_is_not_played(tmp_path: Path) -> None:
+    with on_path(tmp_path / "site") as site:
+        install(site, "dots", files("dots"), {TASKS.name: {"dots/Reach": "dots.reach:REACH"}})
+        code = run_files(["dots/Reach", "Lift"])
+        assert {"dots/__init__.py", "dots/reach.py"} <= {*code}
+        spec, contract = (
+            EpisodeSpec("dots/Reach", 1, 1),
+            contract_of("dots/Reach", ("top",), (32, 32), "fast"),
+        )
+        job = RolloutJob(spec, SUITE.rules, contract, InProcessPolicy(raise_if_connected))  # type: ignore[arg-type]
+        said = [*RolloutWorker(code={**code, "dots/reach.py": "another"}).play(job)]
+        assert said[-1] == Outdated(PACKAGE_EDITED.format("dots/reach.py"))
+        *_, last = RolloutWorker(code=code).play(job)
+        assert isinstance(last, Unanswered), "it got as far as its policy"
 
 
 def raise_if_connected() -> object:

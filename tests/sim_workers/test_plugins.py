@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from installed_package import forget, install, on_path
 from orchestrator.cli.main import main
 from orchestrator.cli.new_task import files
 from orchestrator.code_fingerprint import plugin_code
@@ -21,6 +22,7 @@ from orchestrator.config.schema import SuiteConfig
 from orchestrator.evaluation.scores import protocol_key, render_references_of
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.envs import check_env
+from policy.entry_points import TASKS
 from sim_workers.checkout import CHECKOUT
 from sim_workers.envs import plugins
 from sim_workers.envs.check import check_env as results
@@ -38,36 +40,20 @@ from sim_workers.envs.registry import (
 from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
-def installed(folder: Path, name: str, texts: dict[str, str], entry_points: str) -> None:
-    """Write a package as pip would install it."""
-    for file, text in texts.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text)
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[demoscale.envs]\n{entry_points}\n")
-
-
-def forget() -> None:
-    plugins._points.cache_clear()
-    plugins.load.cache_clear()
-    plugin_code.cache_clear()
-
-
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def package(tmp_path: Path) -> Iterator[Path]:
     """A folder on the path with the package `dots`, whose task is the skeleton's, and two broken ones."""
     texts = {file: text for file, text in files("dots").items() if file.startswith("dots/")}
-    installed(tmp_path, "dots", texts, "dots/Reach = dots.reach:REACH\nLift = dots.reach:REACH")
-    installed(tmp_path, "broken", {"broken.py": "import no_such_module"}, "broken/Task = broken:TASK")
-    installed(tmp_path, "other", {"other.py": "TASK = 3"}, "other/Task = other:TASK\nnot a name = other:TASK")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    forget()
-    yield tmp_path
-    forget()
-    for module in [name for name in sys.modules if name.partition(".")[0] in ("dots", "broken", "other")]:
-        del sys.modules[module]
+    with on_path(tmp_path) as site:
+        offer(site, "dots", texts, {"dots/Reach": "dots.reach:REACH", "Lift": "dots.reach:REACH"})
+        offer(site, "broken", {"broken.py": "import no_such_module"}, {"broken/Task": "broken:TASK"})
+        others = {"other/Task": "other:TASK", "not a name": "other:TASK"}
+        offer(site, "other", {"other.py": "TASK = 3"}, others)
+        yield site
+
+
+def offer(site: Path, name: str, texts: dict[str, str], tasks: dict[str, str]) -> None:
+    install(site, name, texts, {TASKS.name: tasks})
 
 
 def test_names_of_plugins_are_found_without_an_import(package: Path) -> None:
@@ -122,9 +108,11 @@ def test_broken_plugin_is_one_sentence_and_no_other_task_breaks(package: Path) -
 
 
 def test_two_packages_with_one_task_are_named(package: Path) -> None:
-    installed(package, "twin", {}, "dots/Reach = dots.other:REACH")
-    forget()
-    with pytest.raises(plugins.PluginError, match=r"offered by dots 1.0 and twin 1.0; uninstall all but one"):
+    offer(package, "twin", {}, {"dots/Reach": "dots.other:REACH"})
+    said = (
+        r"dots/Reach is offered by dots 1.0 \(dots.reach:REACH\) and twin 1.0 \(dots.other:REACH\); uninstall"
+    )
+    with pytest.raises(plugins.PluginError, match=said):
         plugins.load("dots/Reach")
 
 
@@ -208,7 +196,7 @@ def test_new_task_writes_a_package_whose_test_passes(tmp_path: Path) -> None:
     again = CliRunner().invoke(main, ["new", "task", "my_task", "--folder", str(place)])
     assert "exists already" in again.output
     assert "no name of a Python package" in CliRunner().invoke(main, ["new", "task", "My-Task"]).output
-    installed(place, "my_task", {}, "my_task/Reach = my_task.reach:REACH")
+    offer(place, "my_task", {}, {"my_task/Reach": "my_task.reach:REACH"})
     played = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
         cwd=place,
@@ -232,7 +220,7 @@ main(json.loads(sys.argv[1]))
 @pytest.mark.e2e
 def test_new_task_is_collected_and_swept(tmp_path: Path) -> None:
     CliRunner().invoke(main, ["new", "task", "my_task", "--folder", str(tmp_path / "mine")])
-    installed(tmp_path / "mine", "my_task", {}, "my_task/Reach = my_task.reach:REACH")
+    offer(tmp_path / "mine", "my_task", {}, {"my_task/Reach": "my_task.reach:REACH"})
 
     def command(*arguments: str) -> str:
         done = subprocess.run(

@@ -116,6 +116,7 @@ def after_the_first_outcome(folder: Path, injure: Callable[[], None]) -> Callabl
     return disturb
 
 
+@pytest.mark.full
 def test_pool_of_two_workers_has_the_outcomes_of_one(
     reference: tuple[Path, dict[str, Any]], server: Any, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_pool_kills_and_replaces_a_hanging_simulator(
     assert ledger == reference[1]
 
 
+@pytest.mark.full
 def test_pool_does_not_replay_finished_episodes(reference: tuple[Path, dict[str, Any]], server: Any) -> None:
     folder, ledger = reference
     files = {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")}
@@ -207,6 +209,7 @@ def test_pool_does_not_replay_finished_episodes(reference: tuple[Path, dict[str,
     assert {f: f.stat().st_mtime_ns for f in (folder / "outcomes").rglob("*.parquet")} == files
 
 
+@pytest.mark.full
 def test_pool_reports_an_episode_that_always_fails_as_an_error(server: Any, tmp_path: Path) -> None:
     """The one episode that cannot be played is named; the others count, and the score is partial."""
     heard, ledger = score(tmp_path, server, 2, policy="cursed")

@@ -164,6 +164,7 @@ print(json.dumps(moved))
 """
 
 
+@pytest.mark.full
 @pytest.mark.sim
 def test_robocasa_robot_moves_its_arm_alone() -> None:
     done = run("-W", "ignore", "-c", MOVE)

@@ -87,7 +87,8 @@ def test_imagination_has_all_future_frames_of_every_camera(
 ) -> None:
     cameras = contract(("agentview", "sideview", CAMERA), (64, 64), "fast")
     weights, sentences = svd_folder(tmp_path / "weights"), {SENTENCE: torch.randn(SENTENCE_DIM)}
-    policy = TrainedPolicy(make_checkpoint(tmp_path / "svd", svd_policy(), cameras, weights, sentences))
+    folder = make_checkpoint(tmp_path / "svd", svd_policy(), cameras, weights, sentences)
+    policy = TrainedPolicy(folder, rung="truncated")
     rng = np.random.default_rng(0)
     seen = Observation(
         {c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in cameras.cameras},

@@ -19,10 +19,10 @@ from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.eval_scheduler import EvalBackend
 from orchestrator.sweep.explain import explain
 from orchestrator.sweep.ledger_curve import curve_from_ledger
+from orchestrator.sweep.republish import republish
 from orchestrator.sweep.run import SweepRun, UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmLine
-from orchestrator.sweep.tracking_publisher import republish
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_action_errors
@@ -128,6 +128,7 @@ def test_plan_counts_held_out_episodes_and_no_rollout(folder: Path, store: str) 
     assert "held out       6 episodes of 72 control steps, on which no arm trains" in str(plan)
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sweep_ends_in_a_curve_of_action_errors(folder: Path, store: str) -> None:

@@ -102,6 +102,7 @@ def both(asked: SweepConfig) -> tuple[Curve, Curve]:
     return made, read
 
 
+@pytest.mark.full
 def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder: Path, store: str) -> None:
     """With baselines, two seeds, a shifted suite, films, scores of generated video, and one arm that
     fails.

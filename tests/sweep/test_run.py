@@ -28,20 +28,23 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import FakePolicy, success_rate
 from orchestrator.tracking.outbox_relay import OutboxSettings
-from sweep_runs import Run, ledger, sweep
+from sweep_runs import Run, ledger, run_statuses, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
-    from orchestrator.sweep.tracking_publisher import republish
+    from orchestrator.sweep.republish import republish
 
-    done = Run(sweep(folder, store))()
+    asked = sweep(folder, store)
+    done = Run(asked)()
     assert set(done.states.values()) == {"scored"}
     assert done.curve
+    assert done.curve.points == Curve.read(asked.mlflow, folder.name).points
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
         assert point.interval.low <= truth <= point.interval.high, "the fake arms' rates are known"
+    assert set(run_statuses(done.run.state.sweep).values()) == {"FINISHED"}
     rows = ledger(folder)
     assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
@@ -50,6 +53,7 @@ def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder
     elsewhere = sweep(folder, store, mlflow=f"sqlite:///{folder / 'anew.db'}")
     assert republish(SweepState.open(elsewhere)) == 4 * 3
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
+    assert set(run_statuses(elsewhere).values()) == {"FINISHED"}
 
 
 @pytest.mark.full
@@ -93,6 +97,10 @@ def test_asha_sweep_stops_training_and_episodes_of_the_worst_arms(folder: Path, 
         assert len(arm.scores) < 40
     rows = ledger(folder)
     assert len(rows) < 4 * 40 * 40
+    assert run_statuses(halving) == {
+        None: "FINISHED",
+        **{demos: "KILLED" if demos in stopped else "FINISHED" for demos in done.states},
+    }
     assert done.said("stopped demos-", "it is behind at")
     # Decisions stay: another run resumes no stopped arm and plays nothing.
     again = Run(halving, FakeTrainer(0.02))()
@@ -132,12 +140,14 @@ def test_sweep_with_a_failed_arm_finishes_the_others_and_retries_on_request(fold
     assert SweepState.named(folder.name, str(folder)).board().lines()[2].state == "failed"
     before = attempts()
     assert before[4] == 2, "a killed trial is restarted"
+    assert {demos for demos, status in run_statuses(asked).items() if status == "FAILED"} == {None, 2}
     with pytest.raises(UnfinishedError):  # a permanent failure is not retried without the option
         Run(asked, fit)()
     assert attempts() == before
     (folder / "broken").unlink()
     done = Run(asked, fit, retry_failed=True)()
     assert attempts() == before | {2: before[2] + 1}
+    assert set(run_statuses(asked).values()) == {"FINISHED"}
     assert set(done.states.values()) == {"scored"}
 
 
@@ -245,7 +255,9 @@ def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str)
     assert last.over
     assert last.ending == "stopped"
     assert not Progress.of(first.run.state).live
+    assert set(run_statuses(asked).values()) == {"KILLED"}
     assert set(Run(asked, FakeTrainer(0.001))().states.values()) == {"scored"}
+    assert set(run_statuses(asked).values()) == {"FINISHED"}
 
 
 @pytest.mark.full

@@ -176,7 +176,7 @@ def test_sweep_measures_the_video_of_every_checkpoint_once(folder: Path, store: 
     assert sum(cost.infer_cpu_s for cost in again.spending.by_arm().values()) == sum(
         cost.infer_cpu_s for cost in spent.values()
     )
-    from orchestrator.sweep.tracking_publisher import republish
+    from orchestrator.sweep.republish import republish
 
     elsewhere = asked.model_copy(update={"mlflow": f"sqlite:///{folder / 'anew.db'}"})
     republish(SweepState.open(elsewhere))

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from conftest import run
 
 from fault_proxy import FaultProxy, fault_proxy
+from mlflow_views import check_views
 from orchestrator.cli.main import main
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
@@ -77,6 +78,15 @@ def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     check(server.url, state, steps=6)
     assert [line for line in said if "records wait in" in line]
     assert [line for line in said if "MLflow answers again" in line]
+
+
+@pytest.mark.full
+def test_runs_models_and_curve_are_read_from_a_server(
+    tmp_path: Path, store: str, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    check_views(tmp_path / "runs", store, server.url)
 
 
 @pytest.mark.full
@@ -192,6 +202,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     check(server.url, state, steps=2)
 
 
+@pytest.mark.full
 def test_mlflow_token_is_sent_to_the_server_and_written_nowhere(
     tmp_path: Path, store: str, server: MlflowServer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mlflow_views import check_views
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.sweep.republish import republish
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
@@ -50,10 +52,10 @@ def test_ten_arms_reporting_at_once_lose_nothing_and_a_repetition_adds_nothing(
     tmp_path: Path, store: str, database: str
 ) -> None:
     sweep = make_sweep(tmp_path, store, database, name="ten")
-    assert report_all(sweep, steps=6) == ""
-    check(database, SweepState.open(sweep), steps=6)
-    assert report_all(sweep, steps=6) == ""
-    check(database, SweepState.open(sweep), steps=6)
+    assert report_all(sweep, steps=2) == ""
+    check(database, SweepState.open(sweep), steps=2)
+    assert report_all(sweep, steps=2) == ""
+    check(database, SweepState.open(sweep), steps=2)
     assert not journals(next((tmp_path / "telling").iterdir())), "delivered journals are removed"
 
 
@@ -210,6 +212,50 @@ def test_run_deleted_during_a_sweep_is_created_again(tmp_path: Path, store: str,
     views.metrics(arm_id, 2, {"loss": 2.0})
     assert views.finish(done=False) == ""
     assert run_of(database, "deleted", arm_id).data.metrics == {"loss": 2.0}
+
+
+@pytest.mark.full
+def test_runs_models_and_curve_are_read_through_the_client(
+    tmp_path: Path, store: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    check_views(tmp_path / "runs", store, database)
+
+
+def test_curve_values_that_change_are_added_and_an_earlier_curve_is_not(
+    tmp_path: Path, database: str
+) -> None:
+    writer = MlflowWriter(
+        database, "curves", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "files")
+    )
+    for at, value in ((2000, 0.5), (2000, 0.5), (3000, 0.6), (1000, 0.4), (4000, 0.6)):
+        writer.curve(25, {"success_rate/ratio-1": value}, at)
+    history = client(database).get_metric_history(writer.parent, "success_rate/ratio-1")
+    assert [(m.step, m.value, m.timestamp) for m in history] == [(25, 0.5, 2000), (25, 0.6, 3000)]
+    assert client(database).get_run(writer.parent).data.metrics == {"success_rate/ratio-1": 0.6}
+
+
+def test_model_of_an_earlier_version_gets_its_files_and_one_output(tmp_path: Path, database: str) -> None:
+    arm_id, contract = (
+        "demos-1_ratio-0_seed-0_12345678",
+        {"cameras": ["front"], "image_size": [4, 4], "proprio": ["x"], "action": ["dx"]},
+    )
+
+    def writer() -> MlflowWriter:
+        return MlflowWriter(
+            database, "models", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "files")
+        )
+
+    writer().checkpoint(arm_id, 3, "f1", "/c")
+    for _ in range(2):
+        writer().checkpoint(arm_id, 3, "f1", "/c", contract, example=True)
+    mlflow = client(database)
+    (output,) = run_of(database, "models", arm_id).outputs.model_outputs
+    model = mlflow.get_logged_model(output.model_id)
+    assert (str(model.status), model.tags["demoscale.loadable"]) == ("READY", "true")
+    files = {file.path for file in mlflow.list_logged_model_artifacts(model.model_id)}
+    assert files == {"MLmodel", "checkpoint.json", "input_example.json"}
 
 
 class Slow:

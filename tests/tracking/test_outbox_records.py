@@ -12,11 +12,14 @@ from orchestrator.tracking.mlflow_writer import MlflowWriter
 from orchestrator.tracking.outbox import OutboxWriter, journals
 from orchestrator.tracking.outbox_records import (
     KINDS,
+    Describe,
     DescribeArm,
     FinishSweep,
     LogCheckpoint,
+    LogCurve,
     LogMetrics,
     OutboxRecord,
+    SetStatus,
     SetTags,
     StoreArtifact,
     from_note,
@@ -40,6 +43,12 @@ RECORDS: list[OutboxRecord] = [
     LogCheckpoint(arm_id=ARM_ID, step=9, fingerprint="f1", uri="/runs/arms/a/step_000009"),
     LogMetrics(arm_id=ARM_ID, step=9, values={"loss": 0.25}, at=1764000000000),
     LogMetrics(arm_id=ARM_ID, step=9, values={"success_rate": 0.5}, at=1764000000000, checkpoint="f1"),
+    LogCheckpoint(
+        arm_id=ARM_ID, step=9, fingerprint="f1", uri="/c", contract={"cameras": ["front"]}, example=True
+    ),
+    LogCurve(step=25, values={"success_rate/ratio-1": 0.5}, at=1764000000000),
+    Describe(arm_id=None, text="- An answer.", links={"page": "curve.html"}),
+    SetStatus(arm_id=ARM_ID, status="KILLED", at=1764000000000),
     StoreArtifact(arm_id=ARM_ID, name="cost.json", data=b"{}", digest="44136fa3"),
     StoreArtifact(arm_id=None, name="sweep.yaml", data=b"name: lift"),
     FinishSweep(),

@@ -16,8 +16,9 @@ from orchestrator.evaluation.scores import Score
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.storage.base import StorageError, open_storage
 from orchestrator.storage.identity import KEY, NO_IDENTITY, claim_identity, identity_of, store_of
+from orchestrator.sweep.republish import republish
 from orchestrator.sweep.state import SweepState
-from orchestrator.sweep.tracking_publisher import TrackingPublisher, republish
+from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_reader import TrackedSweep, read_sweep
 from orchestrator.tracking.mlflow_writer import (

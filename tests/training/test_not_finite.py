@@ -99,7 +99,7 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.fixture(scope="module", params=["fast", "slow"])
+@pytest.fixture(scope="module", params=["fast", pytest.param("slow", marks=pytest.mark.full)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the outcome of each of FAULTS by either control path."""
     file = tmp_path_factory.mktemp(request.param) / "faults.py"

@@ -91,13 +91,21 @@ def _no_ray() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def whole(lift_store: Path, tmp_path_factory: pytest.TempPathFactory) -> CheckpointFolder:
+    """Return the checkpoints and reports of an uninterrupted run of six steps."""
+    torch.set_num_threads(1)
+    kept = CheckpointFolder(tmp_path_factory.mktemp("whole"))
+    train(job(lift_store), 0, 1, None, kept)
+    return kept
+
+
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_train_resumed_equals_the_uninterrupted_run(lift_store: Path, tmp_path: Path) -> None:
-    whole, rest = CheckpointFolder(tmp_path / "whole"), CheckpointFolder(tmp_path / "rest")
-    for kept in (whole, rest):
-        kept.folder.mkdir()
-    train(job(lift_store), 0, 1, None, whole)
+def test_train_resumed_equals_the_uninterrupted_run(
+    lift_store: Path, tmp_path: Path, whole: CheckpointFolder
+) -> None:
+    rest = CheckpointFolder(tmp_path)
     train(job(lift_store), 0, 1, whole.folder / "step_000003", rest)
     assert [step for step, _ in whole.reports if step > 3] == [step for step, _ in rest.reports]
     assert [without_spent(m) for step, m in whole.reports if step > 3] == [
@@ -138,15 +146,12 @@ def test_train_reports_hold_the_usage_since_the_last_and_checkpoints_none(
 
 @pytest.mark.sim
 @pytest.mark.usefixtures("_no_ray")
-def test_train_paused_at_any_step_resumes_as_if_uninterrupted(lift_store: Path, tmp_path: Path) -> None:
-    whole, paused, stopped = (
-        CheckpointFolder(tmp_path / "whole"),
-        CheckpointFolder(tmp_path / "paused"),
-        CheckpointFolder(tmp_path / "stopped"),
-    )
-    for kept in (whole, paused, stopped):
+def test_train_paused_at_any_step_resumes_as_if_uninterrupted(
+    lift_store: Path, tmp_path: Path, whole: CheckpointFolder
+) -> None:
+    paused, stopped = CheckpointFolder(tmp_path / "paused"), CheckpointFolder(tmp_path / "stopped")
+    for kept in (paused, stopped):
         kept.folder.mkdir()
-    train(job(lift_store), 0, 1, None, whole)
     requests = iter([None, None, None, StopRequest.PAUSE])
     train(job(lift_store), 0, 1, None, paused, stop_request=lambda: next(requests))
     assert paused.reports[-1][0] == 4

@@ -11,6 +11,7 @@ formats.
 """
 
 import json
+import math
 from collections.abc import Collection, Generator, Iterable
 from pathlib import Path
 from typing import Any
@@ -341,23 +342,45 @@ def _tasks(instructions: list[str]) -> pa.Table:
 def _statistics(values: npt.NDArray[Any]) -> Statistics:
     """Return statistics per dimension of (N, D) rows or (N,) numbers."""
     rows = values.reshape(len(values), -1).astype(np.float64)
-    quantiles = {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
     return {
         "min": rows.min(0),
         "max": rows.max(0),
         "mean": rows.mean(0),
         "std": rows.std(0),
         "count": np.array([len(rows)]),
-        **quantiles,
+        **dict(zip(QUANTILES, np.quantile(rows, [*QUANTILES.values()], axis=0), strict=True)),
     }
 
 
 def _pixel_statistics(frames: npt.NDArray[np.uint8]) -> Statistics:
     """Return statistics per channel, (3, 1, 1), of pixel values scaled to 0 to 1; `count` is the number of
     frames.
+
+    Computed from the counts of the 256 levels, which takes a tenth of the time of sorting the pixels.
     """
-    statistics = _statistics(frames.reshape(-1, 3) / 255)
-    shaped = {name: value.reshape(3, 1, 1) for name, value in statistics.items() if name != "count"}
+    levels = np.arange(256) / 255
+    counts = np.stack([np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)])
+    pixels, below = frames[..., 0].size, counts.cumsum(axis=1)
+
+    def ranked(rank: int) -> npt.NDArray[np.float64]:
+        """Return the value of that rank of each channel, from 0 on."""
+        return np.asarray(levels[(below <= rank).sum(axis=1)])
+
+    def quantile(q: float) -> npt.NDArray[np.float64]:
+        rank = q * (pixels - 1)
+        low, high = ranked(math.floor(rank)), ranked(math.ceil(rank))
+        return np.asarray(low + (high - low) * (rank % 1))
+
+    mean = counts @ levels / pixels
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / pixels
+    statistics = {
+        "min": ranked(0),
+        "max": ranked(pixels - 1),
+        "mean": mean,
+        "std": np.sqrt(variance),
+        **{name: quantile(q) for name, q in QUANTILES.items()},
+    }
+    shaped = {name: value.reshape(3, 1, 1) for name, value in statistics.items()}
     return {**shaped, "count": np.array([len(frames)])}
 
 

@@ -3,7 +3,7 @@ observations. Needs numpy only.
 
 `demoscale policy check` prints them. In a test of your own:
 
-    from policy.check import check_policy
+    from policy.check_policy import check_policy
 
     def test_my_policy() -> None:
         problems = [check for check in check_policy(MyPolicy()) if not check.passed]

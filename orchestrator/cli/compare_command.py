@@ -1,0 +1,122 @@
+"""`demoscale compare`: several sweeps on one curve, or one sweep beside published results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import JSON
+from orchestrator.cli.parameters import InputPath, OutputPath
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--storage",
+    "storages",
+    multiple=True,
+    help="Folder or s3:// URI that a sweep keeps its results in, `runs` by default; given once it holds for"
+    " all, else once per NAME.",
+)
+@click.option(
+    "--mlflow",
+    "servers",
+    multiple=True,
+    help="MLflow tracking URI, the database in the storage by default; given once it holds for all, else"
+    " once per NAME.",
+)
+@click.option(
+    "--published",
+    type=InputPath(),
+    help="YAML file of published results, which are shown beside the sweep; examples/published/ has some.",
+)
+@click.option(
+    "--save",
+    type=OutputPath(path_type=Path),
+    help="Also write the curve to a .png, .svg, .pdf or .json file.",
+)
+@JSON
+@report_user_errors
+def compare(
+    names: tuple[str, ...],
+    storages: tuple[str, ...],
+    servers: tuple[str, ...],
+    published: str | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare sweeps that were scored by the same protocol, read from MLflow alone: one curve, and
+    comparisons on the scenes that they share. Sweeps of different protocols are refused with the field that
+    differs.
+
+    Exit codes: 0 compared, 1 a sweep cannot be read, 2 the protocols differ or a mistake in what was asked.
+
+    \b
+    demoscale compare lift-video lift-no-noise
+    demoscale compare lift lift --storage runs/tiny --storage s3://robot/runs --save both.png
+    demoscale compare kitchen --published examples/published/robocasa-24.yaml
+    """
+    from orchestrator.cli.main import _print_curve
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.compared_sweeps import NamedSweep, compared, differences, labels
+    from orchestrator.report.published import read_published, warnings_for
+    from orchestrator.report.sample_efficiency_curve import curve_of_tracked
+
+    if len(names) == 1 and not published:
+        raise argument_error("one sweep has nothing to be compared with; name another, or give --published")
+    places = _each(storages or ("runs",), names, "--storage")
+    uris = _each(servers or ("",), names, "--mlflow")
+    results = read_published(published) if published else ()
+    quiet()
+    sweeps = [
+        NamedSweep(label, _read(name, place, uri))
+        for name, label, place, uri in zip(names, labels(names, places), places, uris, strict=True)
+    ]
+    for sweep in sweeps:
+        single = curve_of_tracked(sweep.label, sweep.tracked)  # refuses one without scores
+    curve = compared(sweeps) if len(sweeps) > 1 else single
+    differing, warnings = differences(sweeps), warnings_for(curve, results) if results else []
+    found = curve.to_json() | {
+        "differences": [{"field": one.field, "values": list(one.values)} for one in differing],
+        "published": [result.to_json() for result in results],
+        "warnings": warnings,
+    }
+    if save and save.suffix == ".json":
+        save.write_text(json.dumps(found, indent=1))
+    elif save:
+        from orchestrator.report.matplotlib_plot import draw
+
+        save.write_bytes(draw(curve, save.suffix.removeprefix("."), results))
+    if as_json:
+        return click.echo(json.dumps(found, indent=1))
+    _print_curve(curve)
+    for result in results:
+        click.echo(str(result))
+    for sentence in warnings:
+        click.echo(f"note: {sentence}")
+    if differing:
+        click.echo(f"sweep files differ in ({' / '.join(sweep.label for sweep in sweeps)}):")
+        for one in differing:
+            click.echo(f"  {one}")
+
+
+def _each(given: tuple[str, ...], names: tuple[str, ...], option: str) -> tuple[str, ...]:
+    """Return one value per sweep."""
+    if len(given) not in (1, len(names)):
+        raise argument_error(
+            f"{option} is given {len(given)} times for {len(names)} sweeps; give it once, or once per NAME"
+        )
+    return given * len(names) if len(given) == 1 else given
+
+
+def _read(name: str, storage: str, mlflow: str) -> Any:
+    """Return a sweep as MLflow has it, found as `demoscale curve` finds it."""
+    from orchestrator.storage.base import open_storage
+    from orchestrator.storage.identity import store_of
+    from orchestrator.tracking.mlflow_reader import read_sweep
+    from orchestrator.tracking.mlflow_writer import tracking_uri
+
+    place = open_storage(storage).uri
+    return read_sweep(tracking_uri(mlflow, place), name, store_of(place, name), place)

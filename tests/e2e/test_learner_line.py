@@ -1,0 +1,195 @@
+"""A sweep of a policy with memory that an installed package offers: its package edited while the sweep runs, its
+driver killed while it trains, its checkpoints scored by one and by three simulators.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT
+
+from installed_package import install, path_with
+from learner_package import MODULE
+from policy.entry_points import POLICIES
+from polling import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.full]
+
+SLOW = '''
+import os, time
+
+
+def log(line):
+    with open(os.environ["LEARNER_LOG"], "a") as file:
+        file.write(line + "\\n")
+
+
+class Slow(Remembering):
+    """Trains slowly enough to be killed in between, and logs its steps and its answers."""
+
+    def forward(self, *told):
+        time.sleep(0.2)
+        log("trained")
+        return super().forward(*told)
+
+    def act(self, seen, states, sampler):
+        actions, after = super().act(seen, states, sampler)
+        for (seed, _), step, chunk in zip(seen.noise_seeds, seen.steps, actions):
+            log(f"{seed} {step} {float(chunk.sum())!r}")
+        return actions, after
+'''
+STEPS, EVERY = 12, 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with the package, the sweep and its storage."""
+
+    folder: Path
+
+    def install(self, version: str = "1.0", more: str = "") -> None:
+        offers = {POLICIES.name: {"slow": "slow_policy:Slow"}}
+        install(
+            self.folder / "site", "slow-policy", {"slow_policy.py": MODULE + SLOW + more}, offers, version
+        )
+
+    def start(self, log: str, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a command whose policy writes the log of that name."""
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "orchestrator", *arguments],
+            cwd=CHECKOUT,
+            env={
+                **os.environ,
+                "PYTHONPATH": path_with(self.folder / "site"),
+                "LEARNER_LOG": str(self.folder / log),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, log: str, *arguments: str) -> str:
+        """Run a command to its end; return what it printed."""
+        process = self.start(log, *arguments)
+        printed, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, printed + errors
+        return printed
+
+    def lines(self, log: str) -> list[str]:
+        file = self.folder / log
+        return file.read_text().splitlines() if file.exists() else []
+
+    def answers(self, log: str) -> dict[tuple[str, str], str]:
+        """Return the sums of the chunks by noise seed, which names episode and observation, and step."""
+        told = [line.split() for line in self.lines(log) if line != "trained"]
+        found = {(seed, step): total for seed, step, total in told}
+        assert len(found) == len({*map(tuple, told)}), "one answer per observation"
+        return found
+
+    def written(self) -> dict[Path, int]:
+        """Return outcomes and checkpoints, and the time at which each was written."""
+        root = self.folder / "runs"
+        complete = [file.relative_to(root / "checkpoints") for file in root.glob("checkpoints/*/*.json")]
+        files = [root / "arms" / step.with_suffix("") / "checkpoint.json" for step in complete]
+        files += root.glob("outcomes/**/*.parquet")
+        return {file.relative_to(root): file.stat().st_mtime_ns for file in files}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, store: str) -> Place:
+    place = Place(tmp_path_factory.mktemp("learner"))
+    place.install()
+    (place.folder / "sweep.yaml").write_text(f"""
+name: learner
+data: {{episodes: {store}, demo_count: [2]}}
+policy: {{lines: [{{policy: slow, options: {{scale: 0.5}}}}]}}
+train: {{steps: {STEPS}, batch_size: 4, checkpoint_every: {EVERY}, warmup_steps: 2}}
+suite: {{tasks: [Lift], episodes: 4, horizon: 40, video_clips: 0}}
+rollout_actors: 2
+storage: {place.folder / "runs"}
+""")
+    return place
+
+
+@pytest.fixture(scope="module")
+def edited(place: Place) -> str:
+    """Edit the package once the driver has read it, and restore it after the run; return its error."""
+    process = place.start("edited", "run", str(place.folder / "sweep.yaml"))
+    until((place.folder / "runs/sweeps/learner.json").exists)
+    place.install(more="\n\nEDITED = True\n")
+    _, errors = process.communicate(timeout=400)
+    place.install()
+    assert process.returncode == 75, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def swept(place: Place, edited: str) -> dict[Path, int]:
+    """Kill the driver after the arm's first checkpoint and run the same command again; return what was there
+    when it was killed.
+    """
+    process = place.start("killed", "run", str(place.folder / "sweep.yaml"))
+    until(lambda: [*place.folder.glob("runs/checkpoints/slow_*/*.json")] or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = place.written()
+    place.run("swept", "run", str(place.folder / "sweep.yaml"))
+    return before
+
+
+def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(place: Place, edited: str) -> None:
+    assert "an installed package was edited while the run was in progress" in edited
+    assert "(slow_policy.py); install one version on every node and start the same command again" in edited
+    assert place.lines("edited") == []
+
+
+def test_killed_sweep_of_a_packages_policy_trains_and_plays_nothing_again(
+    place: Place, swept: dict[Path, int]
+) -> None:
+    assert any(file.name == "checkpoint.json" for file in swept)
+    assert swept.items() <= place.written().items()
+    assert place.lines("swept").count("trained") <= STEPS - EVERY
+    (arm,) = (place.folder / "runs/arms").iterdir()
+    assert sorted(step.name for step in arm.glob("step_*")) == ["step_000004", "step_000008", "step_000012"]
+
+
+def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path, int]) -> None:
+    storage = str(place.folder / "runs")
+    curve: dict[str, Any] = json.loads(place.run("curve", "curve", "learner", "--storage", storage, "--json"))
+    assert [line["label"] for line in curve["lines"]] == ["slow"]
+    (point,) = curve["points"]
+    assert (point["policy"], point["demo_count"], point["episodes"]) == ("slow", 2, 4)
+    arm = point["policy"] + "_demos-2_ratio-0_seed-0"
+    scored = place.run("none", "score", arm, "--sweep", "learner", "--storage", storage)
+    assert "nothing to play" in scored
+
+
+def test_policy_with_memory_acts_equally_with_one_and_three_workers(
+    place: Place, swept: dict[Path, int]
+) -> None:
+    (checkpoint,) = place.folder.glob("runs/arms/slow_*/step_000012")
+    outcomes = {}
+    for workers in ("1", "3"):
+        save = place.folder / f"{workers}.jsonl"
+        place.run(
+            workers,
+            *("score", str(checkpoint), "--suite", str(place.folder / "sweep.yaml"), "--save", str(save)),
+            *("--workers", workers, "--storage", str(place.folder / f"alone{workers}")),
+        )
+        told = [json.loads(line) for line in save.read_text().splitlines()]
+        outcomes[workers] = [
+            {name: one[name] for name in ("spec", "result", "steps", "looks", "first_success")}
+            for one in told
+        ]
+    assert outcomes["1"] == outcomes["3"]
+    assert len(outcomes["1"]) == 4
+    answers = place.answers("1")
+    assert answers == place.answers("3")
+    assert len(answers) == sum(one["looks"] for one in outcomes["1"])
