@@ -679,7 +679,10 @@ class SweepState:
         """
         torn: dict[str, list[int]] = {}
         for arm_id, arm in board.arms.items():
-            if not (unscored := arm.scoring.keys() - arm.scores.keys()):
+            unscored = arm.scoring.keys() - arm.scores.keys()
+            if arm.selecting and arm.report is None:
+                unscored |= arm.scoring.keys() & {arm.steps}
+            if not unscored:
                 continue
             for step, checkpoint in self.checkpoints(arm_id).items():
                 if (

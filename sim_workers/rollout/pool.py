@@ -356,9 +356,11 @@ class RolloutPool:
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
-            self.usage.sim_s += said.outcome.sim_s
-            self.usage.policy_s += said.outcome.policy_s
-            self.usage.looks += said.outcome.looks
+            # others say nothing about how many simulators the servers can feed
+            if self._source is None or isinstance(entry.job.source, RayServedPolicy):
+                self.usage.sim_s += said.outcome.sim_s
+                self.usage.policy_s += said.outcome.policy_s
+                self.usage.looks += said.outcome.looks
             if len(self._workers) > self.num_workers:
                 self._dismiss(worker)
             elif said.worn:
