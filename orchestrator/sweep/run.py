@@ -486,7 +486,7 @@ class SweepRun:
         results = Counter((outcome.spec.task, outcome.result) for outcome in event.outcomes)
         for (task, result), number in results.items():
             EPISODES.record(number, sweep.name, task=task, result=result)
-        cameras = len(self.state.manifest.contract.cameras)
+        cameras = len((job.contract or self.state.manifest.contract).cameras)
         for outcome in event.outcomes:
             self.spending.add(job.arm_id, of_outcome(outcome, cameras))
         if job.part == sweep.suite.decided_on and not job.contract:
