@@ -68,6 +68,7 @@ policy server's batches, networks, sampler; no simulator.
 TRAINING_CODE = Code(
     (
         "orchestrator/training/loop.py",
+        "orchestrator/training/progress.py",
         "orchestrator/training/ray_train.py",
         "orchestrator/checkpoints/pretrained_weights.py",
     ),

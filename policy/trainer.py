@@ -29,12 +29,15 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def learning_rate_factor(step: int, recipe: Recipe, steps: int) -> float:
+def learning_rate_factor(step: int, recipe: Recipe, steps: int, share: float | None = None) -> float:
     """Return the learning rate as a share of its peak, at a step counted from 0; a function of the step
     alone, so a resumed run continues exactly.
+
+    share: part of the training that is done, where it ends by time; None: that of the `steps`.
     """
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if recipe.schedule == "cosine" else 1.0)
+    turn = math.pi * step / steps if share is None else math.pi * share
+    return warm * (0.5 * (1 + math.cos(turn)) if recipe.schedule == "cosine" else 1.0)
 
 
 class Average:
@@ -127,9 +130,9 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == torch.float16)
         self._watched: _Watched | None = None
 
-    def step(self, batch: Batch, step: int, generator: torch.Generator) -> Losses:
+    def step(self, batch: Batch, step: int, generator: torch.Generator, share: float | None = None) -> Losses:
         """Run optimiser step `step`, counted from 0, on this worker's clips; the mean of the losses over
-        workers is that of the global batch.
+        workers is that of the global batch. share: as for `learning_rate_factor`.
 
         Raises NotFiniteError if a loss or the gradient is not finite: on a CPU in this step, on a GPU in the
         step before, which has ended by then, so that the check never stalls the GPU; `check` covers the last
@@ -137,7 +140,7 @@ class Trainer:
         """
         recipe = self._recipe
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate_factor(step, recipe, self._steps)
+            group["lr"] = group["peak"] * learning_rate_factor(step, recipe, self._steps, share)
         counts = Counts.of(batch)
         parts = batch.split(recipe.accumulate)
         losses = []

@@ -23,6 +23,8 @@ class TrainingProgress:
     clips_action_free: float | None = None
     action_free_ratio_consumed: float | None = None
     """Clips without actions per clip with actions, to compare with the requested ratio."""
+    optimiser_steps: float | None = None
+    """Optimiser steps since the start where `step` counts seconds of a budget; None otherwise."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -55,6 +57,7 @@ class CheckpointRecord(TrainingProgress):
             clips_with_actions=note.get("clips_with_actions"),
             clips_action_free=note.get("clips_action_free"),
             action_free_ratio_consumed=note.get("action_free_ratio_consumed"),
+            optimiser_steps=note.get("optimiser_steps"),
             trained_on=tuple(map(Arithmetic.from_json, note.get("trained_on", ()))),
         )
 

@@ -91,7 +91,7 @@ def submit(
     from orchestrator.provenance import git_commit
 
     if job:
-        load, texts, status = _job_load(job, arguments, overrides), dict[str, str](), ""
+        load, texts, status = _job_load(job, arguments, overrides), dict[str, str | bytes](), ""
     else:
         sweep = _sweep(arguments, overrides)
         load, texts = sweep_load(sweep)

@@ -44,10 +44,10 @@ class CodeBundle:
 
 @contextmanager
 def code_bundle(
-    texts: Mapping[str, str], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES
+    texts: Mapping[str, str | bytes], checkout: Path = CHECKOUT, limit_bytes: int = LIMIT_BYTES
 ) -> Iterator[CodeBundle]:
-    """Copy the code, and `texts` by file name, into a temporary folder. Raises CodeBundleError if that is
-    more than `limit_bytes`.
+    """Copy the code, and `texts` by path relative to it, into a temporary folder. Raises CodeBundleError if
+    that is more than `limit_bytes`.
     """
     with tempfile.TemporaryDirectory(prefix="demoscale-") as name:
         folder, files = Path(name), list(shipped_files(checkout))
@@ -55,7 +55,8 @@ def code_bundle(
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkout / file, folder / file)
         for file_name, text in texts.items():
-            (folder / file_name).write_text(text)
+            (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file_name).write_bytes(text.encode() if isinstance(text, str) else text)
         sizes = {
             file.relative_to(folder).as_posix(): file.stat().st_size
             for file in folder.rglob("*")

@@ -55,8 +55,7 @@ def check_sweep(sweep: SweepConfig) -> list[str]:
         )
     problems += [
         f"policy.lines.{number}.policy: {line.policy} is a folder of this machine and is not sent along; put"
-        " it into policies/ of the checkout, tracked by git, or name the absolute path of a folder that all"
-        " nodes share"
+        " it into policies/ of the checkout, or name the absolute path of a folder that all nodes share"
         for number, line in enumerate(sweep.policy.lines)
         if not line.own and locality(line.policy) == "relative" and stays_here(line.policy)
     ]

@@ -4,12 +4,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.code_bundle import CodeBundle, code_bundle
 from orchestrator.cluster.ray_jobs import Cluster, Job, JobSpec, SubmitError
+from orchestrator.config.policy_manifest import folders_of
 from orchestrator.config.sweep_config import SweepConfig
-from orchestrator.provenance import digest
+from orchestrator.provenance import CHECKOUT, digest
 from orchestrator.redaction import redact
 from orchestrator.storage.base import open_storage
 from orchestrator.storage.identity import store_of
@@ -57,7 +59,7 @@ class SweepSubmission:
 
 
 def send(
-    load: JobSpec, texts: Mapping[str, str], cluster: Cluster, pip: bool = False
+    load: JobSpec, texts: Mapping[str, str | bytes], cluster: Cluster, pip: bool = False
 ) -> tuple[Job, CodeBundle | None]:
     """Start the load with this checkout's code and these files, or find it running.
 
@@ -69,15 +71,33 @@ def send(
         return job, sent if started else None
 
 
-def sweep_load(sweep: SweepConfig) -> tuple[JobSpec, dict[str, str]]:
-    """Return the load that runs the sweep, and the files it needs in addition to the checkout, text by file
-    name.
+def sweep_load(sweep: SweepConfig, checkout: Path = CHECKOUT) -> tuple[JobSpec, dict[str, str | bytes]]:
+    """Return the load that runs the sweep, and the files it needs in addition to the checkout's own, content
+    by path: the sweep file, and the folders of its external policies whole, whether git tracks them or not.
+    Raises ManifestError for a folder with mistakes or of more than a policy's programs.
     """
     text = sweep.to_yaml()
     command = f"{CHECK} && {COMMAND}sweep {SWEEP_FILE}"
     return JobSpec("sweep", sweep.name, open_storage(sweep.storage).uri, digest(text), command), {
-        SWEEP_FILE: text
+        SWEEP_FILE: text,
+        **policy_files(sweep, checkout),
     }
+
+
+def policy_files(sweep: SweepConfig, checkout: Path) -> dict[str, bytes]:
+    """Return the files of the sweep's external policies that are in the checkout, by path relative to it,
+    with the folders that they include; exactly those which a sweep on this machine would read.
+    """
+    found = dict[str, bytes]()
+    for line in sweep.lines:
+        if line.own or Path(line.policy).is_absolute():
+            continue  # an absolute one is on a file system that all nodes share
+        if not (checkout / line.policy).resolve().is_relative_to(checkout.resolve()):
+            continue
+        for folder, files in folders_of(checkout / line.policy).items():
+            place = folder.resolve().relative_to(checkout.resolve())
+            found |= {(place / name).as_posix(): data for name, data in files.items()}
+    return found
 
 
 def has_ended(job: Job) -> str:

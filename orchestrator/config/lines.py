@@ -33,7 +33,16 @@ def _known_weights(weights: str) -> str:
 
 Weights = Annotated[str, AfterValidator(_known_weights)]
 
-_SHARED = {"steps", "match", "videos", "batch_size", "workers", "checkpoint_every", "sharding"}
+_SHARED = {
+    "steps",
+    "match",
+    "seconds",
+    "videos",
+    "batch_size",
+    "workers",
+    "checkpoint_every",
+    "sharding",
+}
 _OF_VIDEO = {"mode", "video_steps", "head_learning_rate", "gradient_checkpointing", "feature_cache_mb"}
 LINE_TRAIN = Train.model_fields.keys() - _SHARED
 """Fields of `train` that a line may have values of its own for."""
@@ -62,7 +71,8 @@ class Line(Section):
     """Of `video_action`; empty: `policy.weights`."""
     train: Mapping[str, Any] = Field(default_factory=dict)
     """Fields of `train` with another value in this line, not of an external policy; all but those that every
-    line shares (`steps`, `match`, `videos`, `batch_size`, `workers`, `checkpoint_every`, `sharding`).
+    line shares (`steps`, `match`, `seconds`, `videos`, `batch_size`, `workers`, `checkpoint_every`,
+    `sharding`).
     """
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Settings of an external policy, which its `policy.yaml` lists, or of a policy of another package."""

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.config.schema import Section, distinct
+from orchestrator.config.schema import Data, Section, Train, distinct
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.provenance import digest
 from orchestrator.redaction import fields_with_credentials, redact
@@ -49,6 +49,8 @@ ALWAYS = ("steps",)
 """Knobs that every policy has to follow."""
 KNOBS = (
     "steps",
+    "seconds",
+    "weights",
     "batch_size",
     "checkpoint_every",
     "seed",
@@ -224,7 +226,9 @@ class PolicyManifest(Section):
     resources: Resources = Resources()
     """What one training run takes of a node."""
     understands: tuple[str, ...] = ("batch_size", "checkpoint_every", "seed")
-    """Fields of the sweep file that the training command follows, besides the number of steps."""
+    """Fields of the sweep file that the training command follows, besides the number of steps; `seconds`: it
+    can end by a budget of time; `weights`: it draws its samples by the weights of stores.
+    """
     options: Mapping[str, Option] = Field(default_factory=dict)
     """Settings of the policy's own, with their defaults; a line of a sweep file may change them."""
     memory: bool = False
@@ -269,6 +273,22 @@ class PolicyManifest(Section):
                 )
             )
         return raw
+
+    def misunderstandings(self, train: Train, data: Data) -> list[str]:
+        """Return one sentence per choice of a sweep that the policy cannot be trained by."""
+        found = []
+        if data.weighted and "weights" not in self.understands:
+            found.append(
+                f"data.episodes: {self.name} does not draw its samples by the stores' weights; leave the"
+                " weights out, or let its command follow the field weights of its job and add weights to its"
+                " understands"
+            )
+        if train.timed and "seconds" not in self.understands:
+            found.append(
+                f"train.match: {self.name} cannot end its training by time; match steps, or let its command"
+                " follow seconds (`common.train_job.take_steps` does) and add seconds to its understands"
+            )
+        return found
 
     def ignored(self, chosen: Iterable[str]) -> list[str]:
         """Return which of these fields of a sweep file the policy does not follow, in order; a plan says so.
@@ -380,6 +400,14 @@ def load(folder: str | Path, copied: bool = False) -> ExternalPolicy:
     if problems := list(_missing_files(manifest, files)):
         raise ManifestError(where, problems)
     return ExternalPolicy(str(root), manifest, files)
+
+
+def folders_of(folder: Path) -> dict[Path, dict[str, bytes]]:
+    """Return the files that `load` reads of a policy's folder and of each one that it includes, content by
+    path relative to the folder. Raises ManifestError as `load` does.
+    """
+    included = load(folder).manifest.include
+    return {place: _read_files(place) for place in (folder, *(folder / path for path in included))}
 
 
 def _read_files(root: Path) -> dict[str, bytes]:

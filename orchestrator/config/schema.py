@@ -16,10 +16,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
@@ -200,6 +202,11 @@ class Data(Section):
         )
 
     @property
+    def weighted(self) -> bool:
+        """Whether the parts of stores have weights."""
+        return not isinstance(self.episodes, str) and any(entry.weight is not None for entry in self.episodes)
+
+    @property
     def most_demos(self) -> int:
         """Largest demo count of any arm."""
         return self.demo_count.high if isinstance(self.demo_count, Range) else max(self.demo_count)
@@ -217,13 +224,23 @@ class Data(Section):
 class Train(Recipe):
     """How one arm is trained; `match` says what arms have in common."""
 
+    match: Literal["steps", "epochs", "gpu_seconds"] = "steps"
+    """What arms have in common. `steps`: optimiser steps. `epochs`: passes over their demos: `steps`,
+    `checkpoint_every` and, for stage 1 of an arm of its own, `video_steps` are those of the largest demo
+    count, an arm with fewer demos gets as many fewer. `gpu_seconds`: time of training, `seconds`, in place of
+    `steps`.
+    """
+    seconds: PositiveInt | None = None
+    """With `match: gpu_seconds`: seconds of training that every arm gets, those of all its GPUs added up;
+    without GPUs, those of its training processes. Waits for data count; loading, saving, scoring do not.
+    """
+    steps: PositiveInt = Field(default=None, validate_default=True)
+    """Optimiser steps. Must be there unless `match` is `gpu_seconds`."""
     mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
     """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
     does not. `two_stage`: the video model first, on all of the arm's episodes, then the action head on the
     frozen one. `action_only`: the head on the video model as it starts.
     """
-    steps: PositiveInt
-    """Optimiser steps."""
     video_steps: PositiveInt | None = None
     """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`."""
     videos: Literal["arm", "sweep"] = "arm"
@@ -236,22 +253,50 @@ class Train(Recipe):
     workers: PositiveInt = 1
     """Training processes; one GPU each where there are GPUs."""
     checkpoint_every: PositiveInt
-    """Steps between checkpoints; every checkpoint is scored, the last step always is one."""
-    match: Literal["steps", "epochs", "gpu_seconds"] = "steps"
-    """What arms have in common. `steps`: optimiser steps. `epochs`: passes over their demos: `steps`,
-    `checkpoint_every` and, for stage 1 of an arm of its own, `video_steps` are those of the largest demo
-    count, an arm with fewer demos gets as many fewer. `gpu_seconds`: not possible yet, and refused.
-    """
+    """Steps between checkpoints, or seconds with `match: gpu_seconds`; every checkpoint is scored, the last
+    step always is one."""
 
-    @field_validator("match")
+    @field_validator("seconds")
     @classmethod
-    def _possible(cls, match: str) -> str:
-        if match == "gpu_seconds":
+    def _with_its_match(cls, seconds: int | None, info: ValidationInfo) -> int | None:
+        if seconds is not None and info.data.get("match", "gpu_seconds") != "gpu_seconds":
+            raise ValueError("a budget of time is that of match: gpu_seconds; write that, or leave it out")
+        return seconds
+
+    @field_validator("steps", mode="wrap")
+    @classmethod
+    def _ends(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> int:
+        """Require the field; with `gpu_seconds` refuse it, require `seconds` and keep 0."""
+        if info.data.get("match") == "gpu_seconds" and "seconds" in info.data:
+            if info.data["seconds"] is None:
+                raise ValueError("match: gpu_seconds needs a budget of time; write seconds: 600")
+            if value:
+                raise ValueError(
+                    "match: gpu_seconds ends training by time; leave steps out, or write match: steps"
+                )
+            return 0
+        if value is None:
+            raise PydanticKnownError("missing")
+        steps: int = validate(value)
+        return steps
+
+    @field_validator("mode")
+    @classmethod
+    def _one_budget(cls, mode: str, info: ValidationInfo) -> str:
+        if mode == "two_stage" and info.data.get("match") == "gpu_seconds":
             raise ValueError(
-                "gpu_seconds is not possible yet: a trainer ends at a step, not at a time; write steps or"
-                " epochs"
+                "match: gpu_seconds gives every arm one budget, and two_stage trains a video model before"
+                " it; write joint, joint_detached or action_only, or match steps"
             )
-        return match
+        return mode
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty `seconds`, so that keys of sweeps without a budget stay as they were."""
+        stated: dict[str, Any] = serialize(self)
+        if stated.get("seconds", 0) is None:
+            del stated["seconds"]
+        return stated
 
     @field_validator("workers")
     @classmethod
@@ -260,6 +305,23 @@ class Train(Recipe):
         if batch_size % workers:
             raise ValueError(f"{workers} workers cannot share batch_size {batch_size} equally")
         return workers
+
+    @property
+    def timed(self) -> bool:
+        """Whether training ends at a time (`match: gpu_seconds`)."""
+        return self.seconds is not None
+
+    @property
+    def end(self) -> int:
+        """Where training ends, in the unit in which checkpoints are counted: optimiser steps, or seconds of a
+        budget.
+        """
+        return self.steps if self.seconds is None else self.seconds
+
+    @property
+    def unit(self) -> str:
+        """Name of that unit: `steps`, or `seconds`."""
+        return "seconds" if self.timed else "steps"
 
     @property
     def objective(self) -> Objective:
@@ -271,8 +333,14 @@ class Train(Recipe):
 
         `checkpoint_every`, `feature_cache_mb` and `match` are left out. `steps` is left out if the learning
         rate is constant: training to more steps then passes through the same weights. `video_steps`, by
-        default `steps`, counts in mode `two_stage`.
+        default `steps`, counts in mode `two_stage`. With a budget of time everything counts that changes how
+        far it goes.
         """
+        if self.timed:
+            shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "steps"})
+            if self.schedule == "constant":
+                del shaping["seconds"]
+            return shaping
         shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb", "match"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
         if self.schedule == "constant":

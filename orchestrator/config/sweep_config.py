@@ -227,10 +227,12 @@ class SweepConfig(Section):
         return self.rollout_actors if self.suite.held_out is None else 1
 
     def checkpoint_steps(self, arm: Arm | None = None) -> list[int]:
-        """Return the steps after which an arm is saved and scored; None: one with the most demos."""
+        """Return the steps after which an arm is saved and scored, seconds with a budget of time; None: an
+        arm with the most demos.
+        """
         train = self.train_of(arm) if arm else self.train
-        steps = list(range(train.checkpoint_every, train.steps + 1, train.checkpoint_every))
-        return steps if steps and steps[-1] == train.steps else [*steps, train.steps]
+        steps = list(range(train.checkpoint_every, train.end + 1, train.checkpoint_every))
+        return steps if steps and steps[-1] == train.end else [*steps, train.end]
 
     def to_yaml(self) -> str:
         """Return the resolved sweep file, with all defaults and without credentials."""
@@ -448,16 +450,6 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         )
     if policy and policy.lines:
         yield from _contradictions_of_lines(policy, train, optuna)
-    if (
-        policy
-        and suite
-        and suite.proprio is not None
-        and (external := next((line for line in policy.lines if not line.own), None))
-    ):
-        yield (
-            f"suite.proprio: the line {external.name} learns from an export with all of the store's"
-            " proprioception; leave the field out, or the external lines"
-        )
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
         yield (
             "train.match: a search compares arms after the same number of steps, and epochs gives arms with"

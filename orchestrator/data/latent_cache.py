@@ -9,8 +9,9 @@
 
 <codec> and <encoder> are fingerprints of the weights, <manifest> is the manifest's. Valid objects never
 change: their content is determined by their names. Several processes may fill one store, and a killed one can
-be restarted. (An episode may then have two objects, if two kinds of GPU rounded differently; an index names
-one.)
+be restarted. A merged manifest (`merged_store.py`) has no latents of its own: those of its parts
+are in their stores. (An episode may then have two objects, if two kinds of GPU rounded differently; an index
+names one.)
 """
 
 import hashlib
@@ -26,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data.episode_format import Episode, EpisodeError, decode, encode_latents, read_parquet
-from orchestrator.data.episode_store import fetch
+from orchestrator.data.episode_store import fetch, fetchable
 from orchestrator.data.manifest import EpisodeEntry, Manifest
-from orchestrator.storage.base import NoObject, Storage, check_conditional_writes
+from orchestrator.storage.base import NoObject, Storage, check_conditional_writes, open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -160,11 +161,11 @@ def publish_index(
     pq.write_table(
         table.replace_schema_metadata({"demoscale.digest": _digest(table)}), buffer, compression="zstd"
     )
-    storage.put_if_absent(_index_key(manifest, fingerprint), buffer.getvalue().to_pybytes())
+    storage.put_if_absent(_index_key(manifest.fingerprint, fingerprint), buffer.getvalue().to_pybytes())
 
 
-def _index_key(manifest: Manifest, fingerprint: str) -> str:
-    return f"latents/{fingerprint}/index/{manifest.fingerprint}.parquet"
+def _index_key(version: str, fingerprint: str) -> str:
+    return f"latents/{fingerprint}/index/{version}.parquet"
 
 
 def _digest(table: pa.Table) -> str:
@@ -197,15 +198,20 @@ def latent_entries(
     """Return the entries with the objects of their latents, which orders and streams accept as episodes; ids
     and lengths stay.
 
-    Raises EpisodeError if the manifest has no index for the codec of that fingerprint, or a damaged one.
+    Raises EpisodeError if the manifest, or a part of a merged one, has no index for the codec of that
+    fingerprint, or a damaged one.
     """
-    try:
-        rows = {row.episode: row for row in _rows(storage, _index_key(manifest, fingerprint))}
-    except NoObject:
-        raise EpisodeError(
-            f"{storage.uri}: the pictures of this version are not encoded yet, or not by these weights;"
-            f" {AGAIN}"
-        ) from None
+    rows = dict[str, LatentEntry]()
+    for place, version in _places(storage, manifest):
+        try:
+            found = _rows(place, _index_key(version, fingerprint))
+        except NoObject:
+            raise EpisodeError(
+                f"{place.uri}: the pictures of this version are not encoded yet, or not by these weights;"
+                f" {AGAIN}"
+            ) from None
+        for row in found:
+            rows[row.episode] = replace(row, key=fetchable(place.uri, row.key)) if manifest.parts else row
     return [
         replace(entry, key=row.key, offset=0, nbytes=row.nbytes, sha256=row.sha256)
         for entry in entries
@@ -214,8 +220,47 @@ def latent_entries(
 
 
 def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
-    """Return whether the latents of all of a manifest's episodes are published."""
-    return storage.exists(_index_key(manifest, fingerprint))
+    """Return whether the latents of all of a manifest's episodes are published, of a merged one by the stores
+    of all its parts.
+    """
+    return not _without(storage, manifest, fingerprint)
+
+
+def why_pictures(
+    storage: Storage, manifest: Manifest, fingerprint: str, entries: Iterable[EpisodeEntry]
+) -> str:
+    """Return why these episodes are read as pictures and not as latents, in a sentence; empty if they need
+    not be.
+    """
+    contract = manifest.contract
+    if lacking := _without(storage, manifest, fingerprint):
+        return (
+            f"there are no latents by these weights in {', '.join(lacking)}; `demoscale encode` writes them"
+        )
+    for entry in entries:
+        if entry.cameras != contract.cameras or entry.image_size != contract.image_size:
+            return (
+                f"{entry.episode_id} has other cameras or another picture size than the demos, whose pictures"
+                " are not those of its latents"
+            )
+    return ""
+
+
+def _without(storage: Storage, manifest: Manifest, fingerprint: str) -> list[str]:
+    """Return the URIs of the stores that lack the latents of a manifest's episodes."""
+    return [
+        place.uri
+        for place, version in _places(storage, manifest)
+        if not place.exists(_index_key(version, fingerprint))
+    ]
+
+
+def _places(storage: Storage, manifest: Manifest) -> list[tuple[Storage, str]]:
+    """Return pairs (store, fingerprint of its manifest) of what a manifest's episodes were encoded in."""
+    if not manifest.parts:
+        return [(storage, manifest.fingerprint)]
+    stores = dict.fromkeys((part.store, part.fingerprint) for part in manifest.parts)
+    return [(open_storage(uri), version) for uri, version in stores]
 
 
 # -- sentences -----------------------------------------------------------------------------------------------
@@ -266,17 +311,21 @@ def read_sentences(
     """Return sentence -> (dim,) for every instruction of a manifest, for
     `policy.text_encoder.sentence_encoder`; empty if not embedded.
 
-    Without a fingerprint, those of the only encoder. Raises EpisodeError if there are several encoders, or an
-    object is damaged.
+    Without a fingerprint, those of the only encoder. Of a merged manifest they are those that its parts'
+    stores have. Raises EpisodeError if there are several encoders, or an object is damaged.
     """
-    keys = [
-        key
-        for key in storage.list(f"text/{fingerprint}/" if fingerprint else "text/")
-        if f"/{manifest.fingerprint}-" in key
-    ]
-    if len({key.split("/")[1] for key in keys}) > 1:
-        raise EpisodeError(
-            f"{storage.uri}: sentences were embedded by several encoders; name one, or delete text/ and"
-            f" {AGAIN}"
-        )
-    return _sentences(storage, keys[0]) if keys else {}
+    found, encoders = dict[str, "torch.Tensor"](), set[str]()
+    for place, version in _places(storage, manifest):
+        keys = [
+            key
+            for key in place.list(f"text/{fingerprint}/" if fingerprint else "text/")
+            if f"/{version}-" in key
+        ]
+        encoders |= {key.split("/")[1] for key in keys}
+        if len(encoders) > 1:
+            raise EpisodeError(
+                f"{place.uri}: sentences were embedded by several encoders; name one, or delete text/ and"
+                f" {AGAIN}"
+            )
+        found |= _sentences(place, keys[0]) if keys else {}
+    return found

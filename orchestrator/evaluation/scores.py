@@ -226,6 +226,8 @@ class EvalJob:
     """Name of the arm in messages; empty for its id."""
     contract: Contract | None = None
     """Conventions of a policy of `suite.references`, which is no arm; None: the scorer's."""
+    unit: str = "steps"
+    """Unit of `step` in messages, `Train.unit`."""
 
     def __str__(self) -> str:
         """Return checkpoint and shift, for messages."""
@@ -233,7 +235,7 @@ class EvalJob:
             return self.arm
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
         shifted += ", to select" if self.part == "select" else ""
-        return f"{self.arm or self.arm_id} after {self.step} steps{shifted}"
+        return f"{self.arm or self.arm_id} after {self.step} {self.unit}{shifted}"
 
     @property
     def shift(self) -> str:
@@ -266,10 +268,12 @@ class HeldOutJob:
     """As for `EvalJob`: recordings have no shift."""
     reference: bool = False
     """As for `EvalJob`: no rule compares action errors."""
+    unit: str = "steps"
+    """As for `EvalJob`."""
 
     def __str__(self) -> str:
         """Return the checkpoint, for messages."""
-        return f"{self.arm} after {self.step} steps"
+        return f"{self.arm} after {self.step} {self.unit}"
 
     @property
     def key(self) -> str:

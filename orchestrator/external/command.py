@@ -35,6 +35,10 @@ TAIL_LINES, TAIL_LENGTH = 3, 170
 """Lines of a log that a sentence quotes, and their characters: sentences are cut to 300."""
 POLL_S = 0.1
 """Seconds between looks at a report."""
+ROUNDING_S = 1e-6
+"""Seconds that may be lacking at the end of a budget of time."""
+CLOCK_SLACK_S = 5.0
+"""Seconds by which a command's own clock may be ahead."""
 START_S = 30.0
 """Seconds in which the guard must have started a command."""
 
@@ -254,6 +258,8 @@ class Line:
     loss: float
     checkpoint: str = ""
     """Folder below the one for checkpoints; empty if the line names none."""
+    seconds: float = 0.0
+    """Seconds of training so far, where it ends by time; else 0."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,24 @@ class TrainingRun:
     """Folder that it writes checkpoints into."""
     first_step: int
     steps: int
+    """0 if training ends by time."""
     limits: Limits
+    seconds: float = 0.0
+    """Seconds after which training ends; 0: it ends at a step."""
+    first_second: float = 0.0
+    """Seconds of training before the checkpoint from which it resumes."""
+
+    def reached(self, line: Line) -> bool:
+        """Return whether a line was written at the end of training."""
+        if not self.seconds:
+            return line.step == self.steps
+        return line.seconds >= self.seconds - ROUNDING_S
+
+    def after(self, line: Line) -> str:
+        """Return where a line was written, in words."""
+        if not self.seconds:
+            return f"after step {line.step} of {self.steps}"
+        return f"after step {line.step}, {line.seconds:.1f} s of {self.seconds:g} s"
 
 
 OnLine = Callable[[Line, Path | None], None]
@@ -288,23 +311,25 @@ def follow(
     Raises CommandError if the command ends before its last step, reports something that is not valid, or is
     silent for `limits.silent_s`; CommandRefusedError where a retry would end likewise.
     """
-    report, last = _Report(run.report), Line(run.first_step, math.nan)
-    saved, active, asked = run.first_step, time.monotonic(), None
+    report, last = _Report(run.report), Line(run.first_step, math.nan, seconds=run.first_second)
+    began = active = time.monotonic()
+    saved, asked = False, None
     deadline = math.inf
     while True:
         code = command.poll(POLL_S)  # before the report is read: what it wrote last counts
         try:
             for text in report.lines(whole=code == 0):
-                active, line = time.monotonic(), _parsed(text, last, run)
+                active = time.monotonic()
+                line = _parsed(text, last, run, active - began)
                 last = line
                 folder = checkpoint_folder(run.checkpoints, line.checkpoint) if line.checkpoint else None
                 if asked is not StopRequest.STOP:
                     on_line(line, folder)
-                saved = line.step if folder else saved
+                saved = run.reached(line) if folder else saved
         except _InvalidError as error:
             command.kill()
             raise command.failure(f"{error} (after step {last.step})", error.permanent) from None
-        if saved == run.steps and deadline == math.inf:
+        if saved and deadline == math.inf:
             deadline = time.monotonic() + run.limits.stop_s  # it has nothing left to do
         if code is not None:
             break
@@ -317,19 +342,18 @@ def follow(
             command.kill()
         elif asked is None and now - max(active, command.log.active) > run.limits.silent_s:
             command.kill()
-            raise command.failure(
-                f"wrote nothing for {run.limits.silent_s:g} s after step {last.step} of {run.steps}"
-            )
-    if asked is None and saved < run.steps:
-        where = f"after step {last.step} of {run.steps}"
+            raise command.failure(f"wrote nothing for {run.limits.silent_s:g} s {run.after(last)}")
+    if asked is None and not saved:
+        where = run.after(last)
         if code > 0:
             raise command.failure(f"ended with exit code {code} {where}")
         if code < 0:
             memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
             raise command.failure(f"was ended by {signal.Signals(-code).name} {where}{memory}")
-        if last.step == run.steps:
-            raise command.failure(f"ended without a checkpoint of its last step, {run.steps}", True)
-        raise command.failure(f"ended {where}, with exit code 0; it must go on to the last step", True)
+        if run.reached(last):
+            raise command.failure(f"ended without a checkpoint of its last step, {last.step}", True)
+        what = "until its time is used up" if run.seconds else "to the last step"
+        raise command.failure(f"ended {where}, with exit code 0; it must go on {what}", True)
     return last.step
 
 
@@ -369,8 +393,10 @@ class _Report:
             yield rest
 
 
-def _parsed(text: bytes, last: Line, run: TrainingRun) -> Line:
-    """Return a line of the report; _InvalidError for one that is not valid."""
+def _parsed(text: bytes, last: Line, run: TrainingRun, elapsed_s: float = 0.0) -> Line:
+    """Return a line of the report; _InvalidError for one that is not valid. elapsed_s: seconds since the
+    command started.
+    """
     shown = printable(text.decode(errors="replace"), 60)
     try:
         fields = json.loads(text) if b"NaN" in text or b"Infinity" in text else read_json(text, LINE_BYTES)
@@ -386,9 +412,28 @@ def _parsed(text: bytes, last: Line, run: TrainingRun) -> Line:
         raise _InvalidError(f"wrote a line into its report without step and loss: {shown}")
     if not math.isfinite(loss):
         raise _InvalidError(f"diverged: the loss at step {step} is {loss}; lower its learning rate")
-    if not max(last.step, run.first_step) <= step <= run.steps or step == 0:
-        raise _InvalidError(f"reported step {step}, and has to count from {last.step} up to {run.steps}")
-    return Line(step, float(loss), checkpoint)
+    most = math.inf if run.seconds else run.steps
+    if not max(last.step, run.first_step) <= step <= most or step == 0:
+        up = "" if run.seconds else f" up to {run.steps}"
+        raise _InvalidError(f"reported step {step}, and has to count from {last.step}{up}")
+    seconds = _seconds(fields, last, run, elapsed_s) if run.seconds else 0.0
+    return Line(step, float(loss), checkpoint, seconds)
+
+
+def _seconds(fields: dict[str, Any], last: Line, run: TrainingRun, elapsed_s: float) -> float:
+    """Return the seconds of training that a line states; _InvalidError if they cannot be true."""
+    stated = fields.get("seconds")
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated):
+        raise _InvalidError("wrote a line into its report without seconds, though it ends by time")
+    most = run.first_second + elapsed_s + CLOCK_SLACK_S
+    if not last.seconds <= stated <= most:
+        raise _InvalidError(
+            f"reported {stated:g} s of training, and has to count from {last.seconds:g} s up; it has run for"
+            f" {elapsed_s:.0f} s"
+        )
+    if run.reached(last) and stated > last.seconds and not last.checkpoint:
+        raise _InvalidError(f"goes on training {run.after(last)}; it must write its last checkpoint then")
+    return float(stated)
 
 
 def checkpoint_folder(root: Path, name: str) -> Path:

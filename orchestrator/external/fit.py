@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from orchestrator.checkpoints.node_cache import user_folder
 from orchestrator.checkpoints.reader import fetch, is_complete
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.exporters.roles import shown_contract
 from orchestrator.data.manifest import Manifest
 from orchestrator.external.command import (
+    ROUNDING_S,
     Command,
     CommandError,
     CommandRefusedError,
@@ -43,10 +45,11 @@ from orchestrator.external.command import (
 )
 from orchestrator.external.environment import prepare
 from orchestrator.external.job import ExternalJob
-from orchestrator.external.subset_export import Export, exported
+from orchestrator.external.subset_export import Export, exported, sample_weights
 from orchestrator.provenance import digest, package_versions
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.training.control_channel import send
+from orchestrator.training.progress import Progress
 from orchestrator.training.ray_train import stop_request_poller
 from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.worker_usage import WorkerUsage
@@ -93,7 +96,7 @@ def fit_external(
     for attempt in range(1, attempts + 1):
         for problem in _without_damaged(storage, job.arm_id):
             send(channel, Retried(job.arm_id, f"{problem}; it resumes from the newest whole one"))
-        if _last_step(storage, job.arm_id) == job.train.steps:
+        if _last_step(storage, job.arm_id) == job.train.end:
             break
         try:
             ray.get(task.remote(job, folder, resources, channel))
@@ -172,18 +175,23 @@ def run_training(
     episodes = open_storage(job.episodes)
     manifest = load_manifest(episodes, job.version)
     wants = job.policy.manifest
-    if problems := wants.wants.problems(manifest.contract):
+    contract = shown_contract(manifest.contract, job.proprio)
+    if problems := wants.wants.problems(contract):
         raise CommandRefusedError(f"{job.policy.name}: {'; '.join(problems)}; change the line or the store")
     environment = prepare(job.policy, job.lock)
     export = exported(
-        episodes, manifest, job.subset, wants.data, wants.action_free, open_storage(job.storage)
+        episodes,
+        manifest,
+        job.subset,
+        wants.data,
+        wants.action_free,
+        open_storage(job.storage),
+        proprio=job.proprio,
     )
     meter.bytes_read = export.bytes_read
     with _work_folder(f"{job.arm_id}-{digest(storage.uri)}") as work:
-        first_step = _last_step(storage, job.arm_id)
-        described = _describe(job, manifest, export, work, first_step, resources)
-        if first_step:
-            fetch(f"{storage.uri}/{job.arm_id}/step_{first_step:06d}", work / "resumed")
+        before = _resumed(storage, job.arm_id, work / "resumed")
+        described = _describe(job, manifest, export, work, before, resources)
         job.policy.write(work / PROGRAMS)
         (work / "train.json").write_text(json.dumps(described, indent=1))
         launch = environment.launch(
@@ -200,9 +208,10 @@ def run_training(
             export,
             storage,
             work,
-            first_step,
+            before,
             described["device"],
             described["threads"],
+            resources,
             meter,
             report,
         )
@@ -213,7 +222,13 @@ def run_training(
                 follow(
                     command,
                     TrainingRun(
-                        work / "report.jsonl", work / "checkpoints", first_step, job.train.steps, wants.limits
+                        work / "report.jsonl",
+                        work / "checkpoints",
+                        before.step,
+                        job.train.steps,
+                        wants.limits,
+                        described["seconds"],
+                        described["first_second"],
                     ),
                     saver.on_line,
                     stop_request,
@@ -223,6 +238,32 @@ def run_training(
             with suppress(StorageError, OSError):
                 number = len(storage.list(f"{job.arm_id}/logs/")) + 1
                 storage.put(f"{job.arm_id}/logs/{number:06d}.log", log.read_bytes())
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """What the checkpoint from which a command resumes has behind it."""
+
+    position: int = 0
+    """What names the checkpoint: its step, or its second of a budget of time; 0 without one."""
+    step: int = 0
+    """Optimiser steps."""
+    seconds: float = 0.0
+    """Seconds of all devices, of a budget of time; else 0."""
+
+
+def _resumed(storage: Storage, run: str, folder: Path) -> _Resumed:
+    """Copy the newest whole checkpoint of a run into the folder, if there is one."""
+    if not (position := _last_step(storage, run)):
+        return _Resumed()
+    fetch(f"{storage.uri}/{run}/step_{position:06d}", folder)
+    stated = ExternalCard.read(open_storage(str(folder))).provenance
+    return _Resumed(position, stated.get("optimiser_steps", position), stated.get("seconds", 0.0))
+
+
+def _devices(job: ExternalJob, resources: dict[str, float]) -> float:
+    """Return how many devices a command trains on: its GPUs, or 1 for one process or a part of a GPU."""
+    return max(1.0, resources.get("GPU", 0.0)) if job.policy.manifest.resources.gpus else 1.0
 
 
 @contextmanager
@@ -245,11 +286,12 @@ def _describe(
     manifest: Manifest,
     export: Export,
     work: Path,
-    first_step: int,
+    before: _Resumed,
     resources: dict[str, float],
 ) -> dict[str, Any]:
     """Return the content of the file that TRAIN_VARIABLE names; policies/README.md lists its fields."""
     train, wants = job.train, job.policy.manifest
+    devices = _devices(job, resources) if train.timed else 1
     return {
         "version": PROTOCOL,
         "policy": str(work / PROGRAMS),
@@ -257,14 +299,17 @@ def _describe(
         "format": wants.data,
         "episodes": export.episodes,
         "frames": export.frames,
-        "contract": manifest.contract.to_json(),
+        "contract": shown_contract(manifest.contract, job.proprio).to_json(),
+        "weights": sample_weights(manifest, job.subset, wants.action_free),
         "checkpoints": str(work / "checkpoints"),
         "report": str(work / "report.jsonl"),
-        "resume": str(work / "resumed" / WEIGHTS) if first_step else "",
-        "first_step": first_step,
+        "resume": str(work / "resumed" / WEIGHTS) if before.position else "",
+        "first_step": before.step,
         "steps": train.steps,
+        "seconds": train.end / devices if train.timed else 0,
+        "first_second": before.seconds / devices,
         "batch_size": train.batch_size,
-        "checkpoint_every": train.checkpoint_every,
+        "checkpoint_every": train.checkpoint_every / devices if train.timed else train.checkpoint_every,
         "seed": job.arm.seed,
         "knobs": job.knobs,
         "device": "cuda" if wants.resources.gpus and resources.get("GPU", 0) else "cpu",
@@ -317,15 +362,19 @@ class _Saver:
         export: Export,
         storage: Storage,
         work: Path,
-        first_step: int,
+        before: _Resumed,
         device: str,
         threads: int,
+        resources: dict[str, float],
         meter: _Meter,
         report: Any,
     ) -> None:
         self._job, self._manifest, self._export, self._storage = job, manifest, export, storage
         self._work, self._device, self._meter, self._report = work, device, meter, report
-        self._sent, self._losses, self._since = first_step, list[float](), time.perf_counter()
+        self._progress = Progress(job.train, before.step, before.position, before.seconds)
+        self._devices = _devices(job, resources)
+        self._sent, self._sent_step = before.position, before.step
+        self._losses, self._since = list[float](), time.perf_counter()
         self._last: Path | None = None
         # of the command's own libraries nothing is known
         self._arithmetic = replace(
@@ -335,31 +384,49 @@ class _Saver:
     def on_line(self, line: Line, folder: Path | None) -> None:
         """Report one line's progress, not every line of a command that writes one per step."""
         self._losses.append(line.loss)
-        if folder is None and line.step - self._sent < max(1, self._job.train.steps // PROGRESS_REPORTS):
+        progress, train = self._progress, self._job.train
+        progress.step = line.step
+        if train.timed:
+            progress.seconds = line.seconds * self._devices + ROUNDING_S
+        position = progress.position
+        if folder is None and position - self._sent < max(1, train.end // PROGRESS_REPORTS):
             return
         finite = [loss for loss in self._losses if math.isfinite(loss)]
         loss = sum(finite) / len(finite) if finite else 0.0
-        steps, now = line.step - self._sent, time.perf_counter()
+        steps, now = line.step - self._sent_step, time.perf_counter()
         understood = "batch_size" in self._job.policy.manifest.understands
         usage = self._meter.read(
             steps * self._job.train.batch_size if understood else 0, steps, now - self._since
         )
         report = Reported(
             run=self._job.arm_id,
-            step=line.step,
+            step=position,
             loss=loss,
             loss_video=0.0,
             loss_action=loss,
+            optimiser_steps=line.step if train.timed else None,
             usage=usage,
             trained_on=(self._arithmetic,),
         )
-        self._sent, self._losses, self._since = line.step, [], now
-        if folder:
-            report = replace(report, checkpoint=self._store(line.step, folder))
+        self._sent, self._sent_step, self._losses, self._since = position, line.step, [], now
+        if folder is None:
+            self._report(report)
+            return
+        for due in self._due():
+            report = replace(report, step=due, checkpoint=self._store(due, folder))
             note = json.dumps(report.to_metrics()).encode()
-            self._storage.put(_note(self._job.arm_id, line.step), note)
+            self._storage.put(_note(self._job.arm_id, due), note)
             self._since = time.perf_counter()
-        self._report(report)
+            self._report(report)
+            report = replace(report, usage=WorkerUsage())
+
+    def _due(self) -> list[int]:
+        """Return the positions that a checkpoint is stored at: its step, or the seconds that were due since
+        the one before; one that came between these is the newest that training can resume from.
+        """
+        if not self._job.train.timed:
+            return [self._progress.step]
+        return self._progress.due(pause=False) or self._progress.due(pause=True)
 
     def _store(self, step: int, folder: Path) -> str:
         """Store a checkpoint with its card; return its fingerprint."""
@@ -392,7 +459,7 @@ class _Saver:
         return ExternalCard(
             policy=job.policy.name,
             policy_fingerprint=job.fingerprint,
-            contract=self._manifest.contract,
+            contract=shown_contract(self._manifest.contract, job.proprio),
             options=dict(job.options),
             lock=job.lock or job.policy.lock,
             needs=PolicyNeeds(job.policy.manifest.memory, job.policy.manifest.observation_steps),
@@ -410,6 +477,11 @@ class _Saver:
                 "data_version": job.version,
                 "packages": package_versions(),
                 "device": self._device,
+                **(
+                    {"optimiser_steps": self._progress.step, "seconds": self._progress.seconds}
+                    if job.train.timed
+                    else {}
+                ),
             },
             files=files_of(stage),
         )

@@ -36,6 +36,8 @@ class ExternalJob:
     """Resolved requirements of its environment (`external.environment.resolved`); empty: those that the
     folder fixes, or none.
     """
+    proprio: tuple[int, ...] | None = None
+    """Indices of the store's proprioceptive values that the policy gets; None: all."""
     code: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Content hashes of the driver's files (`sim_workers.checkout`), which a training process must have
     imported; empty: not compared.
@@ -50,4 +52,4 @@ class ExternalJob:
     def knobs(self) -> dict[str, Any]:
         """Fields of the sweep file that the policy follows, with their values."""
         chosen = {**self.train.model_dump(mode="json"), "seed": self.arm.seed}
-        return {name: chosen[name] for name in ("steps", *self.policy.manifest.understands)}
+        return {name: chosen[name] for name in ("steps", *self.policy.manifest.understands) if name in chosen}

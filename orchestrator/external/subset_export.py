@@ -9,6 +9,8 @@ copy, which training commands read and must not change.
 """
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,9 @@ from orchestrator.data.exporters.diffusion_policy_zarr import export_zarr
 from orchestrator.data.exporters.lerobot_v3 import check_rate
 from orchestrator.data.exporters.lerobot_v3 import export as export_lerobot
 from orchestrator.data.exporters.robomimic import export_robomimic
+from orchestrator.data.exporters.roles import shown_contract
 from orchestrator.data.manifest import EpisodeEntry, Manifest
+from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import digest
 from orchestrator.storage.base import NoObject, Storage
@@ -65,13 +69,44 @@ def chosen(
     return manifest.select((*subset.demos, *ids)), frozenset(ids)
 
 
-def export_digest(manifest: Manifest, subset: Subset, layout: DataFormat, action_free: bool) -> str:
+def sample_weights(manifest: Manifest, subset: Subset, action_free: bool) -> list[float]:
+    """Return the share of training samples that comes from each episode of a data set, in its order; empty if
+    the manifest's stores have no weights.
+
+    Demos, and action-free episodes, sum up to 1 each. A store's share is in proportion to its weight, among
+    the stores that have such episodes, and that of its episodes to their frames.
+    """
+    if not (weights := dict(weights_of(manifest))):
+        return []
+    entries, without = chosen(manifest, subset, action_free)
+    groups = [
+        (entry.episode_id in without, next(name for name in weights if entry.episode_id.startswith(name)))
+        for entry in entries
+    ]
+    frames = Counter[tuple[bool, str]]()
+    for group, entry in zip(groups, entries, strict=True):
+        frames[group] += entry.length
+    totals = {kind: sum(weights[name] for other, name in frames if other is kind) for kind, _ in frames}
+    return [
+        weights[group[1]] / totals[group[0]] * entry.length / frames[group]
+        for group, entry in zip(groups, entries, strict=True)
+    ]
+
+
+def export_digest(
+    manifest: Manifest,
+    subset: Subset,
+    layout: DataFormat,
+    action_free: bool,
+    proprio: Sequence[int] | None = None,
+) -> str:
     """Return what identifies the data set: equal for arms with the same episodes, whichever store or version
-    they are from.
+    they are from. proprio: as for `exported`.
     """
     entries, without = chosen(manifest, subset, action_free)
     episodes = [[entry.episode_id, entry.sha256, entry.episode_id in without] for entry in entries]
-    return digest([VERSION, layout, manifest.contract.to_json(), episodes])
+    contract = shown_contract(manifest.contract, proprio)
+    return digest([VERSION, layout, contract.to_json(), episodes])
 
 
 def exported(
@@ -82,20 +117,22 @@ def exported(
     action_free: bool,
     keeps: Storage,
     root: Path | None = None,
+    proprio: Sequence[int] | None = None,
 ) -> Export:
     """Return the data set on this node: copied from the sweep's storage `keeps`, or written and stored there.
 
-    episodes: the episode store. root: folder of the copies, that of the node by default. Raises EpisodeError
-    for episodes that are damaged or that the format cannot express, and for a damaged export; StorageError.
+    episodes: the episode store. root: folder of the copies, that of the node by default. proprio: indices of
+    the store's proprioceptive values that the data set has; None: all. Raises EpisodeError for episodes
+    that are damaged or that the format cannot express, and for a damaged export; StorageError.
     """
-    name, read = export_digest(manifest, subset, layout, action_free), 0
+    name, read = export_digest(manifest, subset, layout, action_free, proprio), 0
 
     def fill(folder: Path) -> None:
         nonlocal read
         folder.mkdir(parents=True)
         if not (found := _fetch(keeps, name, folder)):
             entries, without = chosen(manifest, subset, action_free)
-            _write(episodes, manifest, entries, without, layout, folder)
+            _write(episodes, manifest, entries, without, layout, folder, proprio)
             _keep(keeps, name, folder)
             found = sum(entry.nbytes for entry in entries)
         for path in filter(Path.is_file, folder.rglob("*")):
@@ -114,15 +151,16 @@ def _write(
     without: frozenset[str],
     layout: DataFormat,
     folder: Path,
+    proprio: Sequence[int] | None,
 ) -> None:
     place, contract = folder / DATA[layout], manifest.contract
     if layout == "lerobot_v3":
         check_rate(storage, contract)
-        written = export_lerobot(storage, contract, entries, place, without)
+        written = export_lerobot(storage, contract, entries, place, without, proprio)
     elif layout == "robomimic_hdf5":
-        written = export_robomimic(storage, contract, entries, place, True, without)
+        written = export_robomimic(storage, contract, entries, place, True, without, proprio)
     else:
-        written = export_zarr(storage, contract, entries, place, without)
+        written = export_zarr(storage, contract, entries, place, without, proprio)
     with closing(written):
         frames = sum(entry.length for entry in written)
     (folder / EXPORT).write_text(json.dumps({"episodes": len(entries), "frames": frames}))

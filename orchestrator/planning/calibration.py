@@ -25,6 +25,7 @@ from sim_workers.envs.render_check import processor_name
 
 NOT_OF_THE_SPEED = {
     "match",
+    "seconds",
     "steps",
     "video_steps",
     "videos",

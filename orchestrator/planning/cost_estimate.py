@@ -30,8 +30,9 @@ class TrainingWork:
     kind: str
     """Key of its steps in `Calibration.steps`."""
     steps: int
+    """Optimiser steps, or seconds of a budget of time."""
     fewest: int
-    """Steps after which a search may stop it at the earliest."""
+    """Of these, after which a search may stop it at the earliest."""
     clips: int
     """Clips of an epoch: the frames of its episodes."""
     episodes: int
@@ -234,7 +235,7 @@ def work_of(
     places = {episode: place for place, episode in enumerate(manifest.episode_ids)}
     nbytes, lengths = (manifest.column(name).to_numpy() for name in ("nbytes", "length"))
     rule = sweep.search.asha or sweep.search.median
-    first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.steps
+    first = (rule.first or sweep.train.checkpoint_every) if rule else sweep.train.end
     lines = {line.name: line for line in sweep.lines}
 
     def training(kind: str, steps: int, fewest: int, episodes: Collection[str]) -> TrainingWork:
@@ -251,8 +252,8 @@ def work_of(
         videos_too = train.objective != "action" if line.imagines else line.swept
         episodes = subset.episodes if videos_too else subset.demos
         # a search always trains one arm to the end
-        fewest = train.steps if number == len(arms) else first
-        trainings.append(training(step_kind(sweep, line), train.steps, fewest, episodes))
+        fewest = train.end if number == len(arms) else first
+        trainings.append(training(step_kind(sweep, line), train.end, fewest, episodes))
     videos = [
         training(stage_one_kind(lines[video.line]), video.steps, video.steps, video.episodes)
         for video in planned_videos(sweep, manifest, quarantined, evaluation)
@@ -296,6 +297,8 @@ def _training(
         return Cost(), 0.0
     workers, batch_size, steps = sweep.train.workers, sweep.train.batch_size, training.steps_at(bound)
     fresh, kept = calibration.steps[training.kind], calibration.steps.get(KEPT)
+    if sweep.train.timed:  # as many steps as fit, whichever of them are on cached features
+        steps, kept = round(steps / workers / _at(fresh.wall, bound)), None
     known = 0.0  # steps on cached features: after the first epoch, as far as they fit
     if kept and training.kind == "action":
         known = max(0.0, steps - training.clips * workers / batch_size) * min(

@@ -155,6 +155,8 @@ def _jobs(
         recipe, config = sweep.line_train(line), sweep.config_of(line)
         short = recipe.model_copy(
             update={
+                "match": "steps",
+                "seconds": None,
                 "steps": FIRST_STEPS + STEPS,
                 "checkpoint_every": FIRST_STEPS,
                 "batch_size": recipe.batch_size // recipe.workers,

@@ -8,6 +8,7 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.policy_manifest import ManifestError, load
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
+from orchestrator.cost import hours
 from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
@@ -31,7 +32,7 @@ class Plan:
     video_models: int
     """Number of stage-1 trainings, each shared by the arms with the same episodes; 0 without stage 1."""
     clips: int
-    """Number of training clips over all arms and video models."""
+    """Number of training clips over all arms and video models; 0 if training ends by time."""
     bytes_per_epoch: int
     """Bytes that an epoch of the largest arm reads from the store."""
     stream_bytes: int
@@ -50,6 +51,8 @@ class Plan:
     """
     held_out_steps: int = 0
     """Number of their recorded actions."""
+    seconds: int = 0
+    """Budget of time of every arm's training, of all its GPUs or processes; 0 if training ends at a step."""
 
     def __str__(self) -> str:
         lines = (
@@ -86,7 +89,7 @@ class Plan:
             (
                 "training",
                 (
-                    f"{self.clips:,} clips; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per"
+                    f"{self._training()}; the largest arm reads {self.bytes_per_epoch / 2**20:.1f} MiB per"
                     " epoch"
                 ),
             ),
@@ -109,6 +112,12 @@ class Plan:
         )
         noted = (*lines, *(("note", note) for note in self.notes))
         return "\n".join(f"{name:<14} {value}" for name, value in noted)
+
+    def _training(self) -> str:
+        if not self.seconds:
+            return f"{self.clips:,} clips"
+        whole = hours(self.arms * self.seconds)
+        return f"{self.seconds:,} s per arm, {whole} h in all, of GPUs, or of training processes without any"
 
 
 def planned_arms(sweep: SweepConfig) -> list[Arm]:
@@ -166,6 +175,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
     entries = manifest.select((*largest.demos, *largest.action_free))
     batch_size = sweep.train.batch_size // sweep.train.workers
     video_models = planned_videos(sweep, manifest, quarantined, evaluation)
+    seconds = sweep.train.seconds or 0
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
@@ -202,6 +212,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
         held_out=len(evaluation),
+        seconds=seconds,
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
     )
 
@@ -221,12 +232,14 @@ def _misfit(preset: str, manifest: Manifest) -> str:
 
 def _notes(sweep: SweepConfig) -> Iterator[str]:
     """Yield what to know of external lines. Raises SweepError for a folder with mistakes."""
-    chosen = sorted(sweep.train.model_fields_set - {"match", "videos", "workers"})
+    chosen = sorted(sweep.train.model_fields_set - {"match", "videos", "workers", "seconds"})
     for line in (line for line in sweep.lines if not line.own):
         try:
             manifest = load(line.policy).manifest
         except ManifestError as error:
             raise SweepError(sweep.name, error.problems) from None
+        if problems := manifest.misunderstandings(sweep.train, sweep.data):
+            raise SweepError(sweep.name, [f"policy.lines: {line.name}: {one}" for one in problems])
         if not manifest.tested:
             yield f"{line.name}: the authors of its policy.yaml have not run it"
         if ignored := manifest.ignored(chosen):

@@ -72,8 +72,10 @@ def compared(sweeps: Sequence[NamedSweep]) -> Curve:
     lines = [{"name": name, "policy": "as its sweep file says"} for name in names]
     common["policy"] = {**common.get("policy", {}), "lines": lines}
     train = common.setdefault("train", {})
-    if {"steps", "match"} - train.keys():
+    budgets = {sweep.get("train", {}).get("seconds") for sweep in kept}
+    if {"steps", "match"} - train.keys() or len(budgets) > 1:
         train.pop("steps", None)
+        train.pop("seconds", None)
         train["match"] = OWN
     tags = _common([dict(sweep.tracked.tags) for sweep in sweeps])
     title = " and ".join(sweep.label for sweep in sweeps)

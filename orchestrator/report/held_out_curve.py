@@ -32,6 +32,7 @@ from orchestrator.report.curve_types import (
     lines_of,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
+from orchestrator.report.training_in_words import in_common, match_of, trained_for
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Interval,
@@ -253,6 +254,9 @@ class HeldOutCurve:
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
         told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
+        if are_named(self.lines) or match_of(self.sweep) != "steps":
+            common = in_common(self.sweep, [measured.cost for measured in self.arms])
+            told.insert(0, f"Between lines and demo counts, {common}.")
         for line in self.lines:
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
@@ -308,8 +312,8 @@ class HeldOutCurve:
             " each dimension",
             f"{self.points[0].episodes} recorded episodes that no arm trained on, the same for all",
         ]
-        if steps := sweep.get("train", {}).get("steps"):
-            said.append(f"every arm trained for {steps:,} steps, the last checkpoint measured")
+        if trained := trained_for(sweep, [measured.cost for measured in self.arms]):
+            said.append(f"{trained}, the last checkpoint measured")
         said.append(f"seeds {', '.join(map(str, self.seeds))}" + (", one thin line each" if several else ""))
         said.append("bars: 95 % intervals by Student's t over episodes")
         said.append(
@@ -340,6 +344,7 @@ class HeldOutCurve:
             "lower_is_better": True,
             "protocol": self.protocol,
             "caption": self.caption(),
+            "match": match_of(self.sweep),
             "answer": self.answer(),
             "lines": [
                 {

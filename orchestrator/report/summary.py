@@ -20,20 +20,15 @@ from orchestrator.report.curve_report import (
     SeriesReport,
     VideoReport,
 )
-from orchestrator.report.curve_types import OWN, Series
+from orchestrator.report.curve_types import Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
 from orchestrator.report.surface_report import surface_in_words
+from orchestrator.report.training_in_words import in_common, trained_for
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
-IN_COMMON = {
-    "steps": "every arm is trained for as many optimiser steps",
-    "epochs": "every arm is trained for as many passes over its demos",
-    OWN: "each sweep is trained as its own file says",
-}
-"""What arms have in common, by `train.match`."""
 RATES = (0.5, 0.8, 0.9)
 """Success rates whose demo counts are reported."""
 HOURS = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
@@ -69,7 +64,7 @@ def answer(curve: Curve) -> list[str]:
         return surface_in_words(curve)
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     if curve.named or curve.match != "steps":
-        told.insert(0, f"Between lines and demo counts, {IN_COMMON[curve.match]}.")
+        told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
         told.append(f"{_title(curve, line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
@@ -146,10 +141,7 @@ def caption(curve: Curve) -> str:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
     if suite.get("select"):
         said.append(f"decisions on {suite['select']} other episodes per task")
-    if steps := sweep.get("train", {}).get("steps"):
-        trained = f"every arm trained for {steps:,} steps"
-        if curve.match == "epochs":
-            trained = f"arms with the most demos trained for {steps:,} steps, others for as many epochs"
+    if trained := trained_for(sweep, _costs(curve)):
         said.append(f"{trained}, the last checkpoint scored")
     several = len(curve.seeds) > 1
     said.append(f"seeds {', '.join(map(str, curve.seeds))}" + (", one thin line each" if several else ""))
@@ -170,6 +162,10 @@ def caption(curve: Curve) -> str:
         )
     )
     return "; ".join(said) + f". Protocol {curve.protocol}."
+
+
+def _costs(curve: Curve) -> list[Cost | None]:
+    return [scored.cost for scored in curve.arms]
 
 
 def cost_report(curve: Curve, cost: Cost | None) -> CostReport | None:
@@ -259,12 +255,13 @@ def _protocol_facts(curve: Curve) -> tuple[Fact, ...]:
     facts = [("protocol", curve.protocol)]
     for section, names in {
         "suite": ("tasks", "episodes", "horizon", "settle", "success", "gl", "rung", "decide"),
-        "train": ("match", "mode", "steps", "video_steps", "batch_size", "checkpoint_every"),
+        "train": ("match", "mode", "seconds", "steps", "video_steps", "batch_size", "checkpoint_every"),
     }.items():
         facts += [
             (f"{section}.{name}", _words(sweep[section][name]))
             for name in names
             if sweep.get(section, {}).get(name) not in (None, "", [])
+            and not (name == "steps" and sweep[section].get("seconds"))
         ]
     facts += [(name, _words(sweep[name])) for name in ("seeds", "search") if name in sweep]
     facts += [(f"line {line['name']}", _own_settings(line)) for line in curve.policy_lines]

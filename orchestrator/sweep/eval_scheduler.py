@@ -171,7 +171,9 @@ class EvalScheduler:
         source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
         if isinstance(self.scorer, HeldOutScorer):
             protocol = state.protocol_of("nominal", arm)
-            return self.scorer.submit(HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name))
+            return self.scorer.submit(
+                HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name, unit=state.sweep.train.unit)
+            )
         decided_on = state.sweep.suite.decided_on
         reported = ("nominal", *state.sweep.suite.shifts) if last else ()
         for shift in dict.fromkeys((decided_on, *reported)):
@@ -190,6 +192,7 @@ class EvalScheduler:
                 rule=rule,
                 reference=reference,
                 arm=arm.name,
+                unit=state.sweep.train.unit,
             )
             self.scorer.submit(job)
 

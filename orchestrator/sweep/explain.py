@@ -58,11 +58,15 @@ class Explanation:
     training: Compared
     score: Compared
     first_step: int
-    """Optimiser step from which the arm would be trained."""
+    """Optimiser step from which the arm would be trained, or seconds of its budget that are spent."""
     steps: int
-    """Optimiser step at which training ends; nothing is trained if it equals `first_step`."""
+    """Optimiser step at which training ends, or its budget in seconds; nothing is trained if it equals
+    `first_step`.
+    """
     episodes: int
     """Upper bound of the episodes that would be played."""
+    unit: str = "steps"
+    """Unit of `first_step` and `steps`, `Train.unit`."""
 
     @property
     def consequence(self) -> str:
@@ -77,8 +81,13 @@ class Explanation:
                 else "nothing: the arm is trained and scored"
             )
         if self.training.stored and not self.training.same:
-            return f"the arm is trained again from step 0 to {self.steps}, {play}{again or ' again'}"
-        return f"the arm is trained from step {self.first_step} to {self.steps}, {play}{again}"
+            return f"the arm is trained again from {self._span(0)}, {play}{again or ' again'}"
+        return f"the arm is trained from {self._span(self.first_step)}, {play}{again}"
+
+    def _span(self, first: int) -> str:
+        if self.unit == "steps":
+            return f"step {first} to {self.steps}"
+        return f"{first} to {self.steps} {self.unit}"
 
     def lines(self) -> list[str]:
         """Return the explanation as lines of text."""
@@ -115,8 +124,9 @@ def explain(state: SweepState, name: str) -> Explanation:
         training,
         score,
         first_step,
-        state.sweep.train_of(arm).steps,
+        state.sweep.train_of(arm).end,
         _episodes(state, arm, done),
+        state.sweep.train.unit,
     )
 
 

@@ -34,6 +34,8 @@ class ExternalLine:
     """Fields of `train` that it follows."""
     own_environment: bool
     """Whether it has other packages than this program."""
+    resources: tuple[float, float] = (1.0, 0.0)
+    """Cores and GPUs of a training run, which shape a policy that is trained by time."""
     policy: ExternalPolicy | None = field(default=None, compare=False, repr=False)
     """Its folder; None if only what the last run pinned is known."""
     lock: str = field(default="", compare=False, repr=False)
@@ -46,12 +48,16 @@ class ExternalLine:
             "options": dict(self.options),
             "knobs": list(self.knobs),
             "own_environment": self.own_environment,
+            "resources": list(self.resources),
         }
 
     @classmethod
     def from_pinned(cls, data: Mapping[str, Any]) -> "ExternalLine":
         """Invert `pinned`."""
-        return cls(data["fingerprint"], data["options"], tuple(data["knobs"]), data["own_environment"])
+        cpus, gpus = data.get("resources", (1.0, 0.0))
+        return cls(
+            data["fingerprint"], data["options"], tuple(data["knobs"]), data["own_environment"], (cpus, gpus)
+        )
 
     def key(self, parts: Mapping[str, Any], train: Train, packages: Mapping[str, str]) -> Key:
         """Return the key of everything besides the arm that shapes a policy of the line.
@@ -59,7 +65,14 @@ class ExternalLine:
         parts: those of the data. train: of the arm. packages: versions by name.
         """
         recipe = train.model_dump(mode="json")
-        chosen = {name: recipe[name] for name in ("steps", *self.knobs) if name not in _NOT_SHAPING}
+        chosen = {
+            name: recipe[name]
+            for name in ("steps", *self.knobs)
+            if name in recipe and name not in _NOT_SHAPING
+        }
+        if train.timed:
+            chosen["resources"] = list(self.resources)
+            del chosen["steps"]
         return Key(
             "training",
             {
@@ -91,7 +104,11 @@ def read_external_lines(
             found[line.name] = ExternalLine.from_pinned(before[line.name])
             continue
         try:
-            found[line.name] = _read(line, storage, pin)
+            read = _read(line, storage, pin)
+            assert read.policy
+            if wrong := read.policy.manifest.misunderstandings(sweep.train, sweep.data):
+                problems += [f"policy.lines.{number}: {problem}" for problem in wrong]
+            found[line.name] = read
         except ManifestError as error:
             problems += [f"policy.lines.{number}: {line.policy}: {problem}" for problem in error.problems]
         except ValueError as error:
@@ -115,6 +132,7 @@ def _read(line: Line, storage: Storage, pin: bool) -> ExternalLine:
         manifest.with_options(line.options),
         tuple(manifest.understands),
         manifest.environment != "this",
+        (manifest.resources.cpus, manifest.resources.gpus),
         policy,
         lock,
     )

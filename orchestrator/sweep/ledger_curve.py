@@ -36,7 +36,7 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
     costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
     tags = {
         TRAINING: state.training,
-        STEPS: str(state.sweep.train.steps),
+        STEPS: str(state.sweep.train.end),
         STORE: state.store,
         COST: str(added(costs.values())),
         **arm_tags(state),
@@ -56,7 +56,7 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
 
 def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[ScoredArm]:
     for arm_id, arm in arms.items():
-        last, test = state.sweep.train_of(arm).steps, state.possible_video_test(arm)
+        last, test = state.sweep.train_of(arm).end, state.possible_video_test(arm)
         checkpoints = state.checkpoints(arm_id)
         if last not in checkpoints:
             continue
@@ -85,7 +85,7 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
 
 def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[MeasuredArm]:
     for arm_id, arm in arms.items():
-        last = state.sweep.train_of(arm).steps
+        last = state.sweep.train_of(arm).end
         if checkpoint := state.checkpoints(arm_id).get(last):
             score = state.action_error(arm, checkpoint.fingerprint)
             if score.complete:

@@ -537,7 +537,7 @@ class SweepRun:
         if arm.stopped is None and self._pruner.stops(arm_id, step, score.merit):
             arm.stopped = step
             self.state.record_stop(arm_id, step)
-            self.say(f"stopped {arm.name} after {step} steps: it is behind at {score}")
+            self.say(f"stopped {arm.name} after {step} {arm.unit}: it is behind at {score}")
             self.training.request_stop(arm_id, StopRequest.STOP)
             self.evaluation.scorer.drop(arm_id)
         if arm.stopped is not None or step == arm.steps:
@@ -571,7 +571,7 @@ class SweepRun:
             if arm.stopped is None and arm.steps not in arm.scores and not self._retry_failed:
                 yield (
                     f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps}"
-                    " steps); run again to go on"
+                    f" {arm.unit}); run again to go on"
                 )
             if arm.selecting and arm.report is None and arm.steps in arm.scores and not self._retry_failed:
                 yield (

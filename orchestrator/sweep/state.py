@@ -188,18 +188,23 @@ class SweepState:
         fix, train = "give the sweep another name", self.sweep.train
         was, demos = before.get("train", {}), before.get("data", {}).get("demo_count")
         alike = was.get("match", "steps") == train.match and (
-            train.match == "steps" or demos == self.sweep.data.model_dump(mode="json")["demo_count"]
+            train.match != "epochs" or demos == self.sweep.data.model_dump(mode="json")["demo_count"]
         )
-        shorter_before = not was or (alike and was["steps"] <= train.steps)
+        field = "seconds" if train.timed else "steps"
+        shorter_before = not was or (alike and was[field] <= train.end)
         for arm_id, arm in self.arms().items():
-            steps = self.sweep.train_of(arm).steps
+            steps = self.sweep.train_of(arm).end
             trained = sorted(read_records(self.storage, arm_id))
             if (last := max(trained, default=0)) <= steps or (steps in trained and shorter_before):
                 continue
-            if steps not in trained and train.match == "steps":
-                fix = f"set train.steps to {', '.join(map(str, trained))} or more"
+            if steps not in trained and train.match != "epochs":
+                fix = f"set train.{field} to {', '.join(map(str, trained))} or more"
             raise SweepError(
-                self.sweep.name, [f"train.steps: {arm.name} was trained on to step {last}; {fix}"]
+                self.sweep.name,
+                [
+                    f"train.{field}: {arm.name} was trained on to"
+                    f" {f'{last} s' if train.timed else f'step {last}'}; {fix}"
+                ],
             )
 
     def pin(self) -> None:
@@ -593,6 +598,7 @@ class SweepState:
             train=self.sweep.train_of(arm),
             storage=self.storage.uri,
             lock=line.lock,
+            proprio=self.proprio,
             code=file_hashes(),
         )
 
@@ -628,18 +634,20 @@ class SweepState:
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
+        train = self.sweep.train_of(arm)
         return ArmStatus(
             arm,
-            self.sweep.train_of(arm).steps,
+            train.end,
             video.arm_id if video else "",
             selecting=self.sweep.suite.select is not None,
+            unit=train.unit,
         )
 
     def last_step(self, arm_id: str) -> int:
-        """Return the optimiser step at which an arm's training ends."""
-        if self.sweep.train.match == "steps":
-            return self.sweep.train.steps
-        return self.sweep.train_of(self.arms()[arm_id]).steps
+        """Return the optimiser step at which an arm's training ends, or its budget in seconds."""
+        if self.sweep.train.match != "epochs":
+            return self.sweep.train.end
+        return self.sweep.train_of(self.arms()[arm_id]).end
 
     def checkpoints(self, arm_id: str) -> dict[int, CheckpointRecord]:
         """Return the complete checkpoints of a training run by step.
@@ -655,7 +663,7 @@ class SweepState:
 
     def films(self, arm: Arm) -> dict[str, str]:
         """Return the rollout videos of an arm's last checkpoint: episode id -> storage key."""
-        checkpoint = self.checkpoints(self.arm_id(arm)).get(self.sweep.train_of(arm).steps)
+        checkpoint = self.checkpoints(self.arm_id(arm)).get(self.sweep.train_of(arm).end)
         if not checkpoint:
             return {}
         return Ledger(self.storage, checkpoint.fingerprint, self.protocol_of("nominal", arm)).films()

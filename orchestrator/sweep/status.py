@@ -20,7 +20,7 @@ class ArmStatus:
 
     arm: Arm
     steps: int
-    """Optimiser step at which training ends."""
+    """Optimiser step at which training ends, or its budget in seconds."""
     video: str = ""
     """Training run of the video model that the arm's head reads; empty if it is not trained separately."""
     step: int = 0
@@ -44,6 +44,8 @@ class ArmStatus:
     """Arithmetics of the training processes up to the last checkpoint; none if not recorded."""
     cost: Cost = field(default_factory=Cost)
     """Cost of the arm, with its share of a video model that several arms use."""
+    unit: str = "steps"
+    """Unit of `step` and `steps`, `Train.unit`."""
 
     @property
     def name(self) -> str:
@@ -233,7 +235,9 @@ class ArmLine:
     """`ArmStatus.state`."""
     step: int
     steps: int
-    """Optimiser step at which training ends."""
+    """Optimiser step at which training ends, or its budget in seconds."""
+    unit: str = "steps"
+    """Unit of `step` and `steps`."""
     stage_1_step: int = 0
     """`ArmStatus.video_step`."""
     loss: float | None = None
@@ -266,6 +270,7 @@ class ArmLine:
             state=arm.state,
             step=arm.step,
             steps=arm.steps,
+            unit=arm.unit,
             stage_1_step=arm.video_step,
             loss=arm.loss,
             episodes_played=sum(played for played, _ in arm.scoring.values()),
@@ -334,10 +339,9 @@ def table(lines: Iterable[ArmLine]) -> Any:
     lines = list(lines)
     held_out = any(isinstance(score, ActionErrorLine) for line in lines for score in line.scores.values())
     played, last = ("measured", MEASURE) if held_out else ("played", "last score")
-    for title in ("arm", "state", "steps", "loss", played, last):
-        drawn.add_column(
-            title, no_wrap=True, justify="right" if title in ("steps", "loss", played) else "left"
-        )
+    steps = lines[0].unit if lines else "steps"
+    for title in ("arm", "state", steps, "loss", played, last):
+        drawn.add_column(title, no_wrap=True, justify="right" if title in (steps, "loss", played) else "left")
     for line in lines:
         drawn.add_row(
             line.arm,

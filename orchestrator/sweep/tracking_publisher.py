@@ -74,6 +74,8 @@ from sim_workers.rollout.rollout_video import RecordedVideo
 COST = "demoscale.cost"
 """Tag: an arm's cost or the sweep's, in words."""
 LOSSES = ("loss", "loss_video", "loss_action")
+TIMED = ("optimiser_steps",)
+"""Metrics of arms that get a budget of time, whose steps are seconds."""
 
 
 class TrackingPublisher:
@@ -100,7 +102,7 @@ class TrackingPublisher:
             "store": state.store or claim_identity(state.storage),
             "training": state.training,
             "protocol": state.comparable,
-            "steps": sweep.train.steps,
+            "steps": sweep.train.end,
             "artifacts": state.uri("mlartifacts"),
         }
         folder = local_folder(state.storage.uri) / "telling" / f"{sweep.name}-{place}"
@@ -132,7 +134,7 @@ class TrackingPublisher:
         uri = strip_credentials(state.episodes)
         facts = {
             "demoscale.subset": subset.digest,
-            STEPS: str(state.sweep.train_of(arm).steps),
+            STEPS: str(state.sweep.train_of(arm).end),
             **self._arm_tags,
             **self._mlflow_tags,
         }
@@ -153,7 +155,9 @@ class TrackingPublisher:
     def training(self, arm_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Publish the metrics that an arm reported: losses and clips consumed."""
         self.metrics(
-            arm_id, step, {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED) if name in metrics}
+            arm_id,
+            step,
+            {name: float(metrics[name]) for name in (*LOSSES, *CONSUMED, *TIMED) if name in metrics},
         )
 
     def stage_one(self, arm_id: str, step: int, loss_video: float) -> None:

@@ -167,9 +167,9 @@ class TrainScheduler:
             return run in self._running
 
     def steps(self, run: str) -> int:
-        """Return the optimiser steps of a run in progress."""
+        """Return the step at which a run in progress ends, or its budget in seconds."""
         with self._lock:
-            return self._running[run].train.steps
+            return self._running[run].train.end
 
     def waiting_arms(self, run: str) -> list[str]:
         """Return the ids of the arms that wait for the video model of this run; empty if it trains an arm."""

@@ -34,9 +34,9 @@ class FakeTrainer:
 
         every, reported = job.train.checkpoint_every, list[Reported]()
         stop_request = stop_request_poller(channel, job.arm_id, 1)
-        for step in range(1, job.train.steps + 1):
+        for step in range(1, job.train.end + 1):
             time.sleep(self.step_s)
-            if step % every and step != job.train.steps and not stop_request():
+            if step % every and step != job.train.end and not stop_request():
                 continue
             event = Reported(
                 run=job.arm_id,

@@ -38,7 +38,7 @@ class FakeEvalBackend:
         def source(checkpoint: CheckpointRef, imagines: bool) -> PolicySource:
             # evaluated per call: a search proposes arms while the sweep runs
             arms = tuple(state.arms().items())
-            return FakePolicy(checkpoint, arms, state.sweep.train.steps, self.model)
+            return FakePolicy(checkpoint, arms, state.sweep.train.end, self.model)
 
         return EvalBackend(
             FakeRolloutPool(simulated_outcome, on_retry=on_retry),

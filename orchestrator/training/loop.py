@@ -1,7 +1,9 @@
 """Training of one arm, or of a video model that several arms share: a plain loop, without Ray."""
 
+import logging
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +17,14 @@ from orchestrator.data import clip_stream as stream
 from orchestrator.data.clip_sampler import ClipSampler
 from orchestrator.data.clips import ClipBatch
 from orchestrator.data.episode_store import load_manifest
-from orchestrator.data.latent_cache import has_latents, latent_entries, read_sentences
+from orchestrator.data.latent_cache import latent_entries, read_sentences, why_pictures
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import PACKAGES, TRAINING_PACKAGES, digest, package_versions, weights_label
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.training.control_channel import StopRequest
+from orchestrator.training.progress import Progress
 from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
@@ -37,7 +40,10 @@ if TYPE_CHECKING:
     from policy.learner import Learner
     from policy.model import VideoActionModel
 
+_log = logging.getLogger(__name__)
+
 PROGRESS_REPORTS = 20  # per run, besides those at checkpoints
+STRETCH = 500  # optimiser steps that are planned at a time at least, where training ends by time
 CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consumed")
 """Metrics: clips with and without actions that a worker trained on since step 0, and their ratio, to compare
 with the requested one.
@@ -60,6 +66,7 @@ NOT_OF_THE_VIDEO = {
     "videos",
     "checkpoint_every",
     "match",
+    "seconds",
     "head_learning_rate",
     "feature_cache_mb",
 }
@@ -203,7 +210,7 @@ def card_of(job: TrainJob, manifest: Manifest, here: Arithmetic) -> "Card":
             "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
-            "train": job.train.model_dump(mode="json", exclude={"match"}),
+            "train": job.train.model_dump(mode="json", exclude=set() if job.train.timed else {"match"}),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),
@@ -225,12 +232,15 @@ def train(
     stop_request: Callable[[], StopRequest | None] = lambda: None,
     fetcher: stream.EpisodeFetcher | None = None,
     decoder: stream.VisitDecoder | None = None,
+    agree: Callable[[float], float] = float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Train from the checkpoint `resume` (None: from step 0) to the last step, or until `stop_request`,
-    polled after every step, returns a request.
+    """Train from the checkpoint `resume` (None: from step 0) to the last step or the end of the budget of
+    time, or until `stop_request`, polled after every step, returns a request.
 
-    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing. `wrap`
-    prepares the model for several workers; `fetcher` and `decoder`: as for `clip_stream.batches`.
+    Every random draw is a function of (seed, step, rank), so stopping and resuming changes nothing, except
+    for the number of steps that a budget of time allows. `wrap` prepares the model for several workers;
+    `fetcher` and `decoder`: as for `clip_stream.batches`; `agree` and `clock`: as for `Progress`.
 
     Raises NotFiniteError if a loss, a gradient or a weight is not finite; no checkpoint is written then, and
     a retry fails likewise. Raises CodeChangedError if this process imported other code than the job's driver;
@@ -252,9 +262,18 @@ def train(
     here = Arithmetic.here(device)
     card = card_of(job, manifest, here)
     before = load_card(resume).provenance if resume else card.provenance
-    first_step = before["step"]
-    if first_step == job.train.steps:
+    progress = Progress(
+        job.train,
+        before.get("optimiser_steps", before["step"]),
+        before["step"],
+        before.get("seconds", 0.0),
+        world,
+        agree,
+        clock,
+    )
+    if progress.saved == job.train.end:
         return
+    first_step = progress.step
     consumed = {name: before[name] for name in CONSUMED}
     trained_on = tuple(map(Arithmetic.from_json, before.get(TRAINED_ON, ())))
     if here not in trained_on:  # resumed on another machine
@@ -275,13 +294,13 @@ def train(
             f"the weights in {job.video_model or job.start} are not finite ({which}); start training from"
             " others"
         )
-    trainer = Trainer(model, job.train, job.train.steps, wrap)
+    trainer = Trainer(model, job.train, job.train.end, wrap)
     if resume:
         acting, kept = load_weights(resume), load_trainer(resume)
         if which := not_finite(acting) or not_finite(kept):
             raise NotFiniteError(
-                f"the checkpoint of step {first_step} is not finite ({which}); remove arms/{job.arm_id} to"
-                " train it again"
+                f"the checkpoint of step {progress.saved} is not finite ({which}); remove"
+                f" arms/{job.arm_id} to train it again"
             )
         trainer.restore(acting, kept)
     normalizer = None
@@ -297,18 +316,23 @@ def train(
     # cached latents were encoded without jitter
     if isinstance(model, VideoActionModel) and not job.train.color_jitter:
         order = _kept(order, storage, manifest, model)
-    steps = {"first_step": first_step, "num_steps": job.train.steps}
-    batches = stream.batches(
-        job.episodes,
-        manifest.contract,
-        order,
-        shape,
-        **steps,
-        fetcher=fetcher,
-        decoder=decoder,
-        on_fetched=meter.fetched,
-    )
+
+    def between(first: int, last: int) -> Iterator[ClipBatch]:
+        return stream.batches(
+            job.episodes,
+            manifest.contract,
+            order,
+            shape,
+            first_step=first,
+            num_steps=last,
+            fetcher=fetcher,
+            decoder=decoder,
+            on_fetched=meter.fetched,
+        )
+
+    batches = _endless(between, first_step) if job.train.timed else between(first_step, job.train.steps)
     for step, clips in enumerate(meter.steps_of(batches, order.batch_size), first_step + 1):
+        progress.run_clock()
         generator.manual_seed(derived_seed(job.arm.seed, step, rank))
         if job.proprio is not None:
             clips = replace(clips, proprio=clips.proprio[..., list(job.proprio)])
@@ -317,7 +341,7 @@ def train(
             batch = batch.views_apart()
         if job.train.color_jitter and not batch.frames.is_floating_point():
             batch = replace(batch, frames=color_jitter(batch.frames, generator))
-        losses = trainer.step(batch, step - 1, generator)
+        losses = trainer.step(batch, step - 1, generator, progress.share)
         for name, value in (
             ("loss", losses.total),
             ("loss_video", losses.video),
@@ -326,26 +350,32 @@ def train(
             # stays on the device: reading it at every step would make the device wait
             sums[name] = sums[name] + value
         consumed = _count(consumed, clips)
+        progress.stepped()
         request = stop_request()
-        checkpoint = (
-            step % job.train.checkpoint_every == 0 or step == job.train.steps or request is StopRequest.PAUSE
-        )
-        if not checkpoint and not request and step % max(1, job.train.steps // PROGRESS_REPORTS):
+        checkpoints = progress.due(request is StopRequest.PAUSE)
+        if not checkpoints and not request and not progress.passed(max(1, job.train.end // PROGRESS_REPORTS)):
             continue
         trainer.check()
         check_imported(job.code)  # again, for modules that training imported meanwhile
-        progress = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        means = {name: total.item() / (step - since) for name, total in sums.items()} | consumed
+        if job.train.timed:
+            means["optimiser_steps"] = step
         meter.stepped(order.batch_size)
         sums, since = dict.fromkeys(sums, torch.zeros((), device=trainer.device)), step
-        if checkpoint:
+        if checkpoints:
+            progress.stop_clock()
             # by every worker: sharded weights are gathered
             weights, state = trainer.acting_weights(), trainer.state()
-        if not checkpoint or rank > 0:
-            report(_reported(job, step, progress, meter, trained_on), None)
-        else:
+        if not checkpoints or rank > 0:
+            for position in checkpoints or [progress.position]:
+                report(_reported(job, position, means, meter, trained_on), None)
+        for position in checkpoints if rank == 0 else ():
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                now = replace(card, provenance=card.provenance | {"step": step} | consumed)
+                where = {"step": position} | consumed
+                if job.train.timed:
+                    where |= {"optimiser_steps": step, "seconds": progress.seconds}
+                now = replace(card, provenance=card.provenance | where)
                 if job.objective == "video":
                     weights = {name: tensor for name, tensor in weights.items() if name.startswith("video.")}
                 if which := not_finite(weights) or not_finite(state):
@@ -354,25 +384,35 @@ def train(
                         " train.learning_rate"
                     )
                 save(folder, now, model, weights, state)
-                report(_reported(job, step, progress, meter, trained_on, fingerprint(folder)), folder)
-        if request:
+                report(_reported(job, position, means, meter, trained_on, fingerprint(folder)), folder)
+        if request or progress.ended:
             batches.close()  # type: ignore[attr-defined]
             return
+
+
+def _endless(between: Callable[[int, int], Iterator[ClipBatch]], first_step: int) -> Iterator[ClipBatch]:
+    """Yield the batches from a step on, without end, where the number of steps is not known: in stretches
+    that become longer, since each reads the episodes again.
+    """
+    while True:
+        last = max(first_step + STRETCH, 2 * first_step)
+        yield from between(first_step, last)
+        first_step = last
 
 
 def _reported(
     job: TrainJob,
     step: int,
-    progress: Mapping[str, Any],
+    means: Mapping[str, Any],
     meter: Meter,
     trained_on: tuple[Arithmetic, ...],
     checkpoint: str = "",
 ) -> Reported:
-    """Return a report. progress: mean losses and CONSUMED by name."""
+    """Return a report. means: mean losses, CONSUMED and optimiser steps by name."""
     return Reported(
         run=job.arm_id,
         step=step,
-        **progress,
+        **means,
         usage=meter.read(),
         checkpoint=checkpoint,
         trained_on=trained_on,
@@ -381,12 +421,14 @@ def _reported(
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
     """Return the same clips read from cached latents, if `demoscale encode` stored those of this model's
-    autoencoder next to the episodes.
+    autoencoder next to the episodes; of several stores, in each of them.
     """
     if model.codec.stored_channels == model.codec.channels:  # folded pixels: nothing to cache
         return order
     fingerprint = model.codec.fingerprint(manifest.contract.image_size)
-    if not has_latents(storage, manifest, fingerprint):
+    if why := why_pictures(storage, manifest, fingerprint, (*order.demos, *order.action_free)):
+        if manifest.parts:
+            _log.warning("pictures are encoded while training: %s", why)
         return order
     demos, action_free = (
         tuple(latent_entries(storage, manifest, fingerprint, entries))

@@ -56,7 +56,26 @@ def _worker_loop(config: dict[str, Any]) -> None:
             stop_request_poller(config["channel"], job.arm_id, world),
             fetcher=RayDataFetcher(),
             decoder=RayDataDecoder() if job.decode == "cluster" else None,
+            agree=_longest(world) if job.train.timed else float,
         )
+
+
+def _longest(world: int) -> Callable[[float], float]:
+    """Return a function that returns the largest of the workers' numbers, so that all end at one step."""
+    if world == 1:
+        return float
+
+    import torch
+    from torch import distributed
+
+    on_cpu = distributed.new_group(backend="gloo")  # a GPU need not wait for it
+
+    def agree(seconds: float) -> float:
+        number = torch.tensor(seconds, dtype=torch.float64)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=on_cpu)
+        return float(number)
+
+    return agree
 
 
 def stop_request_poller(channel: Any, run: str, world: int) -> Callable[[], StopRequest | None]:

@@ -11,12 +11,12 @@ from sim_workers.arithmetic import Arithmetic
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(TrainingProgress):
-    """Progress of a run at an optimiser step, with a checkpoint or without."""
+    """Progress of a run at an optimiser step, or at a second of its budget, with a checkpoint or without."""
 
     run: str
     """Id of the arm, or of the video model that several arms share."""
     step: int
-    """Optimiser steps since the start of training."""
+    """Optimiser steps since the start of training, or seconds of a budget of time."""
     usage: WorkerUsage
     """Usage of all workers since the last report."""
     checkpoint: str = ""
@@ -47,6 +47,7 @@ class Reported(TrainingProgress):
             clips_with_actions=metrics.get("clips_with_actions", 0),
             clips_action_free=metrics.get("clips_action_free", 0),
             action_free_ratio_consumed=metrics.get("action_free_ratio_consumed", 0.0),
+            optimiser_steps=metrics.get("optimiser_steps"),
             usage=WorkerUsage.from_metrics(metrics),
             checkpoint=metrics.get("checkpoint", ""),
             trained_on=tuple(map(Arithmetic.from_json, metrics.get("trained_on", ()))),

@@ -10,15 +10,16 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 TRAIN = "DEMOSCALE_TRAIN"
 """Environment variable with the path of the job."""
 REPORT_EVERY = 10
-"""Steps from one line of progress to the next."""
+"""Steps from one line of progress to the next; it is a second where training ends by time."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,26 @@ class TrainJob:
     first_step: int
     """Optimiser steps that the checkpoint has behind it; 0 without one."""
     steps: int
-    """Optimiser steps in all, those of the checkpoint included."""
+    """Optimiser steps in all, those of the checkpoint included; 0 if training ends by time."""
+    seconds: float
+    """Seconds of training in all, those of the checkpoint included; 0 if training ends at a step."""
+    first_second: float
+    """Seconds of training that the checkpoint has behind it; 0 without one."""
     batch_size: int
-    checkpoint_every: int
+    checkpoint_every: float
+    """Steps from one checkpoint to the next, or seconds if training ends by time."""
     seed: int
     device: str
     threads: int
     options: dict[str, Any]
     """Settings of the policy: the manifest's, and over them the line's."""
+    weights: list[float] = field(default_factory=list)
+    """Share of the samples that come from each episode, in the order of the data; empty: by its frames."""
 
     @classmethod
     def read(cls) -> "TrainJob":
         """Return the job of this process. Raises SystemExit if there is none, or a field is missing."""
-        stated = read_stated(TRAIN, [field.name for field in fields(cls)])
+        stated = read_stated(TRAIN, [one.name for one in fields(cls)])
         paths = {name: Path(stated[name]) for name in ("policy", "data", "checkpoints", "report")}
         return cls(**{**stated, **paths, "resume": Path(stated["resume"]) if stated["resume"] else None})
 
@@ -74,26 +82,45 @@ def read_stated(variable: str, names: list[str]) -> dict[str, Any]:
     return {name: stated[name] for name in names}
 
 
-def take_steps(job: TrainJob, step: Callable[[], float], save: Callable[[Path, int], None]) -> None:
-    """Train from `job.first_step` to `job.steps`, with a checkpoint every `job.checkpoint_every` steps and
-    after the last one.
+def take_steps(
+    job: TrainJob,
+    step: Callable[[], float],
+    save: Callable[[Path, int], None],
+    on_share: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Train from `job.first_step` to `job.steps`, or until `job.seconds` are used up, with a checkpoint every
+    `job.checkpoint_every` steps or seconds and after the last step.
 
-    step: takes one optimiser step and returns its loss. save(folder, step): writes everything that continues
-    the training, and everything that acts, into the empty folder. At SIGTERM the current step is finished, a
-    checkpoint is written, and the function returns. Raises SystemExit if a loss is not finite.
+    step: takes one optimiser step and returns its loss; the time that it takes is what counts. save(folder,
+    step): writes everything that continues the training, and everything that acts, into the empty folder.
+    on_share: called before each step of a training that ends by time, with the part of the time that is used
+    up, for schedules. At SIGTERM the current step is finished, a checkpoint is written, and the function
+    returns. Raises SystemExit if a loss is not finite.
     """
     stop = _Stop()
     losses: list[float] = []
-    for number in range(job.first_step + 1, job.steps + 1):
+    number, seconds = job.first_step, job.first_second
+    while seconds < job.seconds if job.seconds else number < job.steps:
+        if job.seconds:
+            on_share(seconds / job.seconds)
+        began, before = time.perf_counter(), seconds
         losses.append(step())
+        number += 1
+        if job.seconds:
+            seconds += time.perf_counter() - began
+        line = {"step": number, **({"seconds": seconds} if job.seconds else {})}
         if not math.isfinite(losses[-1]):
-            report_line(job.report, {"step": number, "loss": losses[-1]})
+            report_line(job.report, {**line, "loss": losses[-1]})
             raise SystemExit(f"step {number}: the loss is {losses[-1]}; lower the learning rate")
-        if number % job.checkpoint_every == 0 or number == job.steps or stop.asked:
+        if job.seconds:
+            due = seconds >= job.seconds or seconds // job.checkpoint_every > before // job.checkpoint_every
+        else:
+            due = number == job.steps or number % job.checkpoint_every == 0
+        if due or stop.asked:
             name = write_checkpoint(job.checkpoints, number, save)
-            report_line(job.report, {"step": number, "loss": _mean(losses), "checkpoint": name})
-        elif number % REPORT_EVERY == 0:
-            report_line(job.report, {"step": number, "loss": _mean(losses)})
+            report_line(job.report, {**line, "loss": _mean(losses), "checkpoint": name})
+        elif int(seconds) > int(before) if job.seconds else number % REPORT_EVERY == 0:
+            report_line(job.report, {**line, "loss": _mean(losses)})
         else:
             continue
         losses = []

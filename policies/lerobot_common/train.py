@@ -34,6 +34,8 @@ MEASURED_FRAMES = 64
 """Frames, spread evenly over the data, that the statistics of a frozen normalisation are measured on."""
 REPO = "demoscale/arm"
 """A name that LeRobot wants for every data set; nothing is looked up under it."""
+SCHEDULE_STEPS = 10_000
+"""Steps of a schedule of the learning rate over a budget of time; its warm-up counts in these."""
 OWN_OPTIONS = {
     "start": None,
     "use_imagenet_stats": True,
@@ -112,7 +114,7 @@ def train(kind: str) -> None:
     policy.train()
     optimizer_config, scheduler_config = config.get_optimizer_preset(), config.get_scheduler_preset()
     optimizer = optimizer_config.build(policy.get_optim_params())
-    scheduler = scheduler_config.build(optimizer, job.steps) if scheduler_config else None
+    scheduler = scheduler_config.build(optimizer, job.steps or SCHEDULE_STEPS) if scheduler_config else None
 
     sampler = EpisodeAwareSampler(
         dataset.meta.episodes["dataset_from_index"],
@@ -133,7 +135,7 @@ def train(kind: str) -> None:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), optimizer_config.grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        if scheduler is not None:
+        if scheduler is not None and not job.seconds:
             scheduler.step()
         return float(loss.item())
 
@@ -142,7 +144,12 @@ def train(kind: str) -> None:
             part.save_pretrained(folder / PRETRAINED_MODEL_DIR)
         save_training_state(folder, number, optimizer, scheduler, num_processes=1, batch_size=job.batch_size)
 
-    take_steps(job, step, save)
+    def on_share(share: float) -> None:
+        if scheduler is not None:  # its next step sets the learning rate of this part of the time
+            scheduler.last_epoch = int(share * SCHEDULE_STEPS) - 1
+            scheduler.step()
+
+    take_steps(job, step, save, on_share)
 
 
 def _new(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> tuple[Any, Any, Any]:

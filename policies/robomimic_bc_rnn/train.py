@@ -103,6 +103,12 @@ def train() -> None:
     passes = -(-len(dataset) // job.batch_size)
     with config.values_unlocked():
         for optimized in config.algo.optim_params.values():
+            kind = optimized["learning_rate"].get("scheduler_type", "multistep")
+            if job.seconds and kind != "multistep":
+                raise SystemExit(
+                    f"options: a schedule {kind} ends at a step, and this training by time; write multistep,"
+                    " or match steps"
+                )
             optimized["num_train_batches"] = passes
             optimized["num_epochs"] = max(1, -(-job.steps // passes))
     device = torch_utils.get_torch_device(try_to_use_cuda=config.train.cuda)

@@ -21,7 +21,12 @@ def main() -> None:
     """Train from the job's first step to its last."""
     job = TrainJob.read()
     chunk, inputs, targets = job.options["chunk"], [], []
-    for states, actions in read_episodes(job.data):
+    episodes = read_episodes(job.data)
+    shares = None  # of each frame in the samples, where several stores have weights
+    if job.weights:
+        frames = [len(actions) for _, actions in episodes]
+        shares = np.repeat(np.array(job.weights) / frames, frames)
+    for states, actions in episodes:
         ends = np.minimum(np.arange(len(actions))[:, None] + np.arange(chunk), len(actions) - 1)
         inputs.append(states)
         targets.append(actions[ends].reshape(len(actions), -1))  # past the end: the last action
@@ -36,7 +41,7 @@ def main() -> None:
     def step() -> float:
         nonlocal weights, done
         # drawn by seed and step, so that a training that resumes goes on as if it had not stopped
-        rows = np.random.default_rng([job.seed, done]).integers(len(x_NI), size=job.batch_size)
+        rows = np.random.default_rng([job.seed, done]).choice(len(x_NI), size=job.batch_size, p=shares)
         error = x_NI[rows] @ weights - y_NC[rows]
         weights = weights - 0.05 * x_NI[rows].T @ error / len(rows)
         done += 1

@@ -10,13 +10,17 @@ import pytest
 import ray
 from conftest import CHECKOUT
 
+from external_policies import make_policy
 from orchestrator import provenance
 from orchestrator.cluster import code_bundle as staging
 from orchestrator.cluster.code_bundle import CodeBundleError, code_bundle, shipped_files
 from orchestrator.cluster.preflight import check_sweep, warnings_for
 from orchestrator.cluster.ray_jobs import JobSpec, _metadata, _runtime_env
+from orchestrator.cluster.submission import sweep_load
 from orchestrator.cluster.version_check import PYTHONS, differing, pins, to_install
 from orchestrator.code_fingerprint import SCORING_CODE, TRAINING_CODE, code_fingerprint
+from orchestrator.config.lines import PolicyChoice
+from orchestrator.config.policy_manifest import ManifestError, load
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.redaction import redact
 
@@ -169,6 +173,33 @@ def test_shipped_files_without_git_omit_caches_and_hidden_files(checkout: Path) 
         "jobs/new.py",
         "policy/pretrained/w.safetensors",
     ]
+
+
+def test_policy_of_a_sweep_is_sent_whole_although_git_does_not_track_it(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run("git init -q . && git add jobs/a.py", shell=True, cwd=checkout, check=True)
+    policies = checkout / "policies"
+    make_policy(policies / "mine", manifest="include: [../shared]\n")
+    for name in ("mine/tables.bin", "mine/.env", "mine/__pycache__/a.pyc", "shared/a.py", "other/b.bin"):
+        (policies / name).parent.mkdir(exist_ok=True)
+        (policies / name).write_bytes(b"\xff\x00")
+    monkeypatch.chdir(checkout)
+    policy = {"lines": ["policies/mine", "video_action", {"name": "again", "policy": "./policies/mine"}]}
+    sweep = quickstart().model_copy(update={"policy": PolicyChoice.model_validate(policy)})
+    _, texts = sweep_load(sweep, checkout)
+    with code_bundle(texts, checkout) as sent:
+        there = {
+            file.relative_to(sent.folder).as_posix() for file in sent.folder.rglob("*") if file.is_file()
+        }
+        assert {name for name in there if name.startswith("policies/")} == {
+            *(f"policies/mine/{name}" for name in ("policy.yaml", "train.py", "serve.py", "tables.bin")),
+            "policies/shared/a.py",
+        }
+        assert load(sent.folder / "policies/mine").fingerprint() == load(policies / "mine").fingerprint()
+    (policies / "mine" / "weights.bin").write_bytes(bytes(17 << 20))
+    with pytest.raises(ManifestError, match="500 files or 16 MiB; keep data and weights elsewhere"):
+        sweep_load(sweep, checkout)
 
 
 def test_code_bundle_over_the_limit_names_the_largest_file(checkout: Path) -> None:

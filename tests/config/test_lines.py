@@ -309,7 +309,98 @@ def test_equal_epochs_exclude_what_compares_arms_at_equal_steps(
     folder: Path, store: str, others: dict[str, Any], told: str
 ) -> None:
     assert told in mistakes(folder, store, train={"match": "epochs"}, **others)
-    assert "gpu_seconds is not possible yet" in mistakes(folder, store, train={"match": "gpu_seconds"})
+
+
+TIMED = {"match": "gpu_seconds", "seconds": 90, "steps": None}
+
+
+def test_budget_of_time_takes_the_place_of_steps_in_arms_plan_and_keys(folder: Path, store: str) -> None:
+    steps, timed = state(folder, store), state(folder, store, train=TIMED)
+    longer = state(folder, store, train={**TIMED, "seconds": 180})
+    arm = Arm(4, 1.0, 0)
+    assert timed.sweep.checkpoint_steps(arm) == [40, 80, 90]
+    assert (timed.arm_state(arm).steps, timed.arm_state(arm).unit) == (90, "seconds")
+    assert timed.last_step(timed.arm_id(arm)) == 90
+    assert len({one.arm_id(arm) for one in (steps, timed, longer)}) == 3
+    constant = [
+        state(folder, store, train={**TIMED, "seconds": seconds, "schedule": "constant"}).arm_id(arm)
+        for seconds in (90, 180)
+    ]
+    assert constant[0] == constant[1], "training for longer passes through the same second"
+    plan = make_plan(timed.sweep)
+    assert (plan.clips, plan.checkpoints, plan.seconds) == (0, 4 * 3, 90)
+    assert "90 s per arm, 0.100 h in all, of GPUs, or of training processes without any" in str(plan)
+    assert SweepConfig.model_validate(yaml.safe_load(timed.sweep.to_yaml())) == timed.sweep
+    assert "seconds" not in steps.sweep.to_yaml()
+
+
+def test_budget_of_time_reaches_external_policies_and_their_keys(folder: Path, store: str) -> None:
+    arm = Arm(4, 0.0, 0, "counter")
+
+    def key(manifest: str, **train: Any) -> str:
+        policy = make_policy(folder / "counter", manifest=manifest)
+        return state(folder, store, [str(policy)], {**TIMED, **train}).training_of(arm)
+
+    understands = "understands: [seconds]\n"
+    first = key(understands)
+    assert key(understands, seconds=91) != first
+    assert key(f"{understands}resources: {{cpus: 2}}\n") != first, "more cores go further"
+    assert key(understands, checkpoint_every=10) == first
+
+
+@pytest.mark.parametrize(
+    ("train", "weight", "said"),
+    [
+        (
+            TIMED,
+            None,
+            "counter cannot end its training by time; match steps, or let its command follow seconds",
+        ),
+        ({}, 2.0, "counter does not draw its samples by the stores' weights; leave the weights out, or let"),
+    ],
+)
+def test_external_policy_that_cannot_follow_a_choice_is_refused_in_a_plan(
+    folder: Path, store: str, train: dict[str, Any], weight: float | None, said: str
+) -> None:
+    policy = make_policy(folder / "counter")
+    data = {"episodes": [{"store": store, "weight": weight}], "demo_count": [2, 4]}
+    sweep = SweepConfig.model_validate(sections(folder, store, [str(policy)], train, data=data))
+    for look in (make_plan, lambda one: SweepState.open(one, pin=True)):
+        with pytest.raises(SweepError, match=said) as caught:
+            look(sweep)
+        assert len(caught.value.problems) == 1
+    assert not list((folder / "runs").glob("sweeps/*"))
+    make_policy(folder / "counter", manifest="understands: [seconds, weights]\n")
+    assert make_plan(sweep).arms == 2
+
+
+def test_external_line_learns_from_the_proprioception_of_the_suite(folder: Path, store: str) -> None:
+    policy, arm = make_policy(folder / "counter"), Arm(4, 0.0, 0, "counter")
+    suite = {"tasks": ["Lift"], "episodes": 4, "horizon": 50, "video_clips": 0}
+    whole = state(folder, store, [str(policy)])
+    chosen = state(folder, store, [str(policy)], suite={**suite, "proprio": ["gripper_qpos", "eef_pos"]})
+    job = chosen.job(arm)
+    assert isinstance(job, ExternalJob)
+    assert job.proprio == chosen.proprio
+    assert [CONTRACT.proprio[column] for column in job.proprio or ()] == [*chosen.contract.proprio]
+    assert len(chosen.contract.proprio) == 5
+    assert chosen.training_of(arm) != whole.training_of(arm)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"match": "gpu_seconds", "steps": None}, "train.steps: match: gpu_seconds needs a budget of time"),
+        ({**TIMED, "steps": 5}, "train.steps: match: gpu_seconds ends training by time; leave steps out"),
+        ({"seconds": 5}, "train.seconds: a budget of time is that of match: gpu_seconds"),
+        ({**TIMED, "mode": "two_stage"}, "train.mode: match: gpu_seconds gives every arm one budget"),
+        ({"steps": None}, "train.steps: missing"),
+    ],
+)
+def test_mistakes_of_a_budget_of_time_are_sentences(
+    folder: Path, store: str, train: dict[str, Any], said: str
+) -> None:
+    assert said in mistakes(folder, store, train=train)
 
 
 def test_job_of_an_own_line_is_a_training_job(folder: Path, store: str) -> None:

@@ -25,10 +25,12 @@ from orchestrator.data.latent_cache import (
     picture_bytes,
     publish_index,
     read_sentences,
+    why_pictures,
     write_latents,
     write_sentences,
 )
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.merged_store import StorePart, merge, publish_merged
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode
 from policy.config import ClipShape
@@ -137,6 +139,38 @@ def test_training_clips_of_cached_latents_equal_encoded_pictures(store: Storage,
         assert latent.instructions == pictures.instructions
         for name in ("proprio", "actions", "action_mask", "frame_mask"):
             assert np.array_equal(getattr(latent, name), getattr(pictures, name))
+
+
+def test_parts_of_stores_are_read_as_the_latents_of_each(
+    store: Storage, codec: VaeLatents, tmp_path: Path, svd: Path
+) -> None:
+    fingerprint = keep(store, codec)
+    other = open_storage(str(tmp_path / "other"))
+    put(other, range(4, 8))
+    merged = merge([StorePart(store=store.uri), StorePart(store=other.uri)])
+    place = open_storage(publish_merged(open_storage(str(tmp_path / "runs")), merged))
+    lacking = f"there are no latents by these weights in {other.uri}; `demoscale encode` writes them"
+    assert why_pictures(place, merged, fingerprint, merged.entries) == lacking
+    with pytest.raises(EpisodeError, match=rf"^{other.uri}: the pictures of this version are not encoded"):
+        latent_entries(place, merged, fingerprint, merged.entries)
+    assert keep(other, codec) == fingerprint
+    assert has_latents(place, merged, fingerprint)
+    assert why_pictures(place, merged, fingerprint, merged.entries) == ""
+    scaled = replace(merged[merged.episode_ids[5]], image_size=(64, 64))
+    assert f"{scaled.episode_id} has other cameras" in why_pictures(place, merged, fingerprint, [scaled])
+    steps = {"first_step": 0, "num_steps": 4}
+    shown, kept = (
+        list(stream.batches(place.uri, CONTRACT, order, SHAPE, **steps))
+        for order in orders(place, fingerprint)
+    )
+    for pictures, latent in zip(shown, kept, strict=True):
+        assert np.array_equal(latent.frames, codec.encode(torch.from_numpy(pictures.frames)).numpy())
+        assert np.array_equal(latent.actions, pictures.actions)
+    tower = sentence_encoder(svd_config(), svd)
+    assert read_sentences(place, merged) == {}
+    for one in (store, other):
+        write_sentences(one, load_manifest(one), tower, "tower")
+    assert read_sentences(place, merged).keys() == {*merged.column("instruction").to_pylist()}
 
 
 def test_memory_bound_counts_latents_at_their_size(store: Storage, codec: VaeLatents) -> None:

@@ -176,6 +176,28 @@ def test_checkpoint_may_leave_out_the_loss_only_after_a_line_with_one(tmp_path: 
         module._parsed(text, Line(0, float("nan")), run)
 
 
+@pytest.mark.parametrize(
+    ("text", "last", "said"),
+    [
+        (b'{"step": 9, "loss": 1}', Line(2, 0.5), "without seconds, though it ends by time"),
+        (b'{"step": 9, "loss": 1, "seconds": "3"}', Line(2, 0.5), "without seconds"),
+        (b'{"step": 9, "loss": 1, "seconds": 3}', Line(2, 0.5, seconds=4), "has to count from 4 s up"),
+        (b'{"step": 9, "loss": 1, "seconds": 5000}', Line(2, 0.5), "reported 5000 s of training, and has"),
+        (b'{"step": 1, "loss": 1, "seconds": 5}', Line(2, 0.5), "reported step 1, and has to count from 2"),
+        (b'{"step": 9, "loss": 1, "seconds": 11}', Line(8, 1, seconds=10), "goes on training after step 8,"),
+    ],
+)
+def test_line_of_a_training_by_time_that_cannot_be_true_is_refused(
+    text: bytes, last: Line, said: str, tmp_path: Path
+) -> None:
+    run = TrainingRun(tmp_path, tmp_path, 0, 0, LIMITS, seconds=10)
+    with pytest.raises(module._InvalidError, match=re.escape(said)):
+        module._parsed(text, last, run, elapsed_s=20)
+    assert module._parsed(b'{"step": 9, "loss": 1, "seconds": 10}', Line(8, 1, seconds=9), run, 20) == Line(
+        9, 1.0, "", 10.0
+    )
+
+
 @pytest.mark.parametrize("name", ["../a", "/etc", "a/b", "..", ".", "outside", "within"])
 def test_checkpoint_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"

@@ -17,11 +17,14 @@ from orchestrator.checkpoints.external_card import ExternalCard
 from orchestrator.checkpoints.reader import fetch, is_complete
 from orchestrator.config.schema import Train
 from orchestrator.data.episode_format import EpisodeError
+from orchestrator.data.episode_store import load_manifest
+from orchestrator.data.merged_store import StorePart, merge, publish_merged
+from orchestrator.data.subset import Subset
 from orchestrator.external.command import CommandError, CommandRefusedError
 from orchestrator.external.fit import fit_external, run_training
 from orchestrator.external.job import ExternalJob
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.testing.episodes import CONTRACT
+from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.train_events import Reported, Retried, TrainEvent
 from policy.checkpoint_files import fingerprint
@@ -176,16 +179,114 @@ def test_training_command_gets_no_credentials_of_ours_and_the_documented_fields(
     }
     assert {
         name: described[name]
-        for name in ("version", "format", "resume", "first_step", "steps", "device", "threads")
+        for name in (
+            "version",
+            "format",
+            "resume",
+            "first_step",
+            "steps",
+            "seconds",
+            "first_second",
+            "checkpoint_every",
+            "weights",
+            "device",
+            "threads",
+        )
     } == {
         "version": 1,
         "format": "lerobot_v3",
         "resume": "",
         "first_step": 0,
         "steps": 6,
+        "seconds": 0,
+        "first_second": 0,
+        "checkpoint_every": 2,
+        "weights": [],
         "device": "cpu",
         "threads": 1,
     }
+
+
+def test_training_command_gets_weights_of_stores_and_chosen_proprioception(
+    make: Callable[..., ExternalJob], arms: Storage, tmp_path: Path
+) -> None:
+    stores = [make_episode_store(tmp_path / name, 4, length=n) for name, n in (("a", 8), ("b", 12))]
+    parts = [StorePart(store=one, weight=weight) for one, weight in zip(stores, (3, 1), strict=True)]
+    merged = publish_merged(open_storage(str(tmp_path / "runs")), merge(parts))
+    ids = load_manifest(open_storage(merged)).episode_ids
+    says = "print(json.dumps(job))\nsave(6)"
+    job = make(says, episodes=merged, subset=Subset((ids[0], ids[4]), ()), proprio=(7, 8))
+    trained(job, arms)
+    said = json.loads(arms.get(f"{job.arm_id}/logs/000001.log").splitlines()[-1])
+    assert said["weights"] == [0.75, 0.25]
+    assert said["contract"]["proprio"] == [*CONTRACT.proprio[7:]]
+    card = ExternalCard.read(open_storage(f"{arms.uri}/{job.arm_id}/step_000006"))
+    assert card.contract.proprio == CONTRACT.proprio[7:]
+    with pytest.raises(CommandRefusedError, match="it takes proprioception, and the episodes have none"):
+        trained(make(says, "wants: {proprio: required}\n", proprio=()), arms)
+
+
+TIMED = """
+seconds = job["first_second"]
+step = first
+while seconds < job["seconds"]:
+    before, seconds, step = seconds, seconds + 0.75, step + 1
+    if stopped or seconds >= job["seconds"] or seconds // job["checkpoint_every"] > before // job["checkpoint_every"]:
+        folder = pathlib.Path(job["checkpoints"], f"step_{step:06d}")
+        folder.mkdir()
+        (folder / "weights.json").write_text(json.dumps({"step": step, "seconds": seconds}))
+        report(step=step, loss=1, seconds=seconds, checkpoint=folder.name)
+        if stopped:
+            sys.exit()
+    else:
+        report(step=step, loss=1, seconds=seconds)
+"""
+"""Trains until its time is used up, on a clock of its own."""
+
+
+@pytest.mark.parametrize(("gpus", "saved"), [(0, [(3, 4), (4, 6)]), (2, [(3, 2), (4, 3)])])
+def test_training_by_time_ends_at_its_budget_and_resumes_with_what_is_left(
+    make: Callable[..., ExternalJob], arms: Storage, gpus: int, saved: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    manifest = f"understands: [seconds]\nresources: {{gpus: {gpus}}}\n"
+    train = Train(match="gpu_seconds", seconds=4, checkpoint_every=3)
+    job = make(TIMED, manifest, train=train)
+    resources = {**ONE, "GPU": float(gpus)} if gpus else ONE
+    reports = list[Reported]()
+    run_training(job, arms, resources, reports.append)
+    checkpoints = [(report.step, report.optimiser_steps) for report in reports if report.checkpoint]
+    assert checkpoints == saved
+    card = ExternalCard.read(open_storage(f"{arms.uri}/{job.arm_id}/step_000003")).provenance
+    assert card["optimiser_steps"] == saved[0][1]
+    assert card["seconds"] == pytest.approx(0.75 * saved[0][1] * max(1, gpus), abs=1e-3)
+    assert card["knobs"]["seconds"] == 4
+    # it was killed after its first checkpoint
+    for step, _ in saved[1:]:
+        (tmp_path / f"runs/arms/{job.arm_id}/reports/step_{step:06d}.json").unlink()
+    again = list[Reported]()
+    run_training(job, arms, resources, again.append)
+    assert [(report.step, report.optimiser_steps) for report in again if report.checkpoint] == saved[1:]
+
+
+def test_training_by_time_that_ends_early_or_is_paused_keeps_what_it_has(
+    make: Callable[..., ExternalJob], arms: Storage
+) -> None:
+    train = Train(match="gpu_seconds", seconds=60, checkpoint_every=60)
+    early = TIMED.replace("while seconds <", "while seconds < 3 <")
+    with pytest.raises(
+        CommandRefusedError, match=r"after step 4, 3\.0 s of 60 s, with exit code 0; it must go on"
+    ):
+        trained(make(early, "understands: [seconds]\n", train=train), arms)
+    slow = TIMED.replace("    before,", "    time.sleep(0.2)\n    before,")
+    asked = iter([None] * 4)
+    (paused,) = [
+        report
+        for report in trained(
+            make(slow, "understands: [seconds]\n", train=train), arms, lambda: next(asked, StopRequest.PAUSE)
+        )
+        if report.checkpoint
+    ]
+    assert 0 < paused.step < 60
 
 
 # -- on Ray --------------------------------------------------------------------------------------------------

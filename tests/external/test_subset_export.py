@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from orchestrator.config.policy_manifest import DataFormat
 from orchestrator.data.episode_format import Episode, EpisodeError, _decode_video, decode
 from orchestrator.data.episode_store import fetch, load_manifest
 from orchestrator.data.exporters.diffusion_policy_zarr import export_zarr
+from orchestrator.data.exporters.lerobot_v3 import contract_of_export
 from orchestrator.data.importers.base import ImportOptions, open_source
 from orchestrator.data.merged_store import StorePart, merge, publish_merged
 from orchestrator.data.subset import Subset, select_episodes
-from orchestrator.external.subset_export import DATA, Export, export_digest, exported
+from orchestrator.external.subset_export import DATA, Export, export_digest, exported, sample_weights
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode_store
+from policy.interface import Contract
 
 FORMATS: tuple[DataFormat, ...] = ("lerobot_v3", "robomimic_hdf5", "diffusion_policy_zarr")
 ARM = Arm(3, 1.0, 0)
@@ -144,6 +146,61 @@ def test_export_holds_exactly_the_episodes_of_the_arm(
     assert export.data.name == DATA[layout]
     assert (export.episodes, export.frames) == ((6, 72) if action_free else (3, 36))
     assert_holds(READ[layout](export.data), place.storage, place.subset, action_free)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("proprio", [(8, 0, 1), ()])
+def test_export_holds_the_chosen_proprioception(
+    layout: DataFormat, proprio: tuple[int, ...], place: Place
+) -> None:
+    manifest, keeps = load_manifest(place.storage), open_storage(str(place.folder / "runs"))
+    arguments = (place.storage, manifest, place.subset, layout, True, keeps, place.node("node"))
+    export = exported(*arguments, proprio=proprio)
+    assert export.digest != export_digest(manifest, place.subset, layout, True)
+    assert _contract_of(export.data) == replace(
+        manifest.contract, proprio=tuple(manifest.contract.proprio[column] for column in proprio)
+    )
+    if not proprio:
+        assert not _proprio_in(layout, export.data)
+        return
+    content = READ[layout](export.data)
+    for name, episode in stored(place.storage, place.subset.episodes):
+        assert episode.proprio is not None
+        assert np.array_equal(content[name].proprio, episode.proprio[:, list(proprio)])
+
+
+def _contract_of(data: Path) -> Contract:
+    if data.suffix != ".zarr":
+        return contract_of_export(data)
+    stated = zarr.open_group(str(data), mode="r")["meta"].attrs["demoscale.contract"]
+    return Contract.from_json(json.loads(stated))
+
+
+def _proprio_in(layout: DataFormat, data: Path) -> list[str]:
+    if layout == "robomimic_hdf5":
+        with h5py.File(data) as file:
+            return [key for key in file["data/demo_0/obs"] if key != f"{CAMERA}_image"]
+    if layout == "lerobot_v3":
+        columns = pq.read_schema(data / "data/chunk-000/file-000.parquet").names
+        return [
+            name
+            for name in (*columns, *json.loads((data / "meta/info.json").read_text())["features"])
+            if "state" in name
+        ]
+    return [name for name in zarr.open_group(str(data), mode="r")["data"] if name == "state"]
+
+
+def test_sample_weights_give_each_store_its_share_of_demos_and_of_videos(tmp_path: Path) -> None:
+    stores = [make_episode_store(tmp_path / name, 4, length=n) for name, n in (("a", 8), ("b", 12))]
+    weighted = [StorePart(store=one, weight=weight) for one, weight in zip(stores, (3, 1), strict=True)]
+    manifest = merge(weighted)
+    ids = manifest.episode_ids
+    a, b = ([name for name in ids if name.startswith(f"{store}:")] for store in "ab")
+    subset = Subset((a[0], b[0], b[1]), (b[2],))
+    shares = sample_weights(manifest, subset, True)
+    assert shares == pytest.approx([0.75, 0.125, 0.125, 1.0])
+    assert sample_weights(manifest, subset, False) == shares[:3]
+    assert sample_weights(merge([replace(one, weight=None) for one in weighted]), subset, True) == []
 
 
 def test_actions_of_action_free_episodes_count_in_no_statistics(place: Place) -> None:

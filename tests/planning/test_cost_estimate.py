@@ -93,6 +93,15 @@ def test_estimate_of_training_is_steps_times_measured_step_time(store: str) -> N
     assert (on_gpu.low.train_gpu_s, on_gpu.high.train_gpu_s) == (2 * 100 * 0.5, 2 * 100 * 2.0)
 
 
+def test_estimate_of_training_by_time_is_its_budget(store: str) -> None:
+    train = {"match": "gpu_seconds", "seconds": 600, "checkpoint_every": 200, "batch_size": 4}
+    on_gpu = replace(MADE_UP, machine=replace(CORES, gpu="a GPU", gpus=1))
+    told = estimate(sweep(store, train=train), on_gpu)
+    assert (told.low.train_gpu_s, told.high.train_gpu_s) == (2 * 600, 2 * 600)
+    assert told.low.train_cpu_s == 2 * 600 * 2, "two CPU seconds per second of a step"
+    assert told.low.episodes == 2 * 3 * 10
+
+
 def test_estimate_of_rollouts_lies_between_shortest_demos_and_horizon(store: str) -> None:
     told, execute, rollouts = estimate(sweep(store), MADE_UP), 4, 2 * 2 * 10
     short = LENGTH + 4

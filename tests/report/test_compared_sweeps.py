@@ -59,6 +59,14 @@ def test_compared_sweeps_state_no_common_training_that_they_do_not_have() -> Non
     assert "each sweep is trained as its own file says" in report["answer"][0]
     assert "steps" not in report["caption"].replace("control steps", "")
     assert [str(one) for one in differences(sweeps)] == ["train.steps: 100 / 200", "train.mode: none / joint"]
+    timed = [
+        NamedSweep(
+            f"{seconds} s", tracked(*arms, train={"steps": 0, "match": "gpu_seconds", "seconds": seconds})
+        )
+        for seconds in (60, 90)
+    ]
+    assert "each sweep is trained as its own file says" in compared(timed).to_json()["answer"][0]
+    assert "trained for" not in compared(timed).to_json()["caption"]
     same = compared([sweeps[0], NamedSweep("again", tracked(*arms))]).to_json()
     assert "every arm is trained for as many optimiser steps" in same["answer"][0]
 

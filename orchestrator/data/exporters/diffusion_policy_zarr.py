@@ -24,7 +24,7 @@ import zarr
 from numcodecs import Blosc
 
 from orchestrator.data.episode_format import EpisodeError
-from orchestrator.data.exporters.roles import HAS_ACTION, read_episode
+from orchestrator.data.exporters.roles import HAS_ACTION, read_episode, shown_contract
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
@@ -42,12 +42,13 @@ def export_zarr(
     entries: Sequence[EpisodeEntry],
     folder: Path,
     action_free: Collection[str] = (),
+    proprio: Sequence[int] | None = None,
 ) -> Generator[EpisodeEntry, None, None]:
     """Write the episodes to an empty or new folder, yielding each when it is written; one at a time is in
     memory.
 
-    action_free: ids of episodes whose actions are not written. Raises EpisodeError if the folder is not empty
-    or a camera's name contains a slash.
+    action_free: ids of episodes whose actions are not written. proprio: as for `roles.shown_contract`. Raises
+    EpisodeError if the folder is not empty or a camera's name contains a slash.
     """
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
@@ -56,6 +57,7 @@ def export_zarr(
             f"{storage.uri}: camera {slashed[0]} has a slash in its name, which a replay buffer cannot"
             " express; import the episodes again with another name, demoscale import --cameras"
         )
+    written = shown_contract(contract, proprio)
     root = zarr.open_group(str(folder), mode="a", zarr_format=2)
     data, meta = root.require_group("data"), root.require_group("meta")
     rows = sum(entry.length for entry in entries)
@@ -65,14 +67,14 @@ def export_zarr(
     }
     arrays |= {
         name: _array(data, name, (rows, width), np.float32)
-        for name, width in ((STATE, len(contract.proprio)), (ACTION, len(contract.action)))
+        for name, width in ((STATE, len(written.proprio)), (ACTION, len(contract.action)))
         if width
     }
     if action_free:
         arrays[HAS_ACTION] = _array(data, HAS_ACTION, (rows,), np.bool_)
     first, ends = 0, []
     for entry in entries:
-        episode = read_episode(storage, contract, entry, action_free)
+        episode = read_episode(storage, contract, entry, action_free, proprio)
         values: dict[str, npt.NDArray[Any] | None] = {STATE: episode.proprio, ACTION: episode.action}
         values |= {f"{camera}_image": frames for camera, frames in episode.frames.items()}
         values[HAS_ACTION] = np.full(episode.length, entry.episode_id not in action_free)
@@ -84,7 +86,7 @@ def export_zarr(
     meta.attrs["episode_ids"] = [entry.episode_id for entry in entries]
     meta.attrs["tasks"] = [entry.task for entry in entries]
     meta.attrs["instructions"] = [entry.instruction for entry in entries]
-    meta.attrs["demoscale.contract"] = json.dumps(contract.to_json())
+    meta.attrs["demoscale.contract"] = json.dumps(written.to_json())
     meta.create_array("episode_ends", data=np.array(ends, np.int64), compressors=None, config=_ALL)
 
 

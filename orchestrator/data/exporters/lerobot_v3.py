@@ -12,7 +12,7 @@ formats.
 
 import json
 import math
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from orchestrator.data.clip_stream import decode_entry
 from orchestrator.data.episode_format import CODEC_OPTIONS, Episode, EpisodeError, encode_video, read_parquet
 from orchestrator.data.episode_store import fetch
-from orchestrator.data.exporters.roles import HAS_ACTION, filled
+from orchestrator.data.exporters.roles import HAS_ACTION, filled, shown, shown_contract
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
@@ -135,11 +135,13 @@ def export(
     entries: list[EpisodeEntry],
     folder: Path,
     action_free: Collection[str] = (),
+    proprio: Sequence[int] | None = None,
 ) -> Generator[EpisodeEntry, None, None]:
     """Write the episodes to an empty or new folder, yielding each when it is written.
 
     meta/info.json, which makes the folder a dataset, is written last. action_free: ids of episodes whose
-    actions are not written; all others must be labelled. Raises EpisodeError if the folder is not empty.
+    actions are not written; all others must be labelled. proprio: as for `roles.shown_contract`. Raises
+    EpisodeError if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise EpisodeError(f"{folder}: it is not empty; export into a new folder, or empty it first")
@@ -154,7 +156,7 @@ def export(
         sampled = range(0, length, max(1, length // SAMPLED_FRAMES))
         has_action = entry.episode_id not in action_free
         episode = decode_entry(data, entry, contract, has_action, sampled)
-        episode = episode if has_action else filled(episode, contract)
+        episode = shown(episode if has_action else filled(episode, contract), proprio)
         columns = _columns(episode, index, first, instructions.index(entry.instruction), contract.control_hz)
         statistics.append({name: _statistics(values) for name, values in columns.items()})
         if action_free:
@@ -189,7 +191,10 @@ def export(
     _write_bytes(
         folder / "meta/info.json",
         json.dumps(
-            _info(contract, len(entries), first, len(instructions), bool(action_free)), indent=1
+            _info(
+                shown_contract(contract, proprio), len(entries), first, len(instructions), bool(action_free)
+            ),
+            indent=1,
         ).encode(),
     )
 

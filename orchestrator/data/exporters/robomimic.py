@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 
 from orchestrator.data.episode_format import Episode, EpisodeError
-from orchestrator.data.exporters.roles import HAS_ACTION, read_episode
+from orchestrator.data.exporters.roles import HAS_ACTION, read_episode, shown_contract
 from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.interface import Contract
@@ -74,30 +74,32 @@ def export_robomimic(
     path: Path,
     train_mask: bool = False,
     action_free: Collection[str] = (),
+    proprio: Sequence[int] | None = None,
 ) -> Generator[EpisodeEntry, None, None]:
     """Write the episodes to a new file, yielding each when it is written; the file gets its name when it is
     complete.
 
     One episode at a time is in memory. action_free: ids of episodes whose actions are not written; all others
-    must be labelled. Raises EpisodeError for an existing file, a name that robomimic does
-    not accept, or a failed write.
+    must be labelled. proprio: as for `roles.shown_contract`. Raises EpisodeError for an existing file, a name
+    that robomimic does not accept, or a failed write.
     """
     _refuse(storage, contract, path)
-    groups = proprio_groups(contract.proprio)
+    written = shown_contract(contract, proprio)
+    groups = proprio_groups(written.proprio)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = h5py.File(partial, "w")
     try:
         for index, entry in enumerate(entries):
-            episode = read_episode(storage, contract, entry, action_free)
+            episode = read_episode(storage, contract, entry, action_free, proprio)
             with _writing(path):
                 _write_demo(file.create_group(f"data/demo_{index}"), episode, groups)
                 if entry.episode_id in action_free:
                     file[f"data/demo_{index}"].attrs[f"demoscale.{HAS_ACTION}"] = False
             yield entry
         with _writing(path):
-            file["data"].attrs.update(_attributes(contract, entries, groups))
+            file["data"].attrs.update(_attributes(written, entries, groups))
             if train_mask:
                 file["mask/train"] = np.array([f"demo_{index}" for index in range(len(entries))], "S")
             if action_free:

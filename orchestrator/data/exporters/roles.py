@@ -2,7 +2,7 @@
 there, and HAS_ACTION says which values mean something.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,14 +21,36 @@ which every episode has actions.
 
 
 def read_episode(
-    storage: Storage, contract: Contract, entry: EpisodeEntry, action_free: Collection[str]
+    storage: Storage,
+    contract: Contract,
+    entry: EpisodeEntry,
+    action_free: Collection[str],
+    proprio: Sequence[int] | None = None,
 ) -> Episode:
     """Return an episode with all its pictures. If it is among `action_free` its actions are not read, and
     they and missing proprioception are zeros.
+
+    contract: of the store. proprio: as for `shown_contract`.
     """
     without = entry.episode_id in action_free
     episode = decode_entry(fetch(storage, entry), entry, contract, not without)
-    return filled(episode, contract) if without else episode
+    return shown(filled(episode, contract) if without else episode, proprio)
+
+
+def shown_contract(contract: Contract, proprio: Sequence[int] | None) -> Contract:
+    """Return the conventions of an export. proprio: indices of the store's proprioceptive values that it
+    holds, in its order; None: all.
+    """
+    if proprio is None:
+        return contract
+    return replace(contract, proprio=tuple(contract.proprio[column] for column in proprio))
+
+
+def shown(episode: Episode, proprio: Sequence[int] | None) -> Episode:
+    """Return the episode with the proprioception that an export holds; proprio: as for `shown_contract`."""
+    if proprio is None or episode.proprio is None:
+        return episode
+    return replace(episode, proprio=episode.proprio[:, list(proprio)])
 
 
 def filled(episode: Episode, contract: Contract) -> Episode:
