@@ -84,7 +84,8 @@ def rows(place: Place, sealed: bool) -> Iterator[dict[str, Any]]:
                     yield {
                         name: value
                         for name, value in row.items()
-                        if name not in ("worker", "recorded") and not name.endswith("_s")
+                        if name not in ("worker", "simulated_on", "acted_on", "recorded")
+                        and not name.endswith("_s")
                     }
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -21,6 +22,7 @@ from fault_proxy import FaultProxy, fault_proxy
 from orchestrator.storage.base import Storage, StorageSettings, _client, open_storage
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.seaweedfs import BUCKET, NoServerError, make_bucket, started
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.envs.libero import LiberoMissingError, require_libero
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The duration of an example depends more on the load of the machine than on the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+GOLDEN = "golden"
+"""Property of a test's report: how this machine's simulation compares with the golden one, one line."""
+
+
+def pytest_report_header() -> str:
+    """Return the processor on which the tests run."""
+    return f"processor: {Arithmetic.here().kind}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how this machine's simulation compares with the golden ones."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    lines = {
+        str(value)
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == GOLDEN
+    }
+    if lines:
+        terminalreporter.section("simulation on this processor")
+        for line in sorted(lines):
+            terminalreporter.line(line)
 
 
 FULL = ("bench", "browser", "lerobot", "libero", "pusht")

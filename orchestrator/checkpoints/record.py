@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.storage.base import Storage
 from orchestrator.storage.notes import read_json_objects
+from sim_workers.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,13 @@ class CheckpointRecord(TrainingProgress):
     """Note of an intact checkpoint."""
 
     fingerprint: str
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the training processes up to here, one after the other; none if not recorded."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics and the checkpoint's fingerprint, JSON-safe."""
-        return {**self.metrics, "checkpoint": self.fingerprint}
+        """Return the metrics, the checkpoint's fingerprint and what it was trained on, JSON-safe."""
+        made = {"trained_on": [one.to_json() for one in self.trained_on]} if self.trained_on else {}
+        return {**self.metrics, "checkpoint": self.fingerprint, **made}
 
     @classmethod
     def from_json(cls, note: Mapping[str, Any]) -> "CheckpointRecord":
@@ -54,6 +58,7 @@ class CheckpointRecord(TrainingProgress):
             clips_action_free=note.get("clips_action_free"),
             action_free_ratio_consumed=note.get("action_free_ratio_consumed"),
             optimiser_steps=note.get("optimiser_steps"),
+            trained_on=tuple(map(Arithmetic.from_json, note.get("trained_on", ()))),
         )
 
 

@@ -320,6 +320,8 @@ def _print_curve(answer: "Curve | HeldOutCurve") -> None:
     from rich.table import Table
 
     from orchestrator.report.held_out_curve import HeldOutCurve
+    from orchestrator.report.reference_lines import reference_lines
+    from orchestrator.report.shift_differences import shift_differences
     from orchestrator.report.summary import answer as told
 
     if isinstance(answer, HeldOutCurve):
@@ -355,7 +357,10 @@ def _print_curve(answer: "Curve | HeldOutCurve") -> None:
             f"{p.seeds}",
         )
     print_wide(table)
-    for sentence in (*told(answer), *answer.comparisons):
+    for line in reference_lines(answer):
+        low, high = line.interval
+        click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
+    for sentence in (*told(answer), *answer.comparisons, *shift_differences(answer)):
         click.echo(str(sentence))
 
 

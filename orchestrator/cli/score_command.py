@@ -62,6 +62,7 @@ class ScoreRequest:
     run_programs: bool = False
     """Whether the programs in a checkpoint of an external policy may run."""
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
+    processors: Literal["one", "mixed"] = "one"
     rule: "StoppingRule | None" = None
 
     @classmethod
@@ -97,11 +98,13 @@ class ScoreRequest:
             for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")
         }
         # there is no other arm to compare with
-        decide = suite.decide if suite.decide and suite.decide.threshold is not None else None
+        decide = None if suite.select else suite.decide
+        decide = decide if decide and decide.threshold is not None else None
         rule = StoppingRule(decide.look_every, decide.confidence, decide.threshold) if decide else None
         return replace(
             self,
             gl=suite.gl,
+            processors=suite.processors,
             rule=rule,
             **{name: value for name, value in values.items() if name not in given},
         )
@@ -167,7 +170,10 @@ class ScoreRequest:
             for shift in shifts
         }
         return [
-            suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift)
+            replace(
+                suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift),
+                processors=self.processors,
+            )
             for shift, tasks in of_shift.items()
             if tasks
         ]

@@ -111,8 +111,11 @@ class Progress:
         }
 
     def summary(self) -> str:
-        """Return queue, workers, cost and time in a few lines."""
-        lines = [f"spent    {self.cost}"]
+        """Return queue, workers, cost, time and mixed processors in a few lines."""
+        from sim_workers.arithmetic import different_arithmetic
+
+        mixed = different_arithmetic(arm.trained_on for arm in self.arms if arm.trained_on or arm.scores)
+        lines = [f"spent    {self.cost}", *([f"note     {mixed}"] if mixed else [])]
         if live := self.live:
             left = "" if live.left_s is None else f", about {_minutes(live.left_s)} left if no arm is stopped"
             ending = f"; ending: {live.ending}" if live.ending else ""

@@ -29,6 +29,7 @@ from pydantic_core import PydanticKnownError
 from orchestrator.data.merged_store import StorePart
 from policy.config import Objective, Recipe, SamplerSettings
 from policy.interface import CameraPose, Contract
+from sim_workers.demos.recorder import refusal as refusal_of_expert
 from sim_workers.envs.embodiment import (
     CONTROLLERS,
     DEFAULT_ROBOT,
@@ -38,6 +39,8 @@ from sim_workers.envs.embodiment import (
     embodiment_of,
     proprio_columns,
 )
+from sim_workers.envs.libero import INIT_STATES as FIXED_SCENES
+from sim_workers.envs.libero import LIBERO
 from sim_workers.envs.registry import (
     PluginError,
     environment_of,
@@ -45,7 +48,7 @@ from sim_workers.envs.registry import (
     is_task,
     task_names,
 )
-from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.suite import SELECT_BLOCK, EpisodeRules, Suite
 
 
 def _known_task(task: str) -> str:
@@ -496,6 +499,11 @@ class SuiteConfig(Section):
     Workers whose driver draws otherwise than the first one did refuse. mixed: they play too, each with its
     own EGL; `experiments/drivers.py` measures how much pictures then differ.
     """
+    processors: Literal["one", "mixed"] = "one"
+    """Processors of the simulators. one: a worker whose physics or pictures differ from the first one's in a
+    single bit refuses. mixed: workers on another kind of processor play too if its self-test differs in
+    rounding alone; `experiments/processors.py` measures how many episodes then end otherwise.
+    """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
     empty: the preset's own.
@@ -506,11 +514,23 @@ class SuiteConfig(Section):
     """
     every: PositiveInt = 1
     """Of an arm's checkpoints every so many are scored, 2 for every second one, and always the last."""
+    references: Annotated[tuple[Literal["random", "expert", "replay"], ...], AfterValidator(distinct)] = ()
+    """Policies that anchor the scale, each scored once on the same episodes and drawn as a horizontal line
+    that no comparison counts. random: actions within the range of the demonstrated ones; expert: the
+    scripted expert, which observes the true state; replay: each scene gets the actions of one of 20
+    demonstrations of other scenes.
+    """
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are
     always played whole. A rate that ends early is biased away from its threshold or reference by one to four
     points; its interval accounts for that. Changing the rule loses nothing: what was played is kept, and the
     rest is played when it is asked for.
+    """
+    select: PositiveInt | None = None
+    """Episodes per task, in scenes of their own, on which every checkpoint is scored for decisions: searches,
+    `decide` and the generated video see only these. The arms' last checkpoints alone are then scored on
+    `episodes`, which the curve shows, so no reported rate has been chosen for being high. LIBERO's 50 scenes
+    are divided between the two. Empty: one list serves both.
     """
 
     @field_validator("horizon", mode="before")
@@ -558,6 +578,16 @@ class SuiteConfig(Section):
             "poses": self.cameras and tuple(camera.pose() for camera in self.cameras),
         }
         return Embodiment(**{name: value for name, value in chosen.items() if value is not None})
+
+    def select_problems(self) -> list[str]:
+        """Return why the scenes of `select` cannot be kept apart from those of `episodes`, as sentences."""
+        fixed = [task for task in self.tasks or () if task in LIBERO]
+        if not self.select or not fixed or self.episodes + self.select <= FIXED_SCENES:
+            return []
+        return [
+            f"select: {fixed[0]} has {FIXED_SCENES} scenes; {self.episodes} episodes and {self.select} to"
+            " select would share some; lower one of them"
+        ]
 
     def task_problems(self) -> list[str]:
         """Return one sentence per field of the embodiment that a task cannot have, which names the field."""
@@ -610,11 +640,23 @@ class SuiteConfig(Section):
             for name, (mine, theirs) in stated.items()
             if mine is not None and mine != theirs
         ]
+        if "expert" in self.references:
+            found += [f"suite.references: expert: {why}" for why in self._without_expert(store)]
         try:
             self.proprio_of(store)
         except EmbodimentError as error:
             found.append(f"suite.{error}")
         return found
+
+    def _without_expert(self, store: Contract) -> list[str]:
+        """Return why tasks have no scripted expert for the store's robot and controller."""
+        found = list[str]()
+        for task in self.tasks:
+            try:
+                found.append(refusal_of_expert(task, embodiment_of(store, environment_of(task) or task)))
+            except (EmbodimentError, PluginError) as error:
+                found.append(f"{task}: {error}")
+        return list(dict.fromkeys(filter(None, found)))
 
     def proprio_of(self, store: Contract) -> tuple[int, ...] | None:
         """Return the indices of the store's proprioceptive values that policies get; None: all. Raises
@@ -635,7 +677,15 @@ class SuiteConfig(Section):
         """Return the list of episodes of some tasks. Raises PluginError for a broken plug-in whose horizon is
         `auto`.
         """
-        return suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
+        suite = suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
+        return replace(suite, processors=self.processors)
+
+    def to_select_suite(self) -> Suite:
+        """Return the list of episodes of `select`, whose scenes are not among those of `episodes`."""
+        assert self.select
+        # for LIBERO, whose scenes are 50 in a cycle: the last ones
+        offset = -self.select % FIXED_SCENES
+        return replace(self.to_suite(self.tasks, SELECT_BLOCK), episodes=self.select, offset=offset)
 
     @property
     def against(self) -> str:
@@ -645,7 +695,8 @@ class SuiteConfig(Section):
     @property
     def fewest(self) -> int:
         """Episodes that a score is made of at least."""
-        return min(self.episodes, self.decide.look_every if self.decide else self.episodes) * len(self.tasks)
+        most = self.select or self.episodes
+        return min(most, self.decide.look_every if self.decide else most) * len(self.tasks)
 
     @field_validator("tasks", "episodes", "horizon", mode="wrap")
     @classmethod
@@ -663,7 +714,7 @@ class SuiteConfig(Section):
         validated: tuple[str, ...] | int = validate(value)
         return validated
 
-    @field_validator("settle", "success", "shifts", "gl", "decide")
+    @field_validator("settle", "success", "shifts", "gl", "processors", "references", "decide", "select")
     @classmethod
     def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse with `held_out` what is about simulations."""
@@ -680,6 +731,16 @@ class SuiteConfig(Section):
     def listed(self) -> int:
         """Episodes that a score is made of."""
         return self.episodes * len(self.tasks)
+
+    @property
+    def decided_on(self) -> Literal["nominal", "select"]:
+        """Part of the suite whose scores decide: the episodes that the curve shows, or those of `select`."""
+        return "select" if self.select else "nominal"
+
+    @property
+    def deciding(self) -> int:
+        """Episodes of a score that decides."""
+        return (self.select or self.episodes) * len(self.tasks)
 
 
 def suite_of(

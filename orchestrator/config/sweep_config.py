@@ -225,7 +225,11 @@ class SweepConfig(Section):
         return self.suite.sampler.applied(own.sampler_on(self.suite.rung))
 
     def to_suite(self, shift: str = "nominal") -> Suite:
-        """Return the suite that every arm is scored on, or its version under a shift."""
+        """Return the suite that every arm is scored on, or its version under a shift; `select`: the one on
+        which searches decide.
+        """
+        if shift == "select":
+            return self.suite.to_select_suite()
         return self.suite.to_suite(self.suite.tasks, shift=shift)
 
     @property
@@ -462,6 +466,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
     )
     if suite:
         yield from (f"suite.{problem}" for problem in suite.task_problems())
+        yield from (f"suite.{problem}" for problem in suite.select_problems())
     if suite and (
         refused := [why for task in suite.tasks for shift in suite.shifts if (why := refusal(task, shift))]
     ):

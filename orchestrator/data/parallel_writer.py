@@ -12,6 +12,7 @@ from orchestrator.data.manifest import EpisodeEntry
 from orchestrator.storage.base import Storage
 from policy.errors import RESUMABLE, DemoscaleError
 from policy.interface import Contract
+from sim_workers.arithmetic import pinned_kernels
 
 COMMIT_EVERY = 50  # episodes; committed ones survive an interruption
 RETRIES = 2
@@ -58,7 +59,9 @@ def record_all(
     from ray.exceptions import ActorDiedError, ActorUnavailableError
 
     actor = ray.remote(recorder).options(
-        max_restarts=-1, max_task_retries=RETRIES, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", **pinned_kernels()}},
     )
     idle = [actor.remote(*arguments) for _ in range(min(workers, len(jobs)))]
     todo, running = iter(jobs), dict[Any, _Attempt]()

@@ -25,6 +25,8 @@ lists as one table, `outcomes/*/*.parquet`:
     first_success, success_at_end  control steps until the first success, null if none; success in the last
                                    step
     message, worker                cause of an error; host/pid of the worker process
+    simulated_on, acted_on         arithmetic (`sim_workers.arithmetic`) of that process, and of the one that
+                                   computed the actions; empty if not recorded
     episode                        episode id
     recorded                       time of recording, UTC
 """
@@ -71,6 +73,8 @@ SCHEMA = pa.schema(
 """Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and
 time.
 """
+LATER = {"simulated_on": "", "acted_on": ""}
+"""Columns that earlier versions did not write, with their values there."""
 PART = re.compile(r"/(\d{8})\.parquet$")
 """Key of a numbered part. Parts of earlier versions have random names and sort first."""
 READERS = 16  # parts fetched in parallel
@@ -228,7 +232,7 @@ def _encode(rows: list[dict[str, Any]]) -> bytes:
 def _decode(storage: Storage, key: str) -> pa.Table:
     """Return one object's rows. Raises StorageError if it is damaged."""
     again = "its parts are still there" if key.count("/") == 2 else "its episodes will be played again"
-    return read_rows(storage, key, SCHEMA, again)
+    return read_rows(storage, key, SCHEMA, again, LATER)
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -241,26 +245,36 @@ class RenderReferences:
     must match.
     """
 
-    def __init__(self, storage: Storage, simulation: str, mixed: bool = False) -> None:
+    def __init__(
+        self, storage: Storage, simulation: str, mixed: bool = False, processors: bool = False
+    ) -> None:
         """Read the portraits of one simulation.
 
         simulation: fingerprint of the simulators' code and GL backend; each has portraits of its own. mixed:
         compare pixels with the first portrait of the same driver, and physics with the first of all.
+        processors: compare bits with the first portrait of the same kind of processor, and that one with the
+        first of all, which may differ in rounding (`render_check.rounding_apart`).
         """
         self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
+        self._processors = processors
         self._known: dict[str, RenderFingerprint] = {}
 
     def get(self, scene: Scene) -> RenderFingerprint | None:
-        """Return the scene's portrait; None if there is none, or if `mixed`: the driver is unknown before the
-        first rendering.
+        """Return the scene's portrait; None if there is none, or if `mixed` or `processors`: driver and
+        processor are unknown before the first rendering.
         """
-        return None if self._mixed else self._read(self._key(scene))
+        return None if self._mixed or self._processors else self._read(self._key(scene))
 
     def put(self, scene: Scene, portrait: RenderFingerprint) -> RenderFingerprint:
         """Write the scene's portrait unless there is one; return the stored portrait, which must be
         matched.
         """
         first = self._keep(self._key(scene), portrait)
+        if self._processors and first.processor != portrait.processor:
+            if not portrait.rounds_like(first, pictures=not self._mixed):
+                return first
+            drawn = portrait.driver if self._mixed else ""
+            return self._keep(self._key(scene, f"{portrait.processor}{drawn}"), portrait)
         if not self._mixed:
             return first
         own = self._keep(self._key(scene, portrait.driver), portrait)
@@ -274,7 +288,7 @@ class RenderReferences:
 
     def _read(self, key: str) -> RenderFingerprint | None:
         if key not in self._known and self._storage.exists(key):
-            self._known[key] = RenderFingerprint(**json.loads(self._storage.get(key)))
+            self._known[key] = RenderFingerprint.from_json(json.loads(self._storage.get(key)))
         return self._known.get(key)
 
     def all(self) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
 from policy.config import AS_RUNG, ClipShape, SamplerSettings
 from policy.interface import ActionChunk, Imagination, Observation, needs_of
 from policy.sessions import AnsweredOnce
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import Files, check_imported
 from sim_workers.rollout.autoscaler import ServerUsage
 
@@ -128,6 +129,10 @@ class PolicyServer:
     async def work(self) -> dict[CheckpointRef | None, ServerUsage]:
         """Return `answered` of every checkpoint; None: their sum."""
         return dict(self._answered)
+
+    async def arithmetic(self) -> str:
+        """Return the arithmetic of this process in words."""
+        return str(Arithmetic.here(self._device))
 
     async def _serve(self) -> None:
         while self._waiting:

@@ -198,7 +198,7 @@ class Scorer:
                 continue
             for spec in to_play(entry.cut, entry.outcomes):
                 entry.pooled.add(spec.episode_id)
-                self._pool.submit(_rollout(entry.job, spec, self._contract))
+                self._pool.submit(_rollout(entry.job, spec, entry.job.contract or self._contract))
 
     def _collect(self) -> None:
         """Collect results from the pool for up to POLL_S, then record the outcomes and report them."""

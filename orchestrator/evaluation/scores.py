@@ -5,6 +5,7 @@ share.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.code_fingerprint import (
@@ -33,7 +34,7 @@ from sim_workers.envs.registry import is_plugin, unfit
 from sim_workers.envs.render import MIXED
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicySource
-from sim_workers.rollout.suite import Suite
+from sim_workers.rollout.suite import SELECT_BLOCK, Suite
 
 
 class ProtocolError(DemoscaleError):
@@ -183,12 +184,16 @@ def protocol_key(
     return Key("score", parts)
 
 
-def render_references_of(storage: Storage, gl: str, tasks: Iterable[str] = ()) -> RenderReferences:
+def render_references_of(
+    storage: Storage, gl: str, tasks: Iterable[str] = (), processors: str = "one"
+) -> RenderReferences:
     """Return the portraits that every simulator with this GL backend (`suite.gl`), this code and that of the
-    tasks' plug-ins must match, on any suite.
+    tasks' plug-ins must match, on any suite with these `processors`.
     """
-    own = [plugin_code(task) for task in sorted(set(tasks)) if is_plugin(task)]
-    return RenderReferences(storage, digest([gl, code_fingerprint(SIMULATING_CODE), *own]), gl == MIXED)
+    own: list[Any] = [plugin_code(task) for task in sorted(set(tasks)) if is_plugin(task)]
+    own += [processors] if processors != "one" else []
+    simulation = digest([gl, code_fingerprint(SIMULATING_CODE), *own])
+    return RenderReferences(storage, simulation, gl == MIXED, processors == "mixed")
 
 
 def check_contract(policy: Contract, tasks: Iterable[str]) -> None:
@@ -219,18 +224,28 @@ class EvalJob:
     """Whether rules of other jobs compare with its outcomes."""
     arm: str = ""
     """Name of the arm in messages; empty for its id."""
+    contract: Contract | None = None
+    """Conventions of a policy of `suite.references`, which is no arm; None: the scorer's."""
     unit: str = "steps"
     """Unit of `step` in messages, `Train.unit`."""
 
     def __str__(self) -> str:
         """Return checkpoint and shift, for messages."""
+        if self.contract:
+            return self.arm
         shifted = "" if self.suite.shift == "nominal" else f", {self.suite.shift} shifted"
+        shifted += ", to select" if self.part == "select" else ""
         return f"{self.arm or self.arm_id} after {self.step} {self.unit}{shifted}"
 
     @property
     def shift(self) -> str:
         """Difference between the suite's scenes and the demonstrated ones."""
         return self.suite.shift
+
+    @property
+    def part(self) -> str:
+        """Shift of the suite; `select` for the scenes on which searches decide."""
+        return "select" if self.suite.block == SELECT_BLOCK else self.suite.shift
 
     @property
     def key(self) -> str:

@@ -175,9 +175,9 @@ class StandaloneEval:
         simulators = Simulators.fit(self._cpus(), workers)
         source = self.subject.reach(simulators.number)
         tasks = [task for suite in self.suites.values() for task in suite.tasks]
-        pool = self._make_pool(
-            simulators, self._gl, render_references_of(self._storage, self._gl, tasks), run_files(tasks)
-        )
+        processors = next(iter(self.suites.values())).processors
+        portraits = render_references_of(self._storage, self._gl, tasks, processors)
+        pool = self._make_pool(simulators, self._gl, portraits, run_files(tasks))
         checkpoint = CheckpointRef(self.subject.name, self.checkpoint)
         self._on_progress, self._over = on_progress, set[str]()
         scorer = Scorer(self._storage, self.subject.contract, pool, self._on_event)

@@ -55,6 +55,7 @@ from orchestrator.training.train_events import Reported, Retried
 from orchestrator.training.worker_usage import WorkerUsage
 from policy.checkpoint_files import CheckpointError, fingerprint_of
 from policy.interface import PolicyNeeds
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import CodeChangedError, check_imported
 
 TRAIN_VARIABLE = "DEMOSCALE_TRAIN"
@@ -202,7 +203,17 @@ def run_training(
             described["device"] == "cuda",
         )
         saver = _Saver(
-            job, manifest, export, storage, work, before, described["device"], resources, meter, report
+            job,
+            manifest,
+            export,
+            storage,
+            work,
+            before,
+            described["device"],
+            described["threads"],
+            resources,
+            meter,
+            report,
         )
         log = work / "command.log"
         try:
@@ -353,6 +364,7 @@ class _Saver:
         work: Path,
         before: _Resumed,
         device: str,
+        threads: int,
         resources: dict[str, float],
         meter: _Meter,
         report: Any,
@@ -364,6 +376,10 @@ class _Saver:
         self._sent, self._sent_step = before.position, before.step
         self._losses, self._since = list[float](), time.perf_counter()
         self._last: Path | None = None
+        # of the command's own libraries nothing is known
+        self._arithmetic = replace(
+            Arithmetic.here(), instruction_set="", blas="", device=device, threads=threads
+        )
 
     def on_line(self, line: Line, folder: Path | None) -> None:
         """Report one line's progress, not every line of a command that writes one per step."""
@@ -390,6 +406,7 @@ class _Saver:
             loss_action=loss,
             optimiser_steps=line.step if train.timed else None,
             usage=usage,
+            trained_on=(self._arithmetic,),
         )
         self._sent, self._sent_step, self._losses, self._since = position, line.step, [], now
         if folder is None:

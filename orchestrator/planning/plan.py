@@ -192,15 +192,17 @@ def make_plan(sweep: SweepConfig) -> Plan:
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
     scored = sum(len(sweep.scored_steps(arm)) for arm in arms)
-    scores = scored + len(arms) * len(sweep.suite.shifts)
+    reports = len(arms) * (len(sweep.suite.shifts) + bool(sweep.suite.select)) + len(sweep.suite.references)
+    rollouts = scored * sweep.suite.deciding + reports * sweep.suite.listed
+    lists = scored * (sweep.suite.select or suite.episodes) + reports * suite.episodes
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
         scored=scored,
         shifts=len(sweep.suite.shifts),
-        rollouts=scores * sweep.suite.listed,
+        rollouts=rollouts,
         decided=sweep.suite.decide is not None,
-        control_steps=scores * suite.control_steps,
+        control_steps=lists * sum(suite.rules_of(task).horizon for task in suite.tasks),
         video_models=len(video_models),
         clips=steps * sweep.train.batch_size,
         bytes_per_epoch=sum(entry.nbytes for entry in entries),

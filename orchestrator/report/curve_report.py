@@ -9,6 +9,8 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.reference_lines import ReferenceLine
+from orchestrator.report.shift_differences import ShiftDifference
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
 
@@ -266,6 +268,10 @@ class CurveReport:
     """None without any imagined video."""
     protocol_facts: tuple[Fact, ...]
     provenance: tuple[Fact, ...]
+    references: tuple[ReferenceLine, ...] = ()
+    """Policies that anchor the scale (`suite.references`)."""
+    shifts: tuple[ShiftDifference, ...] = ()
+    """Differences between shifted and nominal scenes (`suite.shifts`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -282,6 +288,8 @@ class CurveReport:
             "video": self.video and self.video.to_json(),
             "protocol_facts": [list(fact) for fact in self.protocol_facts],
             "provenance": [list(fact) for fact in self.provenance],
+            "references": [line.to_json() for line in self.references],
+            "shifts": [difference.to_json() for difference in self.shifts],
         }
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost, added
 from orchestrator.data.action_error import MEASURE, ActionError, mean_dimensions, mean_loss
+from orchestrator.report.arithmetic import mixed_arithmetic
 from orchestrator.report.curve_report import CostReport
 from orchestrator.report.curve_types import (
     Cell,
@@ -273,7 +274,7 @@ class HeldOutCurve:
                 "One seed: what is said holds for these trained policies; another training of each could come"
                 " out differently."
             )
-        return told
+        return [*told, *mixed_arithmetic(self.arms)]
 
     def equivalence_in_words(self, line: Series) -> str:
         """Return the sentence on how many demos action-free video replaces by action error; empty for the

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import Series
+from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.summary import HOURS, caption, cost_axis, cost_report
 from orchestrator.report.surface_report import draw_surface
 from orchestrator.tracking.mlflow_reader import VIDEO
@@ -121,6 +122,7 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
                     places, rates, color=style["color"], linestyle=style["linestyle"], lw=0.6, alpha=0.6
                 )
     _denominators(axes, beside, edge)
+    _references(axes, curve)
     axes.set_xscale("log")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
@@ -168,6 +170,22 @@ def _denominators(
                 annotation_clip=False,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
+
+
+def _references(axes: Any, curve: "Curve") -> None:
+    """Draw the suite's references as horizontal lines, labelled at the left edge."""
+    lines = sorted(reference_lines(curve), key=lambda line: line.score.success_rate)
+    places = spread_labels([line.score.success_rate for line in lines], 0.045)
+    for line, place in zip(lines, places, strict=True):
+        axes.axhline(line.score.success_rate, color=GREY, linestyle=(0, (1, 2, 5, 2)), linewidth=1, zorder=0)
+        axes.annotate(
+            line.text,
+            (0.01, min(max(place, 0.0), 1.0)),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            color=GREY,
+            va="bottom",
+        )
 
 
 def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None]) -> None:

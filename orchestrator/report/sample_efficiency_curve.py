@@ -45,6 +45,7 @@ from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.stats.success_surface import SuccessSurface, fit_surface
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import TrackingError
+from orchestrator.tracking.references import ReferenceScore
 from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
 
@@ -61,6 +62,8 @@ class Curve:
     sweep: Mapping[str, Any] = field(default_factory=dict)
     """The resolved sweep file."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    references: tuple[ReferenceScore, ...] = ()
+    """Scores of the suite's references, which take part in no comparison."""
 
     def __post_init__(self) -> None:
         if len(protocols := {scored.protocol for scored in self.arms}) > 1:
@@ -94,9 +97,10 @@ class Curve:
     @property
     def looked_at(self) -> bool:
         """Whether a rule (`suite.decide`) could end scores early, so that only anytime-valid
-        statistics hold.
+        statistics hold; not with `suite.select`, where it ends other scores.
         """
-        return bool(self.sweep.get("suite", {}).get("decide"))
+        suite = self.sweep.get("suite", {})
+        return bool(suite.get("decide")) and not suite.get("select")
 
     def interval(self, successes: int, episodes: int) -> Interval:
         """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if
@@ -418,4 +422,4 @@ def curve_of_tracked(name: str, tracked: TrackedSweep) -> Curve:
         raise TrackingError(
             f"{name}: no arm's last checkpoint has a complete score yet; see `demoscale status {name}`"
         )
-    return Curve(name, tracked.arms, tracked.sweep, tracked.tags)
+    return Curve(name, tracked.arms, tracked.sweep, tracked.tags, tracked.references)

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
+from orchestrator.report.arithmetic import acting_arithmetic, mixed_arithmetic, training_arithmetic
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -20,10 +21,13 @@ from orchestrator.report.curve_report import (
     VideoReport,
 )
 from orchestrator.report.curve_types import Series
+from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.shift_differences import shift_differences
 from orchestrator.report.surface_report import surface_in_words
 from orchestrator.report.training_in_words import in_common, trained_for
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
 RATES = (0.5, 0.8, 0.9)
 """Success rates whose demo counts are reported."""
@@ -47,6 +51,8 @@ def report(curve: Curve) -> CurveReport:
         video=_video(curve),
         protocol_facts=_protocol_facts(curve),
         provenance=_provenance(curve),
+        references=reference_lines(curve),
+        shifts=tuple(shift_differences(curve)),
     )
 
 
@@ -69,7 +75,7 @@ def answer(curve: Curve) -> list[str]:
         )
     elif missing := [point for point in curve.points if point.missing_seeds]:
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
-    return told
+    return [*told, *mixed_arithmetic(curve.arms)]
 
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:
@@ -133,6 +139,8 @@ def caption(curve: Curve) -> str:
     )
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
+    if suite.get("select"):
+        said.append(f"decisions on {suite['select']} other episodes per task")
     if trained := trained_for(sweep, _costs(curve)):
         said.append(f"{trained}, the last checkpoint scored")
     several = len(curve.seeds) > 1
@@ -272,7 +280,12 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
         if name not in ("arm", "sweep", "subset", "replicates", "protocol")
     ]
     data = curve.sweep.get("data", {})
-    return (*([("episodes", data["episodes"])] if "episodes" in data else []), *own)
+    return (
+        *([("episodes", data["episodes"])] if "episodes" in data else []),
+        *own,
+        ("trained on", training_arithmetic(curve.arms)),
+        ("acted on", BETWEEN_KINDS.join(acting_arithmetic(curve.arms)) or NOT_RECORDED),
+    )
 
 
 # -- in words ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Protocol, TypeGuard, TypeVar
 from orchestrator.report.curve_report import CurveReport, SeriesReport, VideoReport
 from orchestrator.report.curve_types import Series
 from orchestrator.report.matplotlib_plot import spread_labels
+from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.summary import cost_axis
 from orchestrator.report.svg_axes import (
     Scale,
@@ -94,6 +95,17 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Horizontal line of a reference, labelled at the left edge."""
+
+    at: float
+    """Ordinate of the line (px)."""
+    label_at: float
+    """Ordinate of the label's baseline (px), apart from other labels."""
+    text: str
+
+
+@dataclass(frozen=True)
 class Plot:
     """One drawing: frame, axes, traces, and a text alternative."""
 
@@ -110,6 +122,8 @@ class Plot:
     """Success rate with a horizontal rule across the figure; None for none."""
     labelled: bool = False
     """Whether denominators stand next to the points."""
+    references: tuple[Reference, ...] = ()
+    """Horizontal lines that anchor the scale."""
 
 
 def styles(lines: Sequence[Series]) -> dict[Series, Style]:
@@ -188,14 +202,36 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
     if labelled:
         traces = _labels_apart(traces)
     what = f"Success on {task} against demonstrations" if task else "Success against demonstrations"
-    words = "; ".join(dot.words for trace in traces for dot in trace.dots)
+    said = [dot.words for trace in traces for dot in trace.dots]
+    words = "; ".join([*said, *([] if task else [line.text for line in report.references])])
     ticks, rule = (
         spread([Tick(x(count), f"{count}") for count in counts]),
         (Tick(y(target), f"{target:.2f}") if target is not None else None),
     )
     x_label = "demonstrations per task (log scale)"
     return Plot(
-        name, what, words, frame, x_label, "success rate", ticks, rate_ticks(y), tuple(traces), rule, labelled
+        name,
+        what,
+        words,
+        frame,
+        x_label,
+        "success rate",
+        ticks,
+        rate_ticks(y),
+        tuple(traces),
+        rule,
+        labelled,
+        () if task else _references(report.references, y),
+    )
+
+
+def _references(lines: Sequence[ReferenceLine], y: Scale) -> tuple[Reference, ...]:
+    """Return the drawn references of a figure over success rates."""
+    ordered = sorted(lines, key=lambda line: y(line.score.success_rate))
+    places = [y(line.score.success_rate) for line in ordered]
+    return tuple(
+        Reference(at, label_at - 4, line.text)
+        for line, at, label_at in zip(ordered, places, spread_labels(places, LABEL_GAP), strict=True)
     )
 
 

@@ -1,7 +1,7 @@
 """Rows of records as Parquet objects of a storage, checked by their pages' checksums."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,13 +17,20 @@ def encode_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
     return buffer.getvalue()
 
 
-def read_rows(storage: Storage, key: str, schema: pa.Schema, loss: str) -> pa.Table:
+def read_rows(
+    storage: Storage, key: str, schema: pa.Schema, loss: str, later: Mapping[str, Any] = {}
+) -> pa.Table:
     """Return an object's rows with the columns of the schema. Raises StorageError, which names the object, if
-    it is damaged, and NoObject if there is none. loss: what deleting the object would mean.
+    it is damaged, and NoObject if there is none.
+
+    loss: what deleting the object would mean. later: columns that earlier versions did not write, with their
+    values in rows of these.
     """
     data = storage.get(key)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False)
+        for name in later.keys() - set(table.schema.names):
+            table = table.append_column(name, pa.array([later[name]] * len(table), schema.field(name).type))
         return table.select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError):
         raise StorageError(f"{storage.uri}: {key} is damaged; restore it, or delete it: {loss}") from None

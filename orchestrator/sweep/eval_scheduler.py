@@ -30,6 +30,7 @@ from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, HeldOutJob
 from orchestrator.evaluation.server_fleet import ServerFleet
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
+from orchestrator.sweep.references import references_of
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.video_eval_queue import VideoEvalQueue
@@ -216,10 +217,12 @@ class EvalScheduler:
             return self.scorer.submit(
                 HeldOutJob(arm_id, step, checkpoint, protocol, source, arm.name, unit=state.sweep.train.unit)
             )
-        for shift in ("nominal", *(state.sweep.suite.shifts if last else ())):
+        decided_on = state.sweep.suite.decided_on
+        reported = ("nominal", *state.sweep.suite.shifts) if last else ()
+        for shift in dict.fromkeys((decided_on, *reported)):
             suite = state.sweep.to_suite(shift)
             rule, reference = (
-                (state.rule(arm), state.sweep.is_reference(arm)) if shift == "nominal" else (None, False)
+                (state.rule(arm), state.sweep.is_reference(arm)) if shift == decided_on else (None, False)
             )
             job = EvalJob(
                 arm_id=arm_id,
@@ -228,13 +231,22 @@ class EvalScheduler:
                 suite=suite,
                 protocol=state.protocol_of(shift, arm),
                 source=source,
-                films=last,
+                films=last and shift != "select",
                 rule=rule,
                 reference=reference,
                 arm=arm.name,
                 unit=state.sweep.train.unit,
             )
             self.scorer.submit(job)
+
+    def submit_references(self) -> None:
+        """Enqueue the references of the suite that have no complete score yet."""
+        if isinstance(self.scorer, HeldOutScorer):
+            return
+        for reference in references_of(self._state):
+            if not reference.score(self._state).complete:
+                reference.key.keep(self._state.storage)
+                self.scorer.submit(reference.job(self._state))
 
     def submit_video(self, job: EvalJob | HeldOutJob) -> None:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be

@@ -174,7 +174,8 @@ def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) ->
             measured = state.action_error(arm, done[step].fingerprint).episodes if step in done else 0
             left += len(state.held_out) - measured
             continue
-        for shift in ("nominal", *(state.sweep.suite.shifts if step == steps[-1] else ())):
+        reported = ("nominal", *state.sweep.suite.shifts) if step == steps[-1] else ()
+        for shift in dict.fromkeys((state.sweep.suite.decided_on, *reported)):
             left += state.sweep.to_suite(shift).episodes * len(state.sweep.suite.tasks)
             if step in done:
                 score, _ = state.score(arm, done[step].fingerprint, shift)

@@ -12,12 +12,14 @@ from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.redaction import redact
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.sweep.references import reference_scores
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import SweepStatus
 from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, MeasuredArm, ScoredArm
 from orchestrator.tracking.mlflow_writer import STEPS, STORE, TRAINING
 from orchestrator.tracking.rollout_videos import RolloutVideo, films_of_arm
+from sim_workers.arithmetic import NOT_RECORDED
 
 
 def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
@@ -48,7 +50,8 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
     scored = [*_scored_arms(state, arms, costs)]
     if not scored:
         return None
-    return Curve(state.sweep.name, tuple(sorted(scored, key=lambda one: one.arm)), sweep, tags)
+    arms_in_order = tuple(sorted(scored, key=lambda one: one.arm))
+    return Curve(state.sweep.name, arms_in_order, sweep, tags, reference_scores(state))
 
 
 def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]) -> Iterator[ScoredArm]:
@@ -71,6 +74,9 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
             errors=score.errors,
             outcomes=dict(sorted(won.items())),
             early=score.episodes < score.listed,
+            trained_on=checkpoints[last].trained_on,
+            acted_on=tuple(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
+            shifted=_shifted(state, arm, checkpoint),
             cost=costs[arm_id],
             imagined=_imagined(state, arm, checkpoints, test) if test else {},
             films=_film_notes(state, arm, checkpoint),
@@ -83,7 +89,19 @@ def _measured_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cos
         if checkpoint := state.checkpoints(arm_id).get(last):
             score = state.action_error(arm, checkpoint.fingerprint)
             if score.complete:
-                yield MeasuredArm(arm, state.comparable, last, score.errors, costs[arm_id])
+                yield MeasuredArm(
+                    arm, state.comparable, last, score.errors, costs[arm_id], checkpoint.trained_on
+                )
+
+
+def _shifted(state: SweepState, arm: Arm, checkpoint: str) -> dict[str, dict[str, bool]]:
+    """Return `ScoredArm.shifted` of a checkpoint."""
+    scores = {shift: state.score(arm, checkpoint, shift) for shift in state.sweep.suite.shifts}
+    return {
+        shift: dict(sorted((one.spec.episode_id, one.result == "success") for one in outcomes))
+        for shift, (score, outcomes) in scores.items()
+        if score.complete
+    }
 
 
 def _film_notes(state: SweepState, arm: Arm, checkpoint: str) -> tuple[dict[str, Any], ...]:

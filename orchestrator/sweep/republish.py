@@ -5,6 +5,7 @@ lacks it.
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
+from orchestrator.sweep.references import reference_scores
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher, ended_as
 from orchestrator.tracking.mlflow_writer import FAILED, FINISHED, KILLED, TrackingError
@@ -18,6 +19,8 @@ def publish_curve(
     `TrackingPublisher.curve`.
     """
     curve = curve_from_ledger(state)
+    if state.sweep.suite.references:
+        publisher.references(reference_scores(state))
     if isinstance(curve, HeldOutCurve):
         publisher.curve(curve, curve.page(), complete=complete)
     elif curve:
@@ -37,6 +40,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX, *, m
         test = state.possible_video_test(arm)
         for step, checkpoint in sorted(state.checkpoints(arm_id).items()):
             views.training(arm_id, step, checkpoint.metrics)
+            views.trained_on(arm_id, checkpoint.trained_on)
             views.checkpoint(arm_id, step, checkpoint.fingerprint)
             if test and (video := test.known(state.storage, checkpoint.fingerprint)):
                 views.video(arm_id, step, video)
@@ -46,7 +50,7 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX, *, m
                     views.action_error(arm_id, step, checkpoint.fingerprint, measured)
                     scores += 1
                 continue
-            for shift in ("nominal", *state.sweep.suite.shifts):
+            for shift in dict.fromkeys((state.sweep.suite.decided_on, "nominal", *state.sweep.suite.shifts)):
                 score, outcomes = state.score(arm, checkpoint.fingerprint, shift)
                 if score.complete:
                     views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)

@@ -194,7 +194,9 @@ class SweepRun:
         if scored := sum(len(arm.scores) for arm in self.board.arms.values()):
             again = "measured" if self.state.held_out else "played"
             self.say(f"already scored, not {again} again: {scored} checkpoints")
-        portraits = render_references_of(self.state.storage, sweep.suite.gl, sweep.suite.tasks)
+        portraits = render_references_of(
+            self.state.storage, sweep.suite.gl, sweep.suite.tasks, sweep.suite.processors
+        )
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._pruner.decides, self.handle, self.say
@@ -430,6 +432,8 @@ class SweepRun:
         if event.checkpoint and step in scheduled:
             self.state.record_checkpoint(event)
             if not arms:
+                self.board.record_trained_on(run, event.trained_on)
+                self._publisher.trained_on(run, event.trained_on)
                 self._publisher.checkpoint(run, step, event.checkpoint)
                 self.evaluation.submit(run, step, event.checkpoint)
 
@@ -484,23 +488,29 @@ class SweepRun:
         results = Counter((outcome.spec.task, outcome.result) for outcome in event.outcomes)
         for (task, result), number in results.items():
             EPISODES.record(number, sweep.name, task=task, result=result)
-        cameras = len(self.state.manifest.contract.cameras)
+        cameras = len((job.contract or self.state.manifest.contract).cameras)
         for outcome in event.outcomes:
             self.spending.add(job.arm_id, of_outcome(outcome, cameras))
-        if job.suite.shift == "nominal":
-            self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.listed)
+        if job.part == sweep.suite.decided_on and not job.contract:
+            self.board.record_outcomes(job.arm_id, job.step, event.done, sweep.suite.deciding)
 
     def _on_score(self, event: ScoreConcluded) -> None:
-        job, score, shift = event.job, event.score, event.job.suite.shift
-        self.board.record_score(job.arm_id, job.step, shift, score)
+        job, score, part = event.job, event.score, event.job.part
+        decides = part == self.state.sweep.suite.decided_on
+        if decides and not job.contract:
+            self.board.record_score(job.arm_id, job.step, "nominal", score)
+        elif part == "nominal" and not job.contract:
+            self.board.record_report(job.arm_id, score)
+        elif not job.contract:
+            self.board.record_score(job.arm_id, job.step, part, score)
         self.say(f"score {job}: {score}")
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
-        if not score.complete:
+        if job.contract or not score.complete:  # a reference of the suite has no arm
             return
-        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, shift, score, event.outcomes)
-        if shift == "nominal":
+        self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, part, score, event.outcomes)
+        if decides:
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
         self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
@@ -552,6 +562,7 @@ class SweepRun:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
                 self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
+        self.evaluation.submit_references()
 
     def _unfinished(self) -> Iterator[str]:
         """Yield why arms have no place on the curve, one sentence each."""
@@ -563,6 +574,11 @@ class SweepRun:
                 yield (
                     f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps}"
                     f" {arm.unit}); run again to go on"
+                )
+            if arm.selecting and arm.report is None and arm.steps in arm.scores and not self._retry_failed:
+                yield (
+                    f"{arm.name}: its last checkpoint has a score to select it and none to report; run again"
+                    " to go on"
                 )
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:

@@ -401,7 +401,7 @@ class SweepState:
             else [Arm(sweep.data.most_demos, 0.0, sweep.seeds[0], line.name) for line in sweep.lines]
         )
         trainings = {key.fingerprint: key for key in (self.training_key, *map(self.key_of, own))}
-        shifts = ("nominal", *sweep.suite.shifts)
+        shifts = ("nominal", *sweep.suite.shifts, *(("select",) if sweep.suite.select else ()))
         protocols = {
             key.fingerprint: key
             for line in (None, *sweep.lines)
@@ -422,7 +422,7 @@ class SweepState:
         """Fingerprint shared by the scores of one curve: the protocols of its lines and the rule that ends
         scoring.
         """
-        told = self.sweep.suite.decide
+        told = None if self.sweep.suite.select else self.sweep.suite.decide
         keys = {self._stored_as(self.protocol_key("nominal", line)) for line in self.sweep.lines}
         own = self.protocol if keys == {self.protocol} else digest(sorted({self.protocol, *keys}))
         return f"{own}+{digest(told.model_dump(mode='json'))}" if told else own
@@ -441,11 +441,15 @@ class SweepState:
         """Key prefix of the search's decisions; a sweep with other search settings has a prefix of
         its own.
         """
-        search = self.sweep.search.model_dump(mode="json")
-        suite = self.sweep.suite.model_dump(mode="json", exclude={"video_clips"}, exclude_none=True)
+        search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
+        # earlier versions had no such fields, and their searches go on
+        later = {"processors"} if suite_config.processors == "one" else set[str]()
+        suite = suite_config.model_dump(
+            mode="json", exclude={"video_clips", "references"} | later, exclude_none=True
+        )
         for name, none in (("sampler", {}), ("every", 1)):
             if suite[name] == none:
-                del suite[name]  # the fields of earlier versions, whose decisions it finds
+                del suite[name]
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
@@ -636,7 +640,13 @@ class SweepState:
         """Return the initial state of an arm, before any training or scoring."""
         video = self.stage_one(arm)
         train = self.sweep.train_of(arm)
-        return ArmStatus(arm, train.end, video.arm_id if video else "", unit=train.unit)
+        return ArmStatus(
+            arm,
+            train.end,
+            video.arm_id if video else "",
+            selecting=self.sweep.suite.select is not None,
+            unit=train.unit,
+        )
 
     def last_step(self, arm_id: str) -> int:
         """Return the optimiser step at which an arm's training ends, or its budget in seconds."""
@@ -668,7 +678,9 @@ class SweepState:
         without the checkpoint.
         """
         self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
-        record = CheckpointRecord(fingerprint=report.checkpoint, **report.metrics)
+        record = CheckpointRecord(
+            fingerprint=report.checkpoint, trained_on=report.trained_on, **report.metrics
+        )
         write_record(self.storage, report.run, report.step, record)
 
     def without_torn(self, board: SweepStatus) -> dict[str, list[int]]:
@@ -680,7 +692,10 @@ class SweepState:
         """
         torn: dict[str, list[int]] = {}
         for arm_id, arm in board.arms.items():
-            if not (unscored := arm.scoring.keys() - arm.scores.keys()):
+            unscored = arm.scoring.keys() - arm.scores.keys()
+            if arm.selecting and arm.report is None:
+                unscored |= arm.scoring.keys() & {arm.steps}
+            if not unscored:
                 continue
             for step, checkpoint in self.checkpoints(arm_id).items():
                 if (
@@ -708,7 +723,7 @@ class SweepState:
         for arm_id, state in board.arms.items():
             scored = self.sweep.scored_steps(state.arm)
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
-                state.step, state.loss = step, checkpoint.loss
+                state.step, state.loss, state.trained_on = step, checkpoint.loss, checkpoint.trained_on
                 if step not in scored:
                     state.scoring[step] = 0, 0
                     continue
@@ -718,11 +733,14 @@ class SweepState:
                     if measured.complete:
                         state.scores[step] = measured
                     continue
-                score, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                score, _ = self.score(state.arm, checkpoint.fingerprint, self.sweep.suite.decided_on)
                 state.scoring[step] = score.episodes, score.episodes if score.complete else score.listed
                 if score.complete:
                     state.scores[step] = score
                 if step == state.steps:
+                    if self.sweep.suite.select:
+                        report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                        state.report = report if report.complete else None
                     shifted = {
                         shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
@@ -734,8 +752,8 @@ class SweepState:
         return board
 
     def rule(self, arm: Arm) -> StoppingRule | None:
-        """Return the rule that decides how much of the suite an arm's checkpoints are scored on; None: all of
-        it.
+        """Return the rule that decides how much of the suite, or of `suite.select`, an arm's checkpoints are
+        scored on; None: all of it.
         """
         if not (told := self.sweep.suite.decide):
             return None
@@ -749,10 +767,10 @@ class SweepState:
         )
 
     def score(self, arm: Arm, checkpoint: str, shift: str) -> tuple[Score, list[Outcome]]:
-        """Return the score of an arm's checkpoint under a shift from the ledger so far, and the outcomes it
-        counts, in playing order.
+        """Return the score of an arm's checkpoint under a shift, or on the episodes of `select`, from the
+        ledger so far, and the outcomes it counts, in playing order.
         """
-        rule = self.rule(arm) if shift == "nominal" else None
+        rule = self.rule(arm) if shift == self.sweep.suite.decided_on else None
         return score_so_far(
             Ledger(self.storage, checkpoint, self.protocol_of(shift, arm)), self.sweep.to_suite(shift), rule
         )

@@ -11,6 +11,7 @@ from orchestrator.cost import Cost
 from orchestrator.data.action_error import MEASURE
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
+from sim_workers.arithmetic import Arithmetic
 
 
 @dataclass
@@ -31,10 +32,16 @@ class ArmStatus:
     scores: dict[int, Score | ActionErrorScore] = field(default_factory=dict)
     shifted: dict[str, Score] = field(default_factory=dict)
     """Complete scores of the last checkpoint, by shift."""
+    selecting: bool = False
+    """Whether `scores` are on the episodes of `suite.select`."""
+    report: Score | None = None
+    """Complete score of the last checkpoint on the suite's own episodes, if `selecting`; else None."""
     stopped: int | None = None
     """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
     """One line, if training failed permanently; else empty."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the training processes up to the last checkpoint; none if not recorded."""
     cost: Cost = field(default_factory=Cost)
     """Cost of the arm, with its share of a video model that several arms use."""
     unit: str = "steps"
@@ -54,7 +61,8 @@ class ArmStatus:
             return "stopped"
         if self.step < self.steps:
             return "training" if self.step else "stage 1" if self.video_step else "waiting"
-        return "scored" if self.steps in self.scores else "scoring"
+        reported = self.report is not None or not self.selecting
+        return "scored" if self.steps in self.scores and reported else "scoring"
 
 
 class SweepStatus:
@@ -70,6 +78,11 @@ class SweepStatus:
         with self.lock:
             arm = self.arms[arm_id]
             arm.step, arm.loss = max(step, arm.step), loss
+
+    def record_trained_on(self, arm_id: str, trained_on: tuple[Arithmetic, ...]) -> None:
+        """Record the arithmetics of an arm's training processes."""
+        with self.lock:
+            self.arms[arm_id].trained_on = trained_on
 
     def record_video_training(self, arm_ids: Iterable[str], step: int, loss: float) -> None:
         """Record the last reported step and loss of the video model that these arms wait for."""
@@ -91,6 +104,11 @@ class SweepStatus:
         """Record the action error of an arm's checkpoint."""
         with self.lock:
             self.arms[arm_id].scores[step] = score
+
+    def record_report(self, arm_id: str, score: Score) -> None:
+        """Record the score of an arm's last checkpoint on the episodes that the curve shows."""
+        with self.lock:
+            self.arms[arm_id].report = score if score.complete else None
 
     def record_score(self, arm_id: str, step: int, shift: str, score: Score) -> None:
         """Record the score of an arm's checkpoint under a shift."""
@@ -229,13 +247,19 @@ class ArmLine:
     scores: Mapping[int, ScoreLine | ActionErrorLine] = field(default_factory=dict)
     """Scores of the nominal suite, or action errors, by checkpoint step."""
     last_score: str = ""
-    """Score of the newest scored checkpoint in words; empty if there is none."""
+    """Score of the newest scored checkpoint in words; empty if there is none. With `suite.select`, which
+    episodes it is of.
+    """
+    report: ScoreLine | None = None
+    """Score of the last checkpoint on the suite's own episodes, if the sweep has `suite.select`."""
     shifted: Mapping[str, ShiftedLine] = field(default_factory=dict)
     """Scores of the last checkpoint by shift."""
     stopped_after: int | None = None
     """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
     """One line, if training failed permanently; else empty."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """`ArmStatus.trained_on`."""
     cost: Cost = field(default_factory=Cost)
 
     @classmethod
@@ -252,13 +276,15 @@ class ArmLine:
             episodes_played=sum(played for played, _ in arm.scoring.values()),
             episodes_listed=sum(listed for _, listed in arm.scoring.values()),
             scores={step: _score_line(score) for step, score in sorted(arm.scores.items())},
-            last_score=str(arm.scores[max(arm.scores)]) if arm.scores else "",
+            last_score=_last_score(arm),
+            report=ScoreLine.of(arm.report) if arm.report else None,
             shifted={
                 shift: ShiftedLine(successes=score.successes, episodes=score.episodes)
                 for shift, score in arm.shifted.items()
             },
             stopped_after=arm.stopped,
             failure=arm.failure,
+            trained_on=arm.trained_on,
             cost=arm.cost,
         )
 
@@ -268,6 +294,8 @@ class ArmLine:
             **vars(self),
             "scores": {str(step): score.to_json() for step, score in self.scores.items()},
             "shifted": {shift: asdict(score) for shift, score in self.shifted.items()},
+            "report": self.report and self.report.to_json(),
+            "trained_on": [arithmetic.to_json() for arithmetic in self.trained_on],
             "cost": self.cost.to_json(),
         }
 
@@ -280,9 +308,20 @@ class ArmLine:
             "shifted": {
                 shift: ShiftedLine(**known_fields(ShiftedLine, score)) for shift, score in shifted.items()
             },
+            "report": ScoreLine.from_json(data["report"]) if data.get("report") else None,
+            "trained_on": tuple(map(Arithmetic.from_json, data.get("trained_on", ()))),
             "cost": Cost.from_json(data.get("cost", {})),
         }
         return cls(**known_fields(cls, data) | typed)
+
+
+def _last_score(arm: ArmStatus) -> str:
+    """Return the score of an arm's newest scored checkpoint in words."""
+    if arm.report:
+        return str(arm.report)
+    if not arm.scores:
+        return ""
+    return f"{arm.scores[max(arm.scores)]}{' to select' if arm.selecting else ''}"
 
 
 def known_fields(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:

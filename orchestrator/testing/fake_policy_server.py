@@ -58,6 +58,10 @@ class FakePolicyServer:
         """Return no work."""
         return {}
 
+    def arithmetic(self) -> str:
+        """Return an empty text: not recorded."""
+        return ""
+
     def node_id(self) -> str:
         """Return the id of the Ray node on which this actor runs."""
         import ray

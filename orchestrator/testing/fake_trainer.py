@@ -9,6 +9,7 @@ from orchestrator.training.control_channel import send
 from orchestrator.training.loop import TrainJob
 from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import WorkerUsage
+from sim_workers.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class FakeTrainer:
 
     step_s: float = 0.0
     """Seconds of sleep per optimiser step."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics that it reports; none: not recorded."""
 
     def __call__(
         self, job: TrainJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
@@ -53,6 +56,7 @@ class FakeTrainer:
                     stall_s=0.001 * every,
                 ),
                 checkpoint=digest([job.arm_id, step]),
+                trained_on=self.trained_on,
             )
             send(channel, event)
             reported.append(event)

@@ -13,9 +13,12 @@ from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, Mea
 from policy.interface import ActionChunk, Observation, derived_seed
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
+from sim_workers.rollout.reference_policies import ReferencePolicy
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import RolloutJob
 
+REFERENCE_RATES = {"random": 0.0, "replay": 0.3, "expert": 1.0}
+"""Success rates of the references of a suite, by name."""
 HALF_WAY = 60
 """Number of demos at which half of the highest success rate is reached."""
 
@@ -111,12 +114,13 @@ def simulated_action_errors(
 
 
 def simulated_outcome(job: RolloutJob) -> Outcome:
-    """Draw the outcome of a `FakePolicy`, a success with the probability of its success rate.
+    """Draw the outcome of a `FakePolicy` or a reference, a success with the probability of its success rate.
 
     The draw depends on the episode alone: of two policies, the better one succeeds on every episode on which
     the worse one does.
     """
-    assert isinstance(job.source, FakePolicy)
+    assert isinstance(job.source, FakePolicy | ReferencePolicy)
+    rate = job.source.rate() if isinstance(job.source, FakePolicy) else REFERENCE_RATES[job.source.name]
     luck = np.random.default_rng(derived_seed(job.spec.noise_seed, job.spec.scene_seed)).random()
-    won = bool(luck < job.source.rate())
+    won = bool(luck < rate)
     return make_outcome(job.spec, won, steps=40 if won else job.rules.horizon)

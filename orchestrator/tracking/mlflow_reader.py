@@ -17,6 +17,7 @@ from orchestrator.cost import Cost
 from orchestrator.data.action_error import ActionError
 from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
+    ACTED_ON,
     ARM,
     CHECKPOINT,
     DESCRIBED,
@@ -26,10 +27,12 @@ from orchestrator.tracking.mlflow_writer import (
     PROTOCOL,
     PROTOCOL_FILE,
     SCORED_STEP,
+    SIMULATED_ON,
     STEPS,
     STORAGE,
     STORE,
     SWEEP,
+    TRAINED_ON,
     TRAINING,
     USER,
     TrackingError,
@@ -39,8 +42,10 @@ from orchestrator.tracking.mlflow_writer import (
     rank,
     tagged,
 )
+from orchestrator.tracking.references import ARTIFACT, ReferenceScore, decode
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import VIDEO_ACTION
+from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
 
 AT_ONCE = 8
 """Number of parallel requests to a tracking server."""
@@ -48,6 +53,9 @@ VIDEO = ("video_psnr", "video_ssim", "video_distance")
 """Metrics of a checkpoint's generated video against the recorded one."""
 CLIPS = "video_clips_id"
 """Metric: equal where the same clips were measured in the same way (`VideoScore.metrics`)."""
+
+OF_ONE_ARM = (TRAINED_ON, SIMULATED_ON, ACTED_ON)
+"""Tags of an arm that are not the sweep's."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,12 @@ class ScoredArm:
     early: bool = False
     """Whether scoring ended as soon as it was decided, before all listed episodes were played."""
     cost: Cost | None = None
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the training processes, one after the other; none if not recorded."""
+    acted_on: tuple[str, ...] = ()
+    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted."""
+    shifted: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    """Shift -> episode id -> success, of complete scores under shifts."""
     run_id: str = ""
     """Id of the arm's run in MLflow; empty if the arm was read from the ledger."""
     imagined: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -92,6 +106,8 @@ class MeasuredArm:
     errors: tuple[ActionError, ...]
     """Sorted by episode id."""
     cost: Cost | None = None
+    trained_on: tuple[Arithmetic, ...] = ()
+    """As for `ScoredArm`."""
     run_id: str = ""
     """As for `ScoredArm`."""
 
@@ -116,6 +132,8 @@ class TrackedSweep:
     """Tags of the sweep's run and of an arm's: origin of data and code."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Content of PROTOCOL_FILE; empty for sweeps that earlier versions published."""
+    references: tuple[ReferenceScore, ...] = ()
+    """Scores of the suite's references."""
 
 
 _Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
@@ -221,7 +239,7 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         name: value
         for run in (*runs[:1], parents[0])
         for name, value in run.data.tags.items()
-        if name not in (DESCRIPTION, DESCRIBED)
+        if name not in (DESCRIPTION, DESCRIBED, *OF_ONE_ARM)
     }
     files = _files(mlflow, parents[0])
     file = _text(mlflow, parents[0], "sweep.yaml") if "sweep.yaml" in files else "{}"
@@ -238,8 +256,12 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
         if holds_out(sweep):
             measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
         else:
-            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now), scored))
-    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, rules)
+            shifts = sweep.get("suite", {}).get("shifts") or ()
+            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now, shifts), scored))
+    anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in files else ()
+    wanted_references = sweep.get("suite", {}).get("references") or ()
+    references = tuple(score for score in anchors if score.name in wanted_references)
+    return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, rules, references)
 
 
 def holds_out(sweep: Mapping[str, Any]) -> bool:
@@ -321,7 +343,7 @@ def _deleting(name: str, *run_ids: str) -> str:
     )
 
 
-def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
+def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]) -> ScoredArm:
     run_id, metrics, step = run.info.run_id, run.data.metrics, _last_step(run, now)
     files = _files(mlflow, run)
     if "outcomes" not in files:
@@ -354,6 +376,13 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> ScoredArm:
         errors=int(metrics["errors"]),
         outcomes=results,
         early=bool(metrics.get("decided_early")),
+        trained_on=_trained_on(run),
+        acted_on=tuple(run.data.tags.get(ACTED_ON, NOT_RECORDED).split(BETWEEN_KINDS)),
+        shifted={
+            shift: json.loads(_text(mlflow, run, outcomes_artifact(step, shift)))
+            for shift in shifts
+            if f"success_rate_{shift}" in metrics
+        },
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
@@ -379,9 +408,14 @@ def _measured_arm(mlflow: Any, run: Any, now: Mapping[str, str]) -> MeasuredArm:
         protocol=now[PROTOCOL],
         step=step,
         errors=tuple(ActionError.from_json(row) for row in rows),
+        trained_on=_trained_on(run),
         cost=Cost.from_json(json.loads(_text(mlflow, run, "cost.json"))) if "cost.json" in files else None,
         run_id=run_id,
     )
+
+
+def _trained_on(run: Any) -> tuple[Arithmetic, ...]:
+    return tuple(map(Arithmetic.from_json, json.loads(run.data.tags.get(TRAINED_ON, "[]"))))
 
 
 def _stem(path: str) -> str:

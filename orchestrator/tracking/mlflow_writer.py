@@ -67,6 +67,12 @@ CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step"
 """Tags of a logged model: the checkpoint's fingerprint, training step and URI."""
 DIMENSIONS = "demoscale.action"
 """Tag of an arm whose action error is measured: names of the action dimensions, JSON."""
+TRAINED_ON, SIMULATED_ON, ACTED_ON = (
+    f"demoscale.{name}" for name in ("trained_on", "simulated_on", "acted_on")
+)
+"""Tags of an arm: arithmetics (`sim_workers.arithmetic`) of its training, JSON; and in words those of the
+simulators and policies of its last score.
+"""
 SCORED_STEP = "scored_step"
 """Metric: training step of every complete score on the sweep's own suite; its latest value is the last step
 scored.

@@ -30,6 +30,7 @@ from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
 from policy.presets import has_unet, weights_source
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import check_imported
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ CONSUMED = ("clips_with_actions", "clips_action_free", "action_free_ratio_consum
 """Metrics: clips with and without actions that a worker trained on since step 0, and their ratio, to compare
 with the requested one.
 """
+TRAINED_ON = "trained_on"
+"""Entry of a checkpoint's provenance: the arithmetics of the first worker, one after the other."""
 
 Report = Callable[[Reported, Path | None], None]
 """Called at intervals with the worker's progress, and in the first worker with the folder of a checkpoint,
@@ -167,9 +170,9 @@ class TrainJob:
         )
 
 
-def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
-    """Return the run's card before its first step, with statistics of the arm's own demos only. device: name
-    of the training device.
+def card_of(job: TrainJob, manifest: Manifest, here: Arithmetic) -> "Card":
+    """Return the run's card before its first step, with statistics of the arm's own demos only. here:
+    arithmetic of the training process.
     """
     from policy.checkpoint import Card
     from policy.feature_stats import Stats
@@ -213,7 +216,8 @@ def card_of(job: TrainJob, manifest: Manifest, device: str = "cpu") -> "Card":
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),
             "packages": package_versions(tuple(sorted({*PACKAGES, *TRAINING_PACKAGES}))),
-            "device": device,
+            "device": here.device,
+            TRAINED_ON: [here.to_json()],
         },
     )
 
@@ -256,7 +260,8 @@ def train(
     check_imported(job.code)
     storage = open_storage(job.episodes)
     manifest = load_manifest(storage, job.version)
-    card = card_of(job, manifest, _device_name(device))
+    here = Arithmetic.here(device)
+    card = card_of(job, manifest, here)
     before = load_card(resume).provenance if resume else card.provenance
     progress = Progress(
         job.train,
@@ -271,6 +276,12 @@ def train(
         return
     first_step = progress.step
     consumed = {name: before[name] for name in CONSUMED}
+    trained_on = tuple(map(Arithmetic.from_json, before.get(TRAINED_ON, ())))
+    if here not in trained_on:  # resumed on another machine
+        trained_on += (here,)
+    card = replace(
+        card, provenance=card.provenance | {TRAINED_ON: [arithmetic.to_json() for arithmetic in trained_on]}
+    )
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
         model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
@@ -358,7 +369,7 @@ def train(
             weights, state = trainer.acting_weights(), trainer.state()
         if not checkpoints or rank > 0:
             for position in checkpoints or [progress.position]:
-                report(_reported(job, position, means, meter), None)
+                report(_reported(job, position, means, meter, trained_on), None)
         for position in checkpoints if rank == 0 else ():
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -374,7 +385,7 @@ def train(
                         " train.learning_rate"
                     )
                 save(folder, now, model, weights, state)
-                report(_reported(job, position, means, meter, fingerprint(folder)), folder)
+                report(_reported(job, position, means, meter, trained_on, fingerprint(folder)), folder)
         if request or progress.ended:
             batches.close()  # type: ignore[attr-defined]
             return
@@ -391,10 +402,22 @@ def _endless(between: Callable[[int, int], Iterator[ClipBatch]], first_step: int
 
 
 def _reported(
-    job: TrainJob, step: int, means: Mapping[str, Any], meter: Meter, checkpoint: str = ""
+    job: TrainJob,
+    step: int,
+    means: Mapping[str, Any],
+    meter: Meter,
+    trained_on: tuple[Arithmetic, ...],
+    checkpoint: str = "",
 ) -> Reported:
     """Return a report. means: mean losses, CONSUMED and optimiser steps by name."""
-    return Reported(run=job.arm_id, step=step, **means, usage=meter.read(), checkpoint=checkpoint)
+    return Reported(
+        run=job.arm_id,
+        step=step,
+        **means,
+        usage=meter.read(),
+        checkpoint=checkpoint,
+        trained_on=trained_on,
+    )
 
 
 def _kept(order: ClipSampler, storage: Storage, manifest: Manifest, model: "VideoActionModel") -> ClipSampler:
@@ -444,13 +467,6 @@ def _first_model(
         if source and not (from_start and not has_unet(job.config.preset, job.weights)):
             load_unet(source, model.video.unet)
     return model
-
-
-def _device_name(device: str) -> str:
-    """Return `cpu`, or torch's name of the GPU."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _count(consumed: dict[str, float], clips: ClipBatch) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.checkpoints.record import TrainingProgress
 from orchestrator.training.worker_usage import WorkerUsage
+from sim_workers.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +21,17 @@ class Reported(TrainingProgress):
     """Usage of all workers since the last report."""
     checkpoint: str = ""
     """Fingerprint of the checkpoint at this step; empty if none was saved."""
+    trained_on: tuple[Arithmetic, ...] = ()
+    """Arithmetics of the first worker up to this step, one after the other; none if not recorded."""
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return the report as Ray Train's metrics, which are flat: everything but the run; `checkpoint` only
-        if there is one.
+        """Return the report as Ray Train's metrics: everything but the run; `checkpoint` and `trained_on`
+        only if there are any.
         """
-        checkpoint = {"checkpoint": self.checkpoint} if self.checkpoint else {}
-        return {"step": self.step, **self.metrics, **asdict(self.usage), **checkpoint}
+        made: dict[str, Any] = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        if self.trained_on:
+            made["trained_on"] = [arithmetic.to_json() for arithmetic in self.trained_on]
+        return {"step": self.step, **self.metrics, **asdict(self.usage), **made}
 
     @classmethod
     def from_metrics(cls, run: str, metrics: Mapping[str, Any]) -> "Reported":
@@ -45,6 +50,7 @@ class Reported(TrainingProgress):
             optimiser_steps=metrics.get("optimiser_steps"),
             usage=WorkerUsage.from_metrics(metrics),
             checkpoint=metrics.get("checkpoint", ""),
+            trained_on=tuple(map(Arithmetic.from_json, metrics.get("trained_on", ()))),
         )
 
 

@@ -96,8 +96,10 @@ def _no_hand(embodiment: Embodiment) -> str:
     )
 
 
-class _Player:
-    """The demonstrator of one episode: a scripted expert, and how far a disturbance moves its actions."""
+class Demonstrator:
+    """The demonstrator of one episode: a scripted expert, and how far a disturbance moves its actions. Raises
+    ValueError if the task has no expert.
+    """
 
     def __init__(self, env: Any, demonstration: Demonstration) -> None:
         self._env, self._disturbance = env, demonstration.disturbance
@@ -106,12 +108,15 @@ class _Player:
         if self._task is None:
             self._expert: Any = expert_for(demonstration.task)
         else:
-            assert self._task.expert
+            if not self._task.expert:
+                raise ValueError(f"the package of {demonstration.task} has no scripted expert for it")
             self._expert = self._task.expert()
         self.horizon: int = self._expert.horizon
 
     def act(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return the expert's action, which is recorded, and the disturbed one, which is executed."""
+        """Return the expert's action in the current state, which is recorded, and the disturbed one, which is
+        executed.
+        """
         env, rng = self._env, self._rng
         if self._task is None:
             action = self._expert.act(env.state)
@@ -139,7 +144,7 @@ def demonstrate(env: Any, demonstration: Demonstration) -> Recording:
     Raises EpisodeFaultError like `SimEnv.step` and `reset`.
     """
     env.reset(demonstration.seed)
-    player = _Player(env, demonstration)
+    player = Demonstrator(env, demonstration)
     frames: dict[str, list[Any]] = {camera: [] for camera in env.contract.cameras}
     proprio: list[Any] = []
     actions: list[Any] = []

@@ -91,6 +91,10 @@ class Outcome:
     """Cause of an error, one line; empty otherwise."""
     worker: str = ""
     """host/pid of the process that played it; empty if unknown."""
+    simulated_on: str = ""
+    """Arithmetic of that process in words (`sim_workers.arithmetic`); empty if not recorded."""
+    acted_on: str = ""
+    """Arithmetic of the process that computed the actions; empty if not recorded."""
 
     @property
     def success_once(self) -> bool:
@@ -99,11 +103,13 @@ class Outcome:
 
     @property
     def played(self) -> dict[str, Any]:
-        """Fields that do not depend on the worker or the time of play: all but the seconds and the worker."""
+        """Fields that do not depend on the worker or the time of play: all but the seconds, the worker and
+        the arithmetic.
+        """
         return {
             name: value
             for name, value in self.to_json().items()
-            if name != "worker" and not name.endswith("_s")
+            if name not in ("worker", "simulated_on", "acted_on") and not name.endswith("_s")
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,11 +11,13 @@ from policy.foreign import foreign_policy
 from policy.foreign.layout import Layout
 from policy.http_policy import RemotePolicies
 from policy.interface import ActionChunk, Contract, Observation, Policy, needs_of
+from sim_workers.arithmetic import Arithmetic
 
 
 class PolicyClient(Protocol):
-    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`, and the
-    `memory` and `observation_steps` of a policy (`policy.interface.PolicyNeeds`).
+    """Policy client of one rollout process. It may also have `imagine(observation) -> Imagination`, the
+    `memory` and `observation_steps` of a policy (`policy.interface.PolicyNeeds`), and `arithmetic`: in words
+    that of the process which computes the actions, if it is another one.
     """
 
     def act(self, observation: Observation) -> ActionChunk:
@@ -42,6 +44,8 @@ class UnbatchedClient:
     """Client that queries a policy with one observation at a time."""
 
     policy: Policy
+    arithmetic: str = field(default_factory=lambda: str(Arithmetic.here()))
+    """Arithmetic of the process that computes the actions in words; empty if it is unknown."""
 
     @property
     def memory(self) -> bool:
@@ -136,7 +140,7 @@ class RemoteServer:
 
     def connect(self) -> UnbatchedClient:
         """Return a client of the servers; the first request opens the connection."""
-        return UnbatchedClient(RemotePolicies(self.url.split(","), os.getpid()))
+        return UnbatchedClient(RemotePolicies(self.url.split(","), os.getpid()), arithmetic="")
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ class ForeignServer:
 
     def connect(self) -> UnbatchedClient:
         """Return a client of the server; the first request opens the connection."""
-        return UnbatchedClient(foreign_policy(self.url, self.contract, self.layout, self.execute))
+        return UnbatchedClient(
+            foreign_policy(self.url, self.contract, self.layout, self.execute), arithmetic=""
+        )
 
 
 def _parts(make: Callable[[], Policy]) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from sim_workers.arithmetic import pinned_kernels
 from sim_workers.checkout import CodeChangedError, Files
 from sim_workers.envs.render import backend_of
 from sim_workers.envs.render_check import RenderFingerprint
@@ -111,6 +112,7 @@ class RolloutPool:
             "OPENBLAS_NUM_THREADS": "1",
             "LP_NUM_THREADS": "0",
             "MUJOCO_GL": backend_of(gl),
+            **pinned_kernels(),
         }
         options = {
             "num_cpus": num_cpus,
@@ -387,9 +389,11 @@ class RolloutPool:
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
-            self.usage.sim_s += said.outcome.sim_s
-            self.usage.policy_s += said.outcome.policy_s
-            self.usage.looks += said.outcome.looks
+            # others say nothing about how many simulators the servers can feed
+            if self._source is None or isinstance(entry.job.source, RayServedPolicy):
+                self.usage.sim_s += said.outcome.sim_s
+                self.usage.policy_s += said.outcome.policy_s
+                self.usage.looks += said.outcome.looks
             if len(self._workers) > self.num_workers:
                 self._dismiss(worker)
             elif said.worn:

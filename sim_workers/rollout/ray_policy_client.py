@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, PolicyNeeds
 from sim_workers.rollout.autoscaler import ServerUsage
+
+ARITHMETIC_S = 5.0
+"""Seconds after which the question for a server's arithmetic times out."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,17 @@ class RayPolicyClient:
     """Client of one policy on one server."""
 
     def __init__(self, server: Any, source: RayServedPolicy) -> None:
-        self._server, self._key = server, source.key
+        self._server, self._key, self._arithmetic = server, source.key, ""
         self.imagine = self._imagine if source.imagines else None
         self.memory, self.observation_steps = source.needs.memory, source.needs.observation_steps
+
+    @property
+    def arithmetic(self) -> str:
+        """Arithmetic of the server's process in words, asked for once; empty if it does not say."""
+        if not self._arithmetic and hasattr(self._server, "arithmetic"):
+            with suppress(RayError):  # a lost server must not fail an episode that has ended
+                self._arithmetic = ray.get(self._server.arithmetic.remote(), timeout=ARITHMETIC_S)
+        return self._arithmetic
 
     def act(self, observation: Observation) -> ActionChunk:
         """Return the server's chunk for one observation. Raises Ray's errors if the server is gone, and

@@ -21,6 +21,8 @@ SHIFTS = ("nominal", "lighting", "texture", "camera", "object", "placement", "di
 """Ways in which an evaluated scene may differ from every demonstrated one; `nominal`: none.
 `sim_workers/envs/shifts.py` builds them.
 """
+SELECT_BLOCK = 1
+"""Block of the scenes on which searches decide, where they have scenes of their own; others are reported."""
 VARIANTS = 5
 """Number of variants of each shift; an episode's scene seed determines its variant."""
 
@@ -87,6 +89,10 @@ class Suite:
     """Difference between the scenes and the demonstrated ones; one of SHIFTS."""
     horizons: tuple[tuple[str, int], ...] = ()
     """Pairs of a task and its own horizon, in place of the rules'; sorted, only where it is another."""
+    processors: Literal["one", "mixed"] = "one"
+    """`mixed`: processors whose simulation differs in rounding may play its episodes; `one`: they may not."""
+    offset: int = 0
+    """Number of scenes of the block that come before the first one."""
 
     @classmethod
     def of(
@@ -116,8 +122,8 @@ class Suite:
         return self.episodes * sum(self.rules_of(task).horizon for task in self.tasks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own
-        ones.
+        """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own ones,
+        `processors` only where they are mixed, `offset` only if there is one.
         """
         return {
             "tasks": self.tasks,
@@ -126,13 +132,15 @@ class Suite:
             "block": self.block,
             **asdict(self.rules),
             **({"horizons": dict(self.horizons)} if self.horizons else {}),
+            **({"processors": self.processors} if self.processors != "one" else {}),
+            **({"offset": self.offset} if self.offset else {}),
         }
 
     def episode_list(self) -> list[EpisodeSpec]:
         """Return the episodes in an order shuffled over tasks and scenes (seeded), so that no worker gets all
         the hard ones.
         """
-        first = FIRST_EVALUATION_SEED * (1 + self.block)
+        first = FIRST_EVALUATION_SEED * (1 + self.block) + self.offset
         specs = [
             EpisodeSpec(task, first + i, first + i, self.shift)
             for task in self.tasks
@@ -144,5 +152,7 @@ class Suite:
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal lists played by equal rules."""
         facts: list[Any] = [[asdict(spec) for spec in sorted(self.episode_list())], asdict(self.rules)]
-        text = json.dumps([*facts, dict(self.horizons)] if self.horizons else facts)
+        facts += [dict(self.horizons)] if self.horizons else []
+        facts += [{"processors": self.processors}] if self.processors != "one" else []
+        text = json.dumps(facts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

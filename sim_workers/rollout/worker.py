@@ -20,6 +20,7 @@ from policy.interface import (
     PolicyNeeds,
     needs_of,
 )
+from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
 from sim_workers.envs.render import share_renderers
@@ -214,6 +215,8 @@ class RolloutWorker:
     def _playing(self, job: RolloutJob, asker: PolicyClient, needs: PolicyNeeds) -> Iterator[Said]:
         """Play the episode once from its start. Raises LostSessionError if the policy lost its session."""
         assert self._env is not None
+        if attach := getattr(asker, "attach", None):  # a reference that reads the simulator's state
+            attach(self._env, job.spec)
         film = RolloutRecorder(self._env) if job.film else None
         imagine = getattr(asker, "imagine", None) if film else None
         beat = time.monotonic()
@@ -244,7 +247,13 @@ class RolloutWorker:
                 said = playing.send(chunk)
         except StopIteration as over:
             self._episodes += 1
-            outcome = replace(over.value, worker=f"{socket.gethostname()}/{os.getpid()}")
+            here = str(Arithmetic.here())
+            outcome = replace(
+                over.value,
+                worker=f"{socket.gethostname()}/{os.getpid()}",
+                simulated_on=here,
+                acted_on=getattr(asker, "arithmetic", here),
+            )
             yield Played(outcome, film.done(outcome) if film else None, self._worn())
 
     def _answered(self, ask: Callable[[], T]) -> Generator[WorkerHeartbeat, None, T]:

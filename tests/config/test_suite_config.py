@@ -110,6 +110,9 @@ def test_suite_of_earlier_versions_keeps_its_keys() -> None:
         suite.model_dump(mode="json", exclude_none=True)
     )
     assert suite.embodiment == DEFAULT
+    assert suite.to_suite(("Lift",)).processors == "one"
+    mixed = suite.model_copy(update={"processors": "mixed"})
+    assert mixed.to_suite(("Lift",)).processors == "mixed"
 
 
 def test_embodiment_of_a_suite_is_what_collect_records() -> None:

@@ -68,7 +68,8 @@ def served(*options: str) -> Iterator[str]:
 
 
 def untimed(outcome: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in outcome.items() if name != "worker" and not name.endswith("_s")}
+    made_by = ("worker", "simulated_on", "acted_on")
+    return {name: value for name, value in outcome.items() if name not in made_by and not name.endswith("_s")}
 
 
 @pytest.mark.sim
@@ -81,6 +82,20 @@ def test_example_policy_succeeds_on_some_episodes_and_identically_over_http(name
     assert near == far
     results = [outcome["result"] for outcome in near]
     assert 0 < results.count("success") < len(results), results
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_first_command_of_the_scoring_page_prints_what_the_page_says() -> None:
+    page = (CHECKOUT / "docs/scoring.md").read_text()
+    command = re.search(r"^demoscale (score examples\.waypoints:make [^#\n]*)", page, re.MULTILINE)
+    said = re.search(r"The first prints `(.*?)`", page)
+    assert command
+    assert said
+    done = run("-m", "orchestrator", *command[1].split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == said[1], "write what it prints into docs/scoring.md"
 
 
 @pytest.mark.full

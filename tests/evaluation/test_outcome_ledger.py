@@ -58,6 +58,7 @@ def rows(storage: Storage) -> list[dict[str, Any]]:
 def test_ledger_round_trips_every_field_of_an_outcome(storage: Storage) -> None:
     spec = EpisodeSpec("kitchen/OpenDrawer", 1_000_003, 2**62, "camera")
     played = Outcome(spec, "success", 40, 5, 1.2345678901234567, 0.1, 31, True, "a note, 日本語", "host/4711")
+    played = replace(played, simulated_on="a Xeon", acted_on="an EPYC")
     never = Outcome(replace(spec, scene_seed=4), "failure", 200, 25, 0.0, 0.0)
     assert all(getattr(played, field.name) != field.default for field in fields(Outcome)), (
         "every field must differ from its default"
@@ -65,6 +66,18 @@ def test_ledger_round_trips_every_field_of_an_outcome(storage: Storage) -> None:
     assert never.first_success is None
     ledger(storage).record([played, never])
     assert ledger(storage).read() == by_id(played, never)
+
+
+def test_ledger_of_an_earlier_version_has_outcomes_without_arithmetic(storage: Storage) -> None:
+    ledger(storage).record([outcome(1, simulated_on="a Xeon", acted_on="an EPYC")])
+    (key,) = parts(storage)
+    table = pq.read_table(io.BytesIO(storage.get(key))).drop_columns(["simulated_on", "acted_on"])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.put(key, buffer.getvalue())
+    assert ledger(storage).read() == by_id(outcome(1))
+    ledger(storage).seal(ledger(storage).read().values())
+    assert scores(storage)["simulated_on"].to_pylist() == [""]
 
 
 def test_ledger_record_writes_one_object_of_the_documented_columns(storage: Storage) -> None:

@@ -249,7 +249,7 @@ def scored(
     scorer.close()
     parts = [key for key in storage.list(f"outcomes/{source.key}/protocol/") if key.endswith(".parquet")]
     rows = [row for key in parts for row in pq.read_table(f"{storage.uri}/{key}").to_pylist()]
-    untimed = {"sim_s", "policy_s", "message", "worker", "recorded"}
+    untimed = {"sim_s", "policy_s", "message", "worker", "simulated_on", "acted_on", "recorded"}
     outcomes = {
         row["episode"]: {name: value for name, value in row.items() if name not in untimed} for row in rows
     }

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.testing.processes import titled_processes
 from scoring_listener import RecordingListener
+from sim_workers.arithmetic import pinned_kernels
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.pool import PoolSettings
@@ -121,6 +122,15 @@ def test_pool_of_two_workers_has_the_outcomes_of_one(
 ) -> None:
     _, ledger = score(tmp_path, server, 2)
     assert ledger == reference[1]
+
+
+def test_pool_records_the_pinned_kernels_with_every_outcome(reference: tuple[Path, dict[str, Any]]) -> None:
+    outcomes = Ledger(open_storage(str(reference[0])), "fp-wanderer", PROTOCOL).read().values()
+    (simulated_on,) = {outcome.simulated_on for outcome in outcomes}
+    for name, value in pinned_kernels().items():
+        assert f"{name}={value}" in simulated_on
+        assert simulated_on.endswith(value), "numpy's kernels are those"
+    assert {outcome.acted_on for outcome in outcomes} == {""}, "the server does not say"
 
 
 @pytest.mark.full
@@ -256,6 +266,35 @@ def test_mixed_drivers_are_compared_with_their_own_reference(
     assert moved.difference(portraits.put(scene, moved)).startswith("physics"), (
         "physics does not depend on the driver"
     )
+
+
+def test_mixed_processors_may_differ_in_rounding_alone(tmp_path: Path) -> None:
+    scene, storage = Scene("Lift", CONTRACT), open_storage(str(tmp_path))
+    epyc = RenderFingerprint(
+        "robosuite 1", "egl: llvmpipe", "an EPYC", "aa", "bb", (0.1, -0.2), tuple(range(64))
+    )
+    xeon = replace(epyc, processor="a Xeon", physics="cc", pixels="dd", state=(0.1 + 1e-12, -0.2))
+    one = RenderReferences(storage, "one")
+    assert xeon.difference(one.put(scene, epyc)).startswith("physics"), "the default refuses it"
+    mixed = RenderReferences(storage, "mixed", processors=True)
+    assert mixed.get(scene) is None, "a worker that built another scene must not set a reference"
+    for portrait in (epyc, xeon, epyc, xeon):
+        assert portrait.difference(mixed.put(scene, portrait)) == ""
+    for broken, refusal in (
+        (replace(xeon, state=(0.1 + 1e-3, -0.2)), "physics"),
+        (replace(xeon, blocks=(9.0, *xeon.blocks[1:]), physics="aa"), "contamination"),
+        (replace(xeon, pixels="ee"), "contamination"),
+        (replace(xeon, physics="ee"), "physics"),
+        (replace(epyc, physics="ee"), "physics"),
+        (replace(epyc, processor="a third", simulator="robosuite 2"), "version"),
+    ):
+        assert broken.difference(mixed.put(scene, broken)).startswith(refusal), (broken, refusal)
+    third = replace(epyc, processor="a third", driver="egl: a GPU", pixels="ff", blocks=(99.0,) * 64)
+    assert third.difference(mixed.put(scene, third)).startswith("driver")
+    both = RenderReferences(storage, "both", mixed=True, processors=True)
+    assert epyc.difference(both.put(scene, epyc)) == ""
+    assert third.difference(both.put(scene, third)) == ""
+    assert RenderFingerprint.from_json(json.loads(json.dumps(asdict(xeon)))) == xeon
 
 
 def test_render_fingerprint_difference_names_what_differs() -> None:

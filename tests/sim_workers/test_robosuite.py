@@ -1,11 +1,15 @@
 """The simulator: an episode is a function of its seeds, in any process and order."""
 
 import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import GOLDEN, run
 
 from orchestrator.data.collect_demos import record
 from orchestrator.data.episode_store import load_manifest
@@ -13,6 +17,8 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA
 from sim_workers.demos.experts import EXPERTS, expert_for
 from sim_workers.demos.recorder import Demonstration, demonstrate
+from sim_workers.envs import golden
+from sim_workers.envs.golden import Golden
 from sim_workers.envs.robosuite import SimEnv, contract
 from sim_workers.envs.tasks import TASKS
 
@@ -22,6 +28,7 @@ CONTRACT = contract((CAMERA,), (64, 64), "fast")
 PLAY = """
 import hashlib, json, sys
 import numpy as np
+from sim_workers.envs import golden
 from sim_workers.envs.robosuite import SimEnv, contract
 task = sys.argv[1]
 env = SimEnv(task, contract(("robot0_eye_in_hand", "agentview"), (64, 64), "fast", task))
@@ -37,9 +44,70 @@ for seed in json.loads(sys.argv[2]):
     for picture in env.pictures().values():
         digest.update(picture.tobytes())
     hashes[seed] = digest.hexdigest()
+if "golden" in sys.argv:
+    print(json.dumps(golden.traced_here(task, env).to_json()))
 env.close()
 print(json.dumps(hashes))
 """
+
+
+@pytest.fixture(scope="module")
+def lift_played() -> subprocess.CompletedProcess[str]:
+    """Return what PLAY prints of Lift, first its golden trace."""
+    variables = os.environ | golden.as_in_the_pool()
+    return run("-W", "ignore", "-c", PLAY, "Lift", "[3, 1000001, 5]", "golden", env=variables)
+
+
+@pytest.mark.sim
+def test_lift_equals_the_golden_trace_of_its_processor(
+    lift_played: subprocess.CompletedProcess[str], record_property: Callable[[str, object], None]
+) -> None:
+    golden_line = lift_played.stdout.splitlines()[-2]
+    compared_with_golden("Lift", Golden.from_json(json.loads(golden_line)), record_property)
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.parametrize("task", [task for task in golden.TASKS if task != "Lift"])
+def test_task_equals_the_golden_trace_of_its_processor(
+    task: str, record_property: Callable[[str, object], None]
+) -> None:
+    compared_with_golden(task, golden.traced(task, {}), record_property)
+
+
+def compared_with_golden(task: str, here: Golden, record_property: Callable[[str, object], None]) -> None:
+    verdict = golden.compare(task, here.traces[task], here, golden.read())
+    assert verdict
+    record_property(GOLDEN, f"{verdict}; this is {here.arithmetic.kind}")
+    assert verdict.ok, str(verdict)
+
+
+def test_golden_of_another_processor_is_compared_within_a_tolerance() -> None:
+    known = golden.read()[0]
+    trace = known.traces["Lift"]
+    moved = replace(trace, physics={0: "another"}, states=shifted(trace, 1e-9))
+    far = replace(moved, states=shifted(trace, 1e-2))
+    redrawn = replace(trace, pictures={0: "another"})
+    other = replace(known, arithmetic=replace(known.arithmetic, model="6/143"))
+    elsewhere = replace(known, driver="egl: a GPU")
+
+    def verdict(trace: golden.Trace, here: Golden) -> golden.Verdict:
+        found = golden.compare("Lift", trace, here, [known])
+        assert found
+        return found
+
+    assert verdict(trace, known).ok
+    assert not verdict(moved, known).ok, "every bit must be equal on the same kind"
+    assert not verdict(redrawn, known).ok
+    assert verdict(redrawn, elsewhere).ok, "another driver draws other pictures"
+    assert verdict(moved, other).ok
+    assert "golden of another processor or other versions" in str(verdict(moved, other))
+    assert not verdict(far, other).ok
+    assert golden.compare("Lift", trace, known, []) is None
+
+
+def shifted(trace: golden.Trace, by: float) -> dict[int, tuple[float, ...]]:
+    return {step: (state[0] + by, *state[1:]) for step, state in trace.states.items()}
 
 
 @pytest.mark.sim
@@ -50,11 +118,16 @@ print(json.dumps(hashes))
         *(pytest.param(task, marks=pytest.mark.full) for task in ("PickPlaceSingle", "TwoArmPegInHole")),
     ],
 )
-def test_robosuite_episode_is_the_same_in_another_process_and_order(task: str) -> None:
+def test_robosuite_episode_is_the_same_in_another_process_and_order(
+    task: str, request: pytest.FixtureRequest
+) -> None:
     """One arm with fingers, a task that draws the wanted object, two arms that hold tools."""
-    one, other = (
-        run("-W", "ignore", "-c", PLAY, task, order) for order in ("[3, 1000001, 5]", "[5, 3, 5, 1000001]")
+    one = (
+        request.getfixturevalue("lift_played")
+        if task == "Lift"
+        else run("-W", "ignore", "-c", PLAY, task, "[3, 1000001, 5]")
     )
+    other = run("-W", "ignore", "-c", PLAY, task, "[5, 3, 5, 1000001]")
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (one, other))
     assert first == second
     assert len(set(first.values())) == 3

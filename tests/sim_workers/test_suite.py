@@ -46,6 +46,16 @@ def test_suite_fingerprint_depends_on_list_and_rules() -> None:
         assert replace(suite, **change).fingerprint() != suite.fingerprint()  # type: ignore[arg-type]
 
 
+def test_suite_for_one_processor_has_the_keys_of_earlier_versions() -> None:
+    suite = Suite(("Lift",), 2, EpisodeRules(100))
+    assert suite.fingerprint() == "2fbbfb93ffd22183"
+    assert "processors" not in suite.to_json()
+    mixed = replace(suite, processors="mixed")
+    assert mixed.to_json() == suite.to_json() | {"processors": "mixed"}
+    assert mixed.fingerprint() != suite.fingerprint()
+    assert mixed.episode_list() == suite.episode_list()
+
+
 def test_chunk_seed_is_distinct_per_episode_and_chunk() -> None:
     seeds = {
         spec.chunk_seed(look)
