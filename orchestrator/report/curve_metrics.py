@@ -38,7 +38,7 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
 
 def _values(point: Point | ErrorPoint) -> Iterator[tuple[str, float]]:
     """Yield names and values of a point's metrics. The bounds without `band` are over the pooled episodes,
-    those with it also over training seeds.
+    those with it also over training seeds, if there are enough of them.
     """
     if isinstance(point, Point):
         name, rate = "success", point.success_rate
@@ -49,7 +49,7 @@ def _values(point: Point | ErrorPoint) -> Iterator[tuple[str, float]]:
         yield "action_error", point.error
     yield f"{name}_low", point.interval.low
     yield f"{name}_high", point.interval.high
-    if point.seeds > 1:
+    if point.band:
         yield f"{name}_band_low", point.band.low
         yield f"{name}_band_high", point.band.high
     yield "episodes", float(point.episodes)
