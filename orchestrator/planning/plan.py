@@ -12,6 +12,7 @@ from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
+from orchestrator.planning.power_table import PowerTable
 from policy.presets import PRESETS
 from sim_workers.envs.registry import not_lean
 
@@ -50,6 +51,8 @@ class Plan:
     """
     held_out_steps: int = 0
     """Number of their recorded actions."""
+    power: PowerTable | None = None
+    """Differences that the sweep can show; None if its number of episodes is not fixed or it plays none."""
 
     def __str__(self) -> str:
         lines = (
@@ -107,8 +110,10 @@ class Plan:
                 for part in self.parts
             ),
         )
-        noted = (*lines, *(("note", note) for note in self.notes))
-        return "\n".join(f"{name:<14} {value}" for name, value in noted)
+        shown = self.power.lines() if self.power else []
+        table = [("" if number else "power", line) for number, line in enumerate(shown)]
+        noted = (*lines, *table, *(("note", note) for note in self.notes))
+        return "\n".join(f"{name:<14} {value}".rstrip() for name, value in noted)
 
 
 def planned_arms(sweep: SweepConfig) -> list[Arm]:
@@ -201,6 +206,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         parts=manifest.parts,
         held_out=len(evaluation),
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
+        power=PowerTable.of(sweep),
     )
 
 
