@@ -39,7 +39,8 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
 
 def _values(point: Point | ErrorPoint, line: str) -> Iterator[tuple[str, float]]:
     """Yield names and values of a point's metrics. The part before the slash is a section of MLflow's charts:
-    the rates come first, then their bounds, then the denominators.
+    the rates come first, then their bounds, then the denominators. Bounds without
+    `band` are over the pooled episodes, those with it also over training seeds, if there are enough of them.
     """
     if isinstance(point, Point):
         name, value = "success_rate", point.success_rate
@@ -49,7 +50,7 @@ def _values(point: Point | ErrorPoint, line: str) -> Iterator[tuple[str, float]]
     yield f"{name}/{line}", value
     yield f"{name}_bounds/{line}_low", point.interval.low
     yield f"{name}_bounds/{line}_high", point.interval.high
-    if point.seeds > 1:
+    if point.band:
         yield f"{name}_bounds/{line}_band_low", point.band.low
         yield f"{name}_bounds/{line}_band_high", point.band.high
     yield f"{name}_counts/{line}_episodes", float(point.episodes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.stats.fixed_sample import Interval, wilson
+from orchestrator.stats.fixed_sample import Interval, blaker
 from orchestrator.tracking.references import ReferenceScore
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ class ReferenceLine:
 
     score: ReferenceScore
     interval: Interval
-    """95 %, Wilson's: references are always played whole."""
+    """95 %, Blaker's: references are always played whole."""
 
     @property
     def text(self) -> str:
@@ -38,4 +38,4 @@ class ReferenceLine:
 
 def reference_lines(curve: "Curve") -> tuple[ReferenceLine, ...]:
     """Return the lines of the suite's references, in the order of the sweep file."""
-    return tuple(ReferenceLine(one, wilson(one.successes, one.episodes)) for one in curve.references)
+    return tuple(ReferenceLine(one, blaker(one.successes, one.episodes)) for one in curve.references)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.report.curve_types import Series
+from orchestrator.stats.claims import POLICY_VERDICTS, Claim
 from orchestrator.stats.fixed_sample import (
-    VERDICT,
     Interval,
     PairedComparison,
     hierarchical_draws,
     holm,
     interval_of,
     paired_comparison,
-    verdict,
 )
 from orchestrator.stats.sequential import PairedEvidence
 from sim_workers.rollout.suite import EpisodeSpec
@@ -25,6 +24,12 @@ from sim_workers.rollout.suite import EpisodeSpec
 if TYPE_CHECKING:
     from orchestrator.report.sample_efficiency_curve import Curve
     from orchestrator.tracking.mlflow_reader import ScoredArm
+
+SHIFT_VERDICTS = (
+    "no evidence that the shift changes the success of these trained policies",
+    "the shift changes the success of these trained policies",
+)
+"""Verdicts where the seeds are too few for statements about recipes, in the order of POLICY_VERDICTS."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ShiftDifference:
     result: PairedComparison
     """The shifted scenes against the same nominal ones."""
     interval: Interval
-    """95 %, of the difference, with the spread between training seeds if there are several."""
+    """95 %, of the difference, with the spread between training seeds if there are enough of them."""
     seeds: int
     compared: int
     """Number of differences of the curve."""
@@ -52,11 +57,13 @@ class ShiftDifference:
 
     @property
     def verdict(self) -> str:
-        """Verdict on the corrected p-value: better or worse under the shift; with several seeds, no
-        difference unless the interval excludes 0 too.
+        """Verdict on the corrected p-value: better or worse under the shift, if the seeds allow to say so of
+        the recipe; else whether the shift changes the success of the trained policies.
         """
-        told = verdict(self.result.difference, self.p_corrected)
-        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
+        found = Claim(self.seeds).verdict(self.result.difference, self.p_corrected, self.interval)
+        if found in POLICY_VERDICTS:
+            return SHIFT_VERDICTS[POLICY_VERDICTS.index(found)]
+        return found
 
     def __str__(self) -> str:
         r, (low, high) = self.result, self.interval
@@ -164,5 +171,6 @@ def _interval(pairs: list[tuple[dict[str, bool], dict[str, bool]]]) -> Interval:
     for row, pair in enumerate(pairs):
         for side in (0, 1):
             outcomes[side, row] = [pair[side].get(episode, np.nan) for episode in scenes]
-    draws = hierarchical_draws(outcomes, np.array([tasks[EpisodeSpec.task_of(scene)] for scene in scenes]))
+    of_tasks = np.array([tasks[EpisodeSpec.task_of(scene)] for scene in scenes])
+    draws = hierarchical_draws(outcomes, of_tasks, recipes=Claim(len(pairs)).of_recipe)
     return interval_of(np.clip(draws[:, 1] - draws[:, 0], -1, 1))

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
 from orchestrator.report.arithmetic import acting_arithmetic, mixed_arithmetic, training_arithmetic
+from orchestrator.report.arms_curve import NO_BAND
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -44,8 +44,9 @@ def report(curve: Curve) -> CurveReport:
         caption=caption(curve),
         match=curve.match,
         answer=tuple(answer(curve)),
+        claim=curve.claim,
         lines=tuple(_line(curve, line) for line in curve.lines),
-        points=tuple(PointReport(point, cost_report(curve, point.cost)) for point in curve.points),
+        points=tuple(PointReport(point, curve.cost_report(point.cost)) for point in curve.points),
         arms=tuple(_arm(curve, scored) for scored in curve.arms),
         comparisons=tuple(curve.comparisons),
         video=_video(curve),
@@ -57,30 +58,30 @@ def report(curve: Curve) -> CurveReport:
 
 
 def answer(curve: Curve) -> list[str]:
-    """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
-    seeds; of a search over ranges what its surface says.
+    """Return the sweep's main results in sentences: the worth of action-free video and demos to reach a rate,
+    or, with too few seeds, which trained policies differ; of a search over ranges what its surface says.
     """
     if curve.searched:
         return surface_in_words(curve)
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    told += curve.about_policies()
     if curve.named or curve.match != "steps":
         told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")
     for line in curve.lines:
-        rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
-        told.append(f"{_title(curve, line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
-    if (several := len(curve.seeds)) == 1:
-        told.append(
-            "One seed: what is said holds for these trained policies; another training of each could come out"
-            " differently."
-        )
-    elif missing := [point for point in curve.points if point.missing_seeds]:
+        points = curve.of_line(line)
+        rates = [rate for rate in RATES if rate <= max(point.success_rate for point in points)]
+        reached = reach_in_words(curve, line, rates[-1] if rates else RATES[0])
+        counts = ", ".join(f"{p.successes}/{p.episodes} with {p.demo_count}" for p in points) + " demos."
+        told.append(f"{curve.title(line)}: {reached or counts}")
+    several = len(curve.seeds)
+    if several > 1 and (missing := [point for point in curve.points if point.missing_seeds]):
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
     return [*told, *mixed_arithmetic(curve.arms)]
 
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:
     """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
-    for the lowest ratio and for baselines.
+    for the lowest ratio, for baselines, and if the seeds are too few.
     """
     factor = curve.data_equivalence(line)
     if factor is None:
@@ -97,7 +98,7 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
     if value in (0, math.inf):
         first, second = (line, lowest) if value else (lowest, line)
         return (
-            f"{_title(curve, first)} reaches more with its fewest demos than {curve.label(second)} with its"
+            f"{curve.title(first)} reaches more with its fewest demos than {curve.label(second)} with its"
             " most: what"
             f" demos are worth is not bounded ({interval})."
         )
@@ -110,8 +111,12 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
 
 
 def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
-    """Return the sentence on the number of demos with which a line reaches a rate."""
+    """Return the sentence on the number of demos with which a line reaches a rate; empty if the seeds are too
+    few.
+    """
     found, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
+    if not found:
+        return ""
     low, high = found.interval
     if not found.reached:
         least = "" if low == math.inf else f"; at best {_demos(low, counts)} demos"
@@ -152,13 +157,14 @@ def caption(curve: Curve) -> str:
             f"scored until {_words(suite['decide'])} was decided, {early} of {len(curve.arms)} arms (*)"
             " before the end of the list"
         )
-    bars = f"bars: {'anytime-valid' if curve.looked_at else 'Wilson'} 95 % intervals of the pooled episodes"
+    kind = "anytime-valid" if curve.looked_at else "exact"
+    bars = f"bars: {kind} 95 % intervals of the pooled episodes"
     said.append(
         bars
         + (
             "; shaded: 95 % with the spread between seeds"
-            if several
-            else ", without the spread that other seeds would show"
+            if any(point.band for point in curve.points)
+            else f", {NO_BAND}"
         )
     )
     return "; ".join(said) + f". Protocol {curve.protocol}."
@@ -166,13 +172,6 @@ def caption(curve: Curve) -> str:
 
 def _costs(curve: Curve) -> list[Cost | None]:
     return [scored.cost for scored in curve.arms]
-
-
-def cost_report(curve: Curve, cost: Cost | None) -> CostReport | None:
-    """Return a cost in hours, counts, and money at the sweep's prices."""
-    if cost is None:
-        return None
-    return CostReport.of(cost, cost.money(Prices(**curve.sweep.get("prices", {}))))
 
 
 def cost_axis(costs: Sequence[CostReport | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
@@ -193,9 +192,12 @@ def _line(curve: Curve, line: Series) -> SeriesReport:
         label=curve.label(line),
         area=curve.area(line) if len(curve.of_line(line)) > 1 else None,
         reach=tuple(
-            ReachReport(curve.reach(line, rate), reach_in_words(curve, line, rate)) for rate in RATES
+            ReachReport(found, reach_in_words(curve, line, rate))
+            for rate in RATES
+            if (found := curve.reach(line, rate))
         ),
         equivalence=EquivalenceReport(factor, equivalence_in_words(curve, line)) if factor else None,
+        claim=curve.claim_of(line),
     )
 
 
@@ -211,7 +213,7 @@ def _arm(curve: Curve, scored: ScoredArm) -> ArmReport:
         episodes=scored.episodes,
         errors=scored.errors,
         interval=curve.interval(scored.successes, scored.episodes),
-        cost=cost_report(curve, scored.cost),
+        cost=curve.cost_report(scored.cost),
         run_id=scored.run_id,
         early=scored.early,
     )
@@ -237,6 +239,8 @@ def _video(curve: Curve) -> VideoReport | None:
         low, high = found.interval
         together = "they go together" if found.rho > 0 else "they go against each other"
         shown = "no evidence that they go together" if low <= 0 <= high else together
+        if not curve.claim.of_recipe:
+            shown += " in these trained policies"
         between = f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] over {found.number} checkpoints"
         text = f"Better imagined video and more success: rank correlation {between}: {shown}."
     return VideoReport(VIDEO[2], points, episodes, found, text)
@@ -277,7 +281,7 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
     own = [
         (name.replace("_", " "), value)
         for name, value in sorted(kept.items())
-        if name not in ("arm", "sweep", "subset", "replicates", "protocol")
+        if name not in ("arm", "sweep", "subset", "replicates", "protocol", "claim")
     ]
     data = curve.sweep.get("data", {})
     return (
@@ -289,11 +293,6 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
 
 
 # -- in words ------------------------------------------------------------------------------------------------
-
-
-def _title(curve: Curve, line: Series) -> str:
-    label = curve.label(line)
-    return label if curve.named else label[0].upper() + label[1:]
 
 
 def _policies(curve: Curve) -> str:

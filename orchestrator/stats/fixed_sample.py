@@ -11,11 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
+from scipy.special import bdtr, bdtrc, betaincinv
 from scipy.stats import binom, binomtest
 
 LEVEL = 0.05
 """Significance level of every verdict."""
-VERDICT = "no evidence of a difference", "better", "worse"
+
+
+_ROUNDING = 1e-12  # of a bound, outwards: where the p-value jumps, the rate itself is inside
 
 
 class Interval(NamedTuple):
@@ -28,30 +32,57 @@ class Interval(NamedTuple):
 # -- one rate ------------------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a success rate (Wilson 1927), for display.
+def blaker(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Return the exact interval of a success rate (Blaker 2000): it covers at least its nominal level at
+    every rate, and lies within that of Clopper and Pearson.
 
-    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one
-    policy, their number fixed beforehand. (0, 1) without episodes.
+    `docs/statistics.md` compares its coverage and width with those of others. Assumes independent episodes of
+    one policy, their number fixed beforehand. (0, 1) without episodes.
     """
-    return _interval(successes, episodes, confidence, "wilson")
+    if episodes == 0:
+        return Interval(0.0, 1.0)
+    missed = 1 - confidence
+    low, high = _blaker_low(successes, episodes, missed), _blaker_low(episodes - successes, episodes, missed)
+    return Interval(low, 1 - high)
+
+
+def _blaker_low(successes: int, episodes: int, missed: float) -> float:
+    """Return the smallest rate that is not rejected at level `missed`.
+
+    A rate's p-value is the probability of at least the observed successes, the smaller tail, plus that of
+    the largest lower tail {0, ..., q} that is no more probable. q grows with the rate. Below the bound of
+    Clopper and Pearson the p-value is at most the level; where the tail next grows, both tails together
+    exceed it, so that the bound lies there, or before, where the p-value with the shorter tail reaches it.
+    """
+    if successes == 0:
+        return 0.0
+
+    def upper(rate: float) -> float:
+        return float(bdtrc(successes - 1, episodes, rate))
+
+    def lower(q: float, rate: float) -> float:
+        return float(bdtr(q, episodes, rate)) if q >= 0 else 0.0
+
+    first = float(betaincinv(successes, episodes - successes + 1, missed / 2))
+    q = float(binom.ppf(missed / 2, episodes, first))
+    grows = brentq(lambda rate: lower(q, rate) - upper(rate), first, 1.0, xtol=_ROUNDING / 10)
+    if upper(grows) + lower(q - 1, grows) <= missed:
+        return max(0.0, float(grows) - _ROUNDING)
+    before = brentq(lambda rate: upper(rate) + lower(q - 1, rate) - missed, first, grows)
+    return max(0.0, float(before) - _ROUNDING)
 
 
 def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least
-    its nominal level at every rate.
+    """Return the exact interval of a success rate whose two sides each miss at most half (Clopper and Pearson
+    1934).
 
-    Assumptions as for `wilson`.
+    Assumptions as for `blaker`.
     """
-    return _interval(successes, episodes, confidence, "exact")
-
-
-def _interval(successes: int, episodes: int, confidence: float, method: str) -> Interval:
     if episodes == 0:
         return Interval(0.0, 1.0)
     # the observed rate: its p-value is not needed and takes no search
     tested = binomtest(successes, episodes, successes / episodes)
-    interval = tested.proportion_ci(confidence, method=method)
+    interval = tested.proportion_ci(confidence, method="exact")
     return Interval(float(interval.low), float(interval.high))
 
 
@@ -134,11 +165,6 @@ class PairedComparison:
         """Success rate of the first minus that of the second, on the common episodes."""
         return (self.only_first - self.only_second) / self.episodes
 
-    @property
-    def verdict(self) -> str:
-        """Verdict in words, at the 5 % level."""
-        return verdict(self.difference, self.p_value)
-
 
 def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> PairedComparison:
     """Test two policies on their common episodes by the exact McNemar test (McNemar 1947, exact binomial
@@ -182,11 +208,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def verdict(difference: float, p_value: float) -> str:
-    """Return the verdict on a first against a second at the 5 % level: one of VERDICT."""
-    return VERDICT[0] if p_value >= LEVEL or difference == 0 else VERDICT[1] if difference > 0 else VERDICT[2]
-
-
 @dataclass(frozen=True)
 class Correlation:
     """Spearman's rank correlation, with an interval."""
@@ -217,7 +238,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
 
 
 def hierarchical_draws(
-    outcomes: NDArray[np.float64], tasks: NDArray[np.int64], draws: int = 2000, seed: int = 0
+    outcomes: NDArray[np.float64],
+    tasks: NDArray[np.int64],
+    draws: int = 2000,
+    seed: int = 0,
+    recipes: bool = True,
 ) -> NDArray[np.float64]:
     """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over
     all cells.
@@ -237,7 +262,7 @@ def hierarchical_draws(
       variance; Owen 2007): the rest is already in the spread between them.
 
     The tasks are those of the suite, not a sample of tasks. A cell with one replicate has no spread between
-    trainings.
+    trainings. recipes: False for the trained policies themselves, of which only the scenes are a sample.
     """
     rng = np.random.default_rng(seed)
     played = ~np.isnan(outcomes)
@@ -246,10 +271,9 @@ def hierarchical_draws(
     there = played.any(2)
     number = there.sum(1)
     centre = (replicates * there).sum(1) / np.maximum(number, 1)
+    trainings = _trainings(replicates, there, centre, draws, rng)
     return np.asarray(
-        centre
-        + _trainings(replicates, there, centre, draws, rng)
-        + _scenes(values, played, tasks, draws, rng),
+        centre + (trainings if recipes else 0.0) + _scenes(values, played, tasks, draws, rng, recipes),
         float,
     )
 
@@ -278,11 +302,13 @@ def _scenes(
     tasks: NDArray[np.int64],
     draws: int,
     rng: np.random.Generator,
+    recipes: bool,
 ) -> NDArray[np.float64]:
     met = played.sum(1)  # (C, E): number of replicates that played the episode
     means = values.sum(1) / np.maximum(met, 1)
     moved = np.zeros((draws, len(values)))
-    share = np.sqrt([_shared(own, there) for own, there in zip(values, played, strict=True)])
+    both = zip(values, played, strict=True)
+    share = np.sqrt([_shared(own, there) if recipes else 1.0 for own, there in both])
     for task in np.unique(tasks):
         mine = tasks == task
         size = int(mine.sum())

@@ -16,7 +16,8 @@ from orchestrator.report.curve_report import (
     VideoReport,
 )
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
-from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, wilson
+from orchestrator.stats.claims import Claim
+from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, blaker
 from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
 
@@ -51,7 +52,7 @@ def rich() -> CurveReport:
         protocol="6b82c47c0ff95b91",
         caption=(
             "Success of svd-256 on Lift, PickPlaceCan; 50 held-out episodes per arm, the same for all, at"
-            " most 400 control steps each; seeds 0, 1, 2, one thin line each; bars: Wilson 95 % intervals of"
+            " most 400 control steps each; seeds 0, 1, 2, one thin line each; bars: exact 95 % intervals of"
             " the pooled episodes; shaded: 95 % with the spread between seeds."
         ),
         match="steps",
@@ -60,6 +61,7 @@ def rich() -> CurveReport:
             "One action-free video per demo is worth 2.3 times the demos (95 % interval 1.4 to 4.0).",
             "Against the diffusion policy without video: better at every demo count.",
         ),
+        claim=Claim(3),
         lines=(
             _line(
                 DEMOS_ONLY, Estimate(52.0, Interval(38.0, 71.0)), Estimate(196.0, Interval(140, 290)), 0.56
@@ -125,7 +127,7 @@ def rich() -> CurveReport:
 
 def bare() -> CurveReport:
     """One arm, one seed, one task; no costs, no films, nothing to compare."""
-    score = TaskScore(17, 25, wilson(17, 25))
+    score = TaskScore(17, 25, blaker(17, 25))
     point = Point(
         policy="video_action",
         demo_count=4,
@@ -135,7 +137,7 @@ def bare() -> CurveReport:
         episodes=25,
         errors=0,
         interval=score.interval,
-        band=score.interval,
+        band=None,
         seeds=1,
         missing_seeds=(),
         by_task={"Lift": score},
@@ -160,10 +162,11 @@ def bare() -> CurveReport:
     return CurveReport(
         name="quickstart",
         protocol="6b82c47c0ff95b91",
-        caption="Wilson 95 % intervals; one seed, so no spread between seeds is known.",
+        caption="Exact 95 % intervals; one seed, so no spread between seeds is known.",
         match="steps",
         answer=("No evidence: one demo count makes no curve. 4 demos: 17/25 = 0.68 [0.48, 0.83].",),
-        lines=(SeriesReport(DEMOS_ONLY, DEMOS_ONLY.label, None, (), None),),
+        claim=Claim(1),
+        lines=(SeriesReport(DEMOS_ONLY, DEMOS_ONLY.label, None, (), None, Claim(1)),),
         points=(PointReport(point, None),),
         arms=(arm,),
         comparisons=(),
@@ -191,7 +194,7 @@ def films(mp4: bytes) -> list[RolloutVideo]:
 
 def _score(successes: int, episodes: int = EPISODES) -> TaskScore:
     successes = max(0, min(episodes, successes))
-    return TaskScore(successes, episodes, wilson(successes, episodes))
+    return TaskScore(successes, episodes, blaker(successes, episodes))
 
 
 def _by_task(rate: float) -> Iterator[tuple[str, TaskScore]]:
@@ -214,7 +217,7 @@ def _arm(series: Series, demos: int, seed: int, scores: dict[str, TaskScore], nu
         successes=wins,
         episodes=episodes,
         errors=int(demos == 100 and seed == 1),
-        interval=wilson(wins, episodes),
+        interval=blaker(wins, episodes),
         cost=CostReport(hours, 8 * hours, 50, 14_321, None, f"{hours:.1f} GPU-h"),
         run_id=f"{number:032x}",
         early=series.baseline and demos == 10,
@@ -225,7 +228,7 @@ def _point(
     series: Series, demos: int, arms: list[ArmReport], scores: list[dict[str, TaskScore]]
 ) -> PointReport:
     wins, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
-    low, high = wilson(wins, episodes)
+    low, high = blaker(wins, episodes)
     hours = (1.5 + demos * (1 + series.action_free_ratio) / 40) * len(arms)
     point = Point(
         policy=series.policy,
@@ -269,6 +272,7 @@ def _line(
         and EquivalenceReport(
             factor, f"{factor.value} times the demos ({factor.interval.low} to {factor.interval.high})"
         ),
+        claim=Claim(3),
     )
 
 
