@@ -37,6 +37,7 @@ def test_live_status_of_an_earlier_version_round_trips() -> None:
     assert (arm.scores[3].successes, arm.scores[3].interval) == (4, (0.0396, 0.2306))
     assert (arm.shifted["camera"].episodes, arm.cost.sim_cpu_s, live.cost.episodes) == (40, 20.0, 50)
     data["cost"] = Cost.from_json(data["cost"]).to_json()
+    data["arms"][0]["unit"] = "steps"
     assert json.loads(json.dumps(live.to_json())) == data
     assert LiveStatus.from_json(live.to_json()) == live
 
