@@ -62,7 +62,7 @@ def test_status_shows_a_fresh_live_status_and_else_the_storage(
     told = json.loads(done.stdout)
     assert told["running"] == (ago_s == 0)
     assert len(told["arms"]) == (4 if ago_s else 1)
-    assert {*told["arms"][0]} == {*data["arms"][0]}
+    assert {*told["arms"][0]} == {*data["arms"][0], "unit"}
     summary = Progress.of(state).summary()
     assert ("running  on node-1 (process 7) for 1:01 min" in summary) == (ago_s == 0)
 
