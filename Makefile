@@ -6,7 +6,8 @@ BIN := .venv/bin
 DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PROCESSES ?= 2
+PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 # `make lerobot`: LeRobot takes no other Python here, and PyPI's torch for Linux brings 3 GB of CUDA with it.
 PYTHON312 ?= python3.12

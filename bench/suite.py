@@ -1,13 +1,14 @@
 """How long do the project's own tests take, per round and per marker?
 
     python -m bench.suite                  `make test` and the rest of `make test-full`
+    python -m bench.suite --processes 3    the same with three tests at a time
     python -m bench.suite --quick          one small test file: shows that the command works, its figures mean
                                            little
 
-Seconds of a round are wall-clock time with two tests at a time; `seconds_full` is both rounds together.
-Seconds of a marker are summed over its tests, set-up and teardown included; a fixture that several tests
-share counts where it was built. The markers `full` and `stress` select rounds and are not among them. Ends
-with exit code 1 if a test fails.
+Seconds of a round are wall-clock time with two tests at a time, unless asked otherwise; `seconds_full` is
+both rounds together. Seconds of a marker are summed over its tests, set-up and teardown included; a fixture
+that several tests share counts where it was built. The markers `full` and `stress` select rounds and are not
+among them. Ends with exit code 1 if a test fails.
 
 The module is also the pytest plugin that records how long each phase of each test takes; it works with
 pytest-xdist: python -m pytest -p bench.suite --test-times=FILE
@@ -64,8 +65,8 @@ class Round:
         return self.status in (0, NO_TESTS)
 
 
-def play(expression: str, paths: list[str]) -> Round:
-    """Run the tests that a marker expression selects; their output goes to stderr."""
+def play(expression: str, paths: list[str], processes: int) -> Round:
+    """Run the tests that a marker expression selects, in so many processes; their output goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
         times.touch()
@@ -81,7 +82,7 @@ def play(expression: str, paths: list[str]) -> Round:
             "-m",
             expression,
         ]
-        command += ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", *paths]
+        command += ["-n", str(processes), "--dist", "loadgroup", "--no-loadscope-reorder", *paths]
         began = time.perf_counter()
         status = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr).returncode
         seconds = time.perf_counter() - began
@@ -108,9 +109,11 @@ def seconds_by_marker(rounds: list[Round], names: list[str]) -> dict[str, float]
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Run one small test file only.")
-def main(quick: bool) -> None:
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Tests at a time.")
+def main(quick: bool, processes: int) -> None:
     """Print a table and, last, one line of JSON."""
-    rounds = {title: play(expression, [QUICK] if quick else []) for title, expression in ROUNDS.items()}
+    paths = [QUICK] if quick else []
+    rounds = {title: play(expression, paths, processes) for title, expression in ROUNDS.items()}
     by_marker = seconds_by_marker(list(rounds.values()), markers())
     print(f"{'round':<28}{'tests':>7}{'wall s':>9}")
     for title, one in rounds.items():

@@ -16,9 +16,13 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
     """Return the metrics by demo count.
 
     A metric is called `success_rate/ratio-1`, for a line of another policy than `video_action` with the
-    policy's name before the ratio; so are its bounds and denominators. complete: whether no arm is still to
-    come; if one is, points without all seeds of the sweep file are left out. Of a search over ranges the
-    metrics are those of its surface.
+    policy's name before the ratio. Its bounds are `success_rate_bounds/ratio-1_low` and `_high`, over the
+    pooled episodes, and with several seeds `_band_low` and `_band_high`, which include their spread; its
+    denominators are `success_rate_counts/ratio-1_episodes`, `_successes` and `_seeds`. Of a search over
+    ranges the metrics are those of its surface.
+
+    complete: whether no arm is still to come; if one is, points without all seeds of the sweep file are left
+    out.
     """
     if isinstance(curve, Curve) and curve.searched:
         return surface_metrics(curve)
@@ -26,34 +30,30 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
     found: dict[int, dict[str, float]] = {}
     for point in curve.points:
         if complete or point.seeds >= planned:
-            values = dict(_values(point))
             line = f"ratio-{point.action_free_ratio:g}"
             if point.policy != VIDEO_ACTION:
                 line = f"{point.policy}_{line}"
-            found.setdefault(point.demo_count, {}).update(
-                {f"{name}/{line}": value for name, value in values.items()}
-            )
+            found.setdefault(point.demo_count, {}).update(_values(point, line))
     return found
 
 
-def _values(point: Point | ErrorPoint) -> Iterator[tuple[str, float]]:
-    """Yield names and values of a point's metrics. The bounds without `band` are over the pooled episodes,
-    those with it also over training seeds.
+def _values(point: Point | ErrorPoint, line: str) -> Iterator[tuple[str, float]]:
+    """Yield names and values of a point's metrics. The part before the slash is a section of MLflow's charts:
+    the rates come first, then their bounds, then the denominators.
     """
     if isinstance(point, Point):
-        name, rate = "success", point.success_rate
-        yield "success_rate", rate
-        yield "successes", float(point.successes)
+        name, value = "success_rate", point.success_rate
+        yield f"{name}_counts/{line}_successes", float(point.successes)
     else:
-        name = "action_error"
-        yield "action_error", point.error
-    yield f"{name}_low", point.interval.low
-    yield f"{name}_high", point.interval.high
+        name, value = "action_error", point.error
+    yield f"{name}/{line}", value
+    yield f"{name}_bounds/{line}_low", point.interval.low
+    yield f"{name}_bounds/{line}_high", point.interval.high
     if point.seeds > 1:
-        yield f"{name}_band_low", point.band.low
-        yield f"{name}_band_high", point.band.high
-    yield "episodes", float(point.episodes)
-    yield "seeds", float(point.seeds)
+        yield f"{name}_bounds/{line}_band_low", point.band.low
+        yield f"{name}_bounds/{line}_band_high", point.band.high
+    yield f"{name}_counts/{line}_episodes", float(point.episodes)
+    yield f"{name}_counts/{line}_seeds", float(point.seeds)
 
 
 def description(curve: Curve | HeldOutCurve) -> str:

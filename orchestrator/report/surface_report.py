@@ -105,13 +105,13 @@ def surface_metrics(curve: "Curve") -> dict[int, dict[str, float]]:
     for count in np.unique(np.round(np.geomspace(demos.min(), demos.max(), METRIC_COUNTS))):
         for ratio in dict.fromkeys([ratios.min(), ratios.max()]):
             fitted = surface.rate(float(count), float(ratio))
-            values = {
-                "rate": fitted.value,
-                "band_low": fitted.interval.low,
-                "band_high": fitted.interval.high,
-            }
+            line, (low, high) = f"surface_ratio-{ratio:g}", fitted.interval
             found.setdefault(int(count), {}).update(
-                {f"success_{name}/surface_ratio-{ratio:g}": value for name, value in values.items()}
+                {
+                    f"success_rate/{line}": fitted.value,
+                    f"success_rate_bounds/{line}_band_low": low,
+                    f"success_rate_bounds/{line}_band_high": high,
+                }
             )
     return found
 

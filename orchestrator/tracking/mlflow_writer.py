@@ -49,6 +49,8 @@ EXPERIMENT_KIND, TRAINING_KIND = "mlflow.experimentKind", "custom_model_developm
 """Tag of an experiment, and its value with which MLflow's UI opens it as model training, with runs and
 charts.
 """
+AS_TRAINING = "?workflowType=machine_learning"
+"""End of the links in a description: MLflow's UI shows the page as one of model training."""
 EXPERIMENT_DESCRIPTION = (
     "Sweeps of demoscale. A sweep is one run, whose metrics are its sample-efficiency curve, with the demo"
     " count as step; its nested runs are the trained policies, with the training step as step."
@@ -562,7 +564,7 @@ class MlflowWriter:
         if before.get(DESCRIPTION) and before.get(DESCRIBED) != digest(before[DESCRIPTION]):
             return
         place = f"#/experiments/{self._experiment}/runs/{run}/artifacts"
-        listed = " · ".join(f"[{title}]({place}/{name})" for title, name in links.items())
+        listed = " · ".join(f"[{title}]({place}/{name}{AS_TRAINING})" for title, name in links.items())
         text = f"{text[: LONGEST_TAG - len(listed) - 2]}\n\n{listed}" if listed else text[:LONGEST_TAG]
         if text != before.get(DESCRIPTION):
             self.tags(arm_id, {DESCRIPTION: text, DESCRIBED: digest(text)})

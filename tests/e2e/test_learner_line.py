@@ -1,5 +1,5 @@
 """A sweep of a policy with memory that an installed package offers: its package edited while the sweep runs, its
-driver killed while it trains, its checkpoints scored by one and by three simulators.
+driver killed while it trains, a checkpoint scored by one and by three simulators.
 """
 
 import json
@@ -18,6 +18,7 @@ from installed_package import install, path_with
 from learner_package import MODULE
 from policy.entry_points import POLICIES
 from polling import until
+from sim_workers.rollout.episode import Outcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.full]
 
@@ -41,7 +42,7 @@ class Slow(Remembering):
     def act(self, seen, states, sampler):
         actions, after = super().act(seen, states, sampler)
         for (seed, _), step, chunk in zip(seen.noise_seeds, seen.steps, actions):
-            log(f"{seed} {step} {float(chunk.sum())!r}")
+            log(f"{float(self.body.weight.sum())!r} {seed} {step} {float(chunk.sum())!r}")
         return actions, after
 '''
 STEPS, EVERY = 12, 4
@@ -86,11 +87,13 @@ class Place:
         file = self.folder / log
         return file.read_text().splitlines() if file.exists() else []
 
-    def answers(self, log: str) -> dict[tuple[str, str], str]:
-        """Return the sums of the chunks by noise seed, which names episode and observation, and step."""
-        told = [line.split() for line in self.lines(log) if line != "trained"]
-        found = {(seed, step): total for seed, step, total in told}
-        assert len(found) == len({*map(tuple, told)}), "one answer per observation"
+    def answers(self, log: str) -> dict[tuple[str, ...], str]:
+        """Return the sums of the chunks by sum of the weights, noise seed, which names episode and observation,
+        and step.
+        """
+        rows = {tuple(line.split()) for line in self.lines(log) if line != "trained"}
+        found = {row[:3]: row[3] for row in rows}
+        assert len(found) == len(rows), "one answer per observation"
         return found
 
     def written(self) -> dict[Path, int]:
@@ -112,7 +115,7 @@ data: {{episodes: {store}, demo_count: [2]}}
 policy: {{lines: [{{policy: slow, options: {{scale: 0.5}}}}]}}
 train: {{steps: {STEPS}, batch_size: 4, checkpoint_every: {EVERY}, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 4, horizon: 40, video_clips: 0}}
-rollout_actors: 2
+rollout_actors: 3
 storage: {place.folder / "runs"}
 """)
     return place
@@ -166,30 +169,24 @@ def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path,
     assert [line["label"] for line in curve["lines"]] == ["slow"]
     (point,) = curve["points"]
     assert (point["policy"], point["demo_count"], point["episodes"]) == ("slow", 2, 4)
-    arm = point["policy"] + "_demos-2_ratio-0_seed-0"
-    scored = place.run("none", "score", arm, "--sweep", "learner", "--storage", storage)
-    assert "nothing to play" in scored
 
 
 def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     place: Place, swept: dict[Path, int]
 ) -> None:
+    """The sweep has played with three; its outcomes are those of the command too."""
+    saved, alone = place.folder / "sweep.jsonl", place.folder / "alone.jsonl"
+    asked = ("score", "slow_demos-2_ratio-0_seed-0", "--sweep", "learner", "--storage")
+    told = place.run("none", *asked, str(place.folder / "runs"), "--save", str(saved))
+    assert "nothing to play" in told
     (checkpoint,) = place.folder.glob("runs/arms/slow_*/step_000012")
-    outcomes = {}
-    for workers in ("1", "3"):
-        save = place.folder / f"{workers}.jsonl"
-        place.run(
-            workers,
-            *("score", str(checkpoint), "--suite", str(place.folder / "sweep.yaml"), "--save", str(save)),
-            *("--workers", workers, "--storage", str(place.folder / f"alone{workers}")),
-        )
-        told = [json.loads(line) for line in save.read_text().splitlines()]
-        outcomes[workers] = [
-            {name: one[name] for name in ("spec", "result", "steps", "looks", "first_success")}
-            for one in told
-        ]
-    assert outcomes["1"] == outcomes["3"]
-    assert len(outcomes["1"]) == 4
-    answers = place.answers("1")
-    assert answers == place.answers("3")
-    assert len(answers) == sum(one["looks"] for one in outcomes["1"])
+    asked = ("score", str(checkpoint), "--suite", str(place.folder / "sweep.yaml"), "--save", str(alone))
+    place.run("alone", *asked, "--workers", "1", "--storage", str(place.folder / "alone"))
+    three, one = (
+        [Outcome.from_json(json.loads(line)) for line in file.read_text().splitlines()]
+        for file in (saved, alone)
+    )
+    assert [outcome.played for outcome in one] == [outcome.played for outcome in three]
+    answers = place.answers("alone")
+    assert len(answers) == sum(outcome.looks for outcome in one)
+    assert answers.items() <= {**place.answers("killed"), **place.answers("swept")}.items()

@@ -9,20 +9,20 @@ import pytest
 import yaml
 from conftest import CHECKOUT
 
+from installed_package import install
+from policy.entry_points import TASKS
+
 PACKAGE = CHECKOUT / "examples" / "own_tasks"
-ENTRY_POINTS = """[demoscale.envs]
-own_tasks/LiftHigh = own_tasks.lift_high:LIFT_HIGH
-own_tasks/PushT = own_tasks.push_t:PUSH_T
-"""
+OFFERED = {
+    "own_tasks/LiftHigh": "own_tasks.lift_high:LIFT_HIGH",
+    "own_tasks/PushT": "own_tasks.push_t:PUSH_T",
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder in which the example package is installed, as far as its metadata are concerned."""
-    info = tmp_path / "site" / "own_tasks-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-tasks\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    install(tmp_path / "site", "own-tasks", {}, {TASKS.name: OFFERED}, "0.1.0")
     return tmp_path
 
 

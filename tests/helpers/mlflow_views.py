@@ -85,7 +85,7 @@ def check_views(folder: Path, store: str, uri: str) -> None:
     text = sweep.data.tags["mlflow.note.content"]
     assert all(f"- {sentence}" in text for sentence in answer(curve))
     files = f"#/experiments/{experiment.experiment_id}/runs/{sweep.info.run_id}/artifacts"
-    assert f"[page]({files}/curve.html)" in text
+    assert f"[page]({files}/curve.html?workflowType=machine_learning)" in text
     assert {"curve.html", "curve.png"} <= {file.path for file in mlflow.list_artifacts(sweep.info.run_id)}
     assert found[FAILED].data.tags["mlflow.note.content"] == "Failed: RuntimeError: the cable is out"
     arm = found["demos-2_ratio-0_seed-1"]
@@ -100,7 +100,9 @@ def check_views(folder: Path, store: str, uri: str) -> None:
     publisher.curve(other, "<html></html>", complete=False)
     publisher.start([])
     assert publisher.finish(done=False) == ""
-    assert [m.step for m in mlflow.get_metric_history(sweep.info.run_id, "seeds/ratio-0")] == [1, 2]
+    assert [
+        m.step for m in mlflow.get_metric_history(sweep.info.run_id, "success_rate_counts/ratio-0_seeds")
+    ] == [1, 2]
     again = mlflow.get_run(sweep.info.run_id)
     assert again.data.tags["mlflow.note.content"] == "See the paper."
     assert again.info.status == "RUNNING"
@@ -108,9 +110,17 @@ def check_views(folder: Path, store: str, uri: str) -> None:
 
 def _check_curve(mlflow: Any, run_id: str, points: list[tuple[int, float, float, float]]) -> None:
     """Assert demo count, success rate, episodes and seeds of every point, each logged once."""
+    names = {
+        "success_rate": "success_rate/ratio-0",
+        "success_low": "success_rate_bounds/ratio-0_low",
+        "success_high": "success_rate_bounds/ratio-0_high",
+        "success_band_low": "success_rate_bounds/ratio-0_band_low",
+        "episodes": "success_rate_counts/ratio-0_episodes",
+        "seeds": "success_rate_counts/ratio-0_seeds",
+    }
     told = {
-        name: sorted((m.step, m.value) for m in mlflow.get_metric_history(run_id, f"{name}/ratio-0"))
-        for name in ("success_rate", "success_low", "success_high", "success_band_low", "episodes", "seeds")
+        name: sorted((m.step, m.value) for m in mlflow.get_metric_history(run_id, metric))
+        for name, metric in names.items()
     }
     assert told["success_rate"] == [(demos, rate) for demos, rate, _, _ in points]
     assert told["episodes"] == [(demos, episodes) for demos, _, episodes, _ in points]
