@@ -272,8 +272,8 @@ def test_stop_request_sends_sigterm_and_passes_on_a_checkpoint_at_pause(
     line(1)
     time.sleep(600)
     """
-    wanted = iter([None, None, None, None])
-    lines = followed(tmp_path, script, stop=lambda: next(wanted, request_))
+    started = tmp_path / "report.jsonl"  # its handler is set by then
+    lines = followed(tmp_path, script, stop=lambda: request_ if started.exists() else None)
     assert [line.step for line, _ in lines] == ([1, 2] if request_ is StopRequest.PAUSE else [1])
 
 

@@ -278,14 +278,10 @@ def test_training_by_time_that_ends_early_or_is_paused_keeps_what_it_has(
     ):
         trained(make(early, "understands: [seconds]\n", train=train), arms)
     slow = TIMED.replace("    before,", "    time.sleep(0.2)\n    before,")
-    asked = iter([None] * 4)
-    (paused,) = [
-        report
-        for report in trained(
-            make(slow, "understands: [seconds]\n", train=train), arms, lambda: next(asked, StopRequest.PAUSE)
-        )
-        if report.checkpoint
-    ]
+    reports = list[Reported]()
+    job = make(slow, "understands: [seconds]\n", train=train)
+    run_training(job, arms, ONE, reports.append, lambda: StopRequest.PAUSE if reports else None)
+    (paused,) = [report for report in reports if report.checkpoint]
     assert 0 < paused.step < 60
 
 

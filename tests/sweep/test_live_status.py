@@ -37,7 +37,7 @@ def test_live_status_of_an_earlier_version_round_trips() -> None:
     assert (arm.scores[3].successes, arm.scores[3].interval) == (4, (0.0396, 0.2306))
     assert (arm.shifted["camera"].episodes, arm.cost.sim_cpu_s, live.cost.episodes) == (40, 20.0, 50)
     data["cost"] = Cost.from_json(data["cost"]).to_json()
-    data["arms"][0] |= {"trained_on": [], "report": None}
+    data["arms"][0] |= {"trained_on": [], "report": None, "unit": "steps"}
     assert json.loads(json.dumps(live.to_json())) == data
     assert LiveStatus.from_json(live.to_json()) == live
 
@@ -62,7 +62,7 @@ def test_status_shows_a_fresh_live_status_and_else_the_storage(
     told = json.loads(done.stdout)
     assert told["running"] == (ago_s == 0)
     assert len(told["arms"]) == (4 if ago_s else 1)
-    assert {*told["arms"][0]} == {*data["arms"][0], "trained_on", "report"}
+    assert {*told["arms"][0]} == {*data["arms"][0], "trained_on", "report", "unit"}
     summary = Progress.of(state).summary()
     assert ("running  on node-1 (process 7) for 1:01 min" in summary) == (ago_s == 0)
 
