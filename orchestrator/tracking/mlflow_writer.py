@@ -578,16 +578,19 @@ class MlflowWriter:
     def status(self, arm_id: str | None, status: str, at: int | None = None) -> None:
         """Set the status of an arm's run, or of the sweep's if there is no arm.
 
-        at: Unix time in ms at which the run ended, by default now. A run with this status keeps its end.
+        at: Unix time in ms at which the run ended, by default now. A run with this status keeps its end; one
+        that MLflow created later, since it was away, ends when it was created.
         """
         self._statuses[arm_id] = status, at
         run = self._child(arm_id) if arm_id else self.parent
-        if self._mlflow.get_run(run).info.status == status:
+        info = self._mlflow.get_run(run).info
+        if info.status == status:
             return
         if status == RUNNING:
             self._mlflow.update_run(run, status)
         else:
-            self._mlflow.set_terminated(run, status, at)
+            ended = int(time.time() * 1000) if at is None else at
+            self._mlflow.set_terminated(run, status, max(ended, info.start_time))
 
     def _repeat_status(self, arm_id: str | None) -> None:
         """Set the last status again, on the run that replaces the one that had it."""

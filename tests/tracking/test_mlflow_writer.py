@@ -236,6 +236,23 @@ def test_curve_values_that_change_are_added_and_an_earlier_curve_is_not(
     assert client(database).get_run(writer.parent).data.metrics == {"success_rate/ratio-1": 0.6}
 
 
+def test_status_of_a_run_created_late_ends_no_earlier_and_is_set_once(tmp_path: Path, database: str) -> None:
+    arm_id = "demos-1_ratio-0_seed-0_12345678"
+    writer = MlflowWriter(
+        database, "ends", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "files")
+    )
+    writer.status(arm_id, "KILLED", at=1000)  # noted while MLflow was away
+    ended = run_of(database, "ends", arm_id).info
+    assert (ended.status, ended.end_time) == ("KILLED", ended.start_time)
+    writer.status(arm_id, "RUNNING")
+    assert run_of(database, "ends", arm_id).info.status == "RUNNING"
+    later = ended.start_time + 5000
+    for at in (later, later + 1000):  # delivered again, or by a later run of the same sweep
+        writer.status(arm_id, "FINISHED", at)
+    again = run_of(database, "ends", arm_id).info
+    assert (again.status, again.end_time) == ("FINISHED", later)
+
+
 def test_model_of_an_earlier_version_gets_its_files_and_one_output(tmp_path: Path, database: str) -> None:
     arm_id, contract = (
         "demos-1_ratio-0_seed-0_12345678",
