@@ -277,85 +277,18 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
-def _print_errors(answer: "HeldOutCurve") -> None:
-    """Print the points of a curve of action errors, then the conclusions."""
-    from rich.table import Table
-
-    points = answer.points
-    several = any(p.policy != "video_action" for p in points)
-    seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    if several:
-        table.add_column("policy", no_wrap=True)
-    for title in (
-        "demos",
-        "action-free per demo",
-        "action error",
-        "95 % interval",
-        *seeds,
-        "loss",
-        "held-out episodes",
-        "seeds",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for p in points:
-        table.add_row(
-            *([p.policy] if several else []),
-            f"{p.demo_count}",
-            f"{p.action_free_ratio:g}",
-            f"{p.error:.3f}",
-            f"{p.interval.low:.3f} to {p.interval.high:.3f}",
-            *([f"{p.band.low:.3f} to {p.band.high:.3f}"] if seeds else []),
-            "" if p.loss is None else f"{p.loss:.3g}",
-            f"{p.episodes}",
-            f"{p.seeds}",
-        )
-    print_wide(table)
-    for sentence in (*answer.answer(), *answer.comparisons):
-        click.echo(str(sentence))
-
-
 def _print_curve(answer: "Curve | HeldOutCurve") -> None:
     """Print the points with their denominators, then the conclusions."""
     from rich.table import Table
 
-    from orchestrator.report.held_out_curve import HeldOutCurve
-    from orchestrator.report.summary import answer as told
-
-    if isinstance(answer, HeldOutCurve):
-        return _print_errors(answer)
-
-    points = answer.points
-    several = any(p.policy != "video_action" for p in points)
+    columns = answer.table()
     table = Table(box=None, header_style="bold", pad_edge=False)
-    if several:
-        table.add_column("policy", no_wrap=True)
-    seeds = [] if len(answer.seeds) == 1 else ["with seeds"]
-    for title in (
-        "demos",
-        "action-free per demo",
-        "success",
-        "episodes",
-        "95 % interval",
-        *seeds,
-        "errors",
-        "seeds",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for p in points:
-        table.add_row(
-            *([p.policy] if several else []),
-            f"{p.demo_count}",
-            f"{p.action_free_ratio:g}",
-            f"{p.success_rate:.2f}",
-            f"{p.successes}/{p.episodes}",
-            f"{p.interval.low:.2f} to {p.interval.high:.2f}",
-            *([f"{p.band.low:.2f} to {p.band.high:.2f}"] if seeds else []),
-            f"{p.errors}",
-            f"{p.seeds}",
-        )
+    for title, _ in columns:
+        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*row)
     print_wide(table)
-    for sentence in (*told(answer), *answer.comparisons):
+    for sentence in (*answer.answer(), *answer.comparisons):
         click.echo(str(sentence))
 
 

@@ -6,104 +6,56 @@ Lower is better. It shares no point, no comparison and no scale with success rat
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from orchestrator.config.schema import Prices
-from orchestrator.cost import Cost, added
-from orchestrator.data.action_error import MEASURE, ActionError, mean_dimensions, mean_loss
-from orchestrator.report.curve_report import CostReport
+from orchestrator.data.action_error import MEASURE, mean_dimensions, mean_loss
+from orchestrator.report.arms_curve import ArmsCurve
 from orchestrator.report.curve_types import (
     Cell,
     ErrorComparison,
     ErrorPoint,
     Series,
     TaskError,
-    are_named,
-    compared_cells,
-    lines_of,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
 from orchestrator.report.training_in_words import in_common, match_of, trained_for
-from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.fixed_sample import (
     Interval,
     PairedMeans,
-    hierarchical_draws,
-    holm,
     interval_of,
     mean_interval,
     paired_means,
 )
-from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.tracking.mlflow_reader import MeasuredArm, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import DIMENSIONS, TrackingError
 
 
 @dataclass(frozen=True)
-class HeldOutCurve:
-    """The result of a sweep on held-out episodes: its measured arms, and the points and comparisons computed
-    from them.
-    """
+class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparison]):
+    """The result of a sweep on held-out episodes: action errors of its measured arms."""
 
-    name: str
-    arms: tuple[MeasuredArm, ...]
-    sweep: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved sweep file."""
-    tags: Mapping[str, str] = field(default_factory=dict)
     dimensions: tuple[str, ...] = ()
     """Names of the action dimensions; empty: they are numbered."""
 
-    def __post_init__(self) -> None:
-        if len(protocols := {measured.protocol for measured in self.arms}) > 1:
-            raise ValueError(
-                f"{self.name}: arms that were measured by different protocols"
-                f" ({', '.join(sorted(protocols))}) cannot be on one curve"
-            )
+    MEASURED = "measured"
+    SIGN = -1
 
     # -- points
 
-    @property
-    def protocol(self) -> str:
-        """Fingerprint of the protocol that all action errors share."""
-        return self.arms[0].protocol
+    def _values(self, arm: MeasuredArm) -> Mapping[str, float]:
+        return {error.episode: error.error for error in arm.errors}
 
-    @property
-    def seeds(self) -> list[int]:
-        """Seeds of the measured arms, sorted."""
-        return sorted({measured.arm.seed for measured in self.arms})
+    def _tasks(self, episodes: Sequence[str]) -> list[str]:
+        task_of = {error.episode: error.task for measured in self.arms for error in measured.errors}
+        return [task_of[episode] for episode in episodes]
 
-    @cached_property
-    def lines(self) -> list[Series]:
-        """Lines in the order of `lines_of`."""
-        return lines_of((measured.arm for measured in self.arms), self.sweep)
-
-    def label(self, line: Series) -> str:
-        """Return the name of a line in legends."""
-        return line.named_label if are_named(self.lines) else line.label
-
-    @cached_property
-    def _cells(self) -> dict[Cell, list[MeasuredArm]]:
-        """Arms of every point, line by line, each by demo count."""
-        cells: dict[Cell, list[MeasuredArm]] = {}
-        for measured in sorted(self.arms, key=lambda one: (self.lines.index(Series.of(one.arm)), one.arm)):
-            cells.setdefault((Series.of(measured.arm), measured.arm.demo_count), []).append(measured)
-        return cells
-
-    @cached_property
-    def points(self) -> list[ErrorPoint]:
-        """Points, line by line, each by demo count."""
-        return [
-            self._point(cell, arms, draws)
-            for (cell, arms), draws in zip(self._cells.items(), self._draws.T, strict=True)
-        ]
+    def _value(self, point: ErrorPoint) -> float:
+        return point.error
 
     def _point(self, cell: Cell, arms: list[MeasuredArm], draws: NDArray[np.float64]) -> ErrorPoint:
         line, demos = cell
@@ -112,7 +64,6 @@ class HeldOutCurve:
         counted = mean_interval([*by_episode.values()])
         spread = interval_of(np.maximum(draws, 0))
         errors = [error for measured in arms for error in measured.errors]
-        costs = [measured.cost for measured in arms if measured.cost]
         return ErrorPoint(
             policy=line.policy,
             demo_count=demos,
@@ -123,14 +74,14 @@ class HeldOutCurve:
             constant=float(np.mean([error.constant for error in errors])),
             episodes=len(by_episode),
             seeds=len(arms),
-            missing_seeds=tuple(sorted(set(self.seeds) - {measured.arm.seed for measured in arms})),
+            missing_seeds=self._missing_seeds(arms),
             dimensions=mean_dimensions(errors),
             loss=mean_loss(errors),
             by_task={
                 task: _task_error([by_episode[one] for one in by_episode if task_of[one] == task])
                 for task in sorted(set(task_of.values()))
             },
-            cost=added(costs) if len(costs) == len(arms) else None,
+            cost=self._cost(arms),
         )
 
     def _by_episode(self, cell: Cell, seeds: set[int] | None = None) -> dict[str, float]:
@@ -142,52 +93,12 @@ class HeldOutCurve:
                     found.setdefault(error.episode, []).append(error.error)
         return {episode: float(np.mean(values)) for episode, values in found.items()}
 
-    @cached_property
-    def _draws(self) -> NDArray[np.float64]:
-        """Joint draws of the errors of all points, (B, C), by `hierarchical_draws`."""
-        listed: dict[str, ActionError] = {
-            error.episode: error for measured in self.arms for error in measured.errors
-        }
-        episodes = sorted(listed)
-        place = {episode: number for number, episode in enumerate(episodes)}
-        tasks = np.unique([listed[episode].task for episode in episodes], return_inverse=True)[1]
-        values = np.full((len(self._cells), len(self.seeds), len(episodes)), np.nan)
-        for cell, arms in enumerate(self._cells.values()):
-            for measured in arms:
-                row = values[cell, self.seeds.index(measured.arm.seed)]
-                row[[place[error.episode] for error in measured.errors]] = [
-                    error.error for error in measured.errors
-                ]
-        return hierarchical_draws(values, tasks)
-
-    def of_line(self, line: Series) -> list[ErrorPoint]:
-        """Return the points of one line, by demo count."""
-        return [point for point in self.points if point.series == line]
-
     @property
     def constant(self) -> float:
         """Error of the mean action of the held-out episodes."""
         return self.points[0].constant
 
     # -- comparisons
-
-    @cached_property
-    def comparisons(self) -> list[ErrorComparison]:
-        """Comparisons of the points that `compared_cells` names, episode by episode."""
-        counts = sorted({measured.arm.demo_count for measured in self.arms})
-        told = []
-        for pairs in compared_cells(self.lines, counts):
-            both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
-            corrected = holm([result.p_value for _, result in both])
-            told += [
-                self._comparison(pair, result, p, len(both))
-                for (pair, result), p in zip(both, corrected, strict=True)
-            ]
-        return told
-
-    def _common_seeds(self, first: Cell, second: Cell) -> set[int]:
-        seeds = [{measured.arm.seed for measured in self._cells.get(cell, [])} for cell in (first, second)]
-        return seeds[0] & seeds[1]
 
     def _compared(self, first: Cell, second: Cell) -> PairedMeans | None:
         seeds = self._common_seeds(first, second)
@@ -196,73 +107,34 @@ class HeldOutCurve:
         )
 
     def _comparison(
-        self, pair: tuple[Cell, Cell], result: PairedMeans, p: float, compared: int
+        self, pair: tuple[Cell, Cell], result: PairedMeans, p_corrected: float, compared: int
     ) -> ErrorComparison:
-        ((line, count), (other, other_count)), cells = pair, list(self._cells)
-        words = line.words(count, " with video" if line.policy != other.policy else "")
-        other_words = other.words(other_count)
-        if are_named(self.lines):
-            words, other_words = line.named_words(count), other.named_words(other_count)
-        first, second = (cells.index(cell) for cell in pair)
+        first, second = self._pair_in_words(pair)
         return ErrorComparison(
-            first=words,
-            second=other_words,
-            first_policy=line.policy,
-            second_policy=other.policy,
+            first=first,
+            second=second,
+            first_policy=pair[0][0].policy,
+            second_policy=pair[1][0].policy,
             result=result,
-            interval=interval_of(self._draws[:, first] - self._draws[:, second]),
+            interval=interval_of(self._difference_draws(pair)),
             seeds=len(self._common_seeds(*pair)),
             compared=compared,
-            p_corrected=p,
+            p_corrected=p_corrected,
         )
-
-    def data_equivalence(self, line: Series) -> Estimate | None:
-        """Return how many times as many demos the lowest ratio needs for the action errors of this line; None
-        for that ratio itself and for baselines.
-        """
-        return self._worth.get(line)
-
-    @cached_property
-    def _worth(self) -> dict[Series, Estimate]:
-        base = self.lines[0]
-        return {
-            line: self._worth_of(line, base)
-            for line in self.lines
-            if not (line.baseline or base.baseline or line == base)
-        }
-
-    def _worth_of(self, line: Series, base: Series) -> Estimate:
-        (demos, errors, draws), (more, mixed, mixed_draws) = self._errors(base), self._errors(line)
-        return estimated(
-            efficiency.data_equivalence((demos, -errors), (more, -mixed)),
-            [
-                efficiency.data_equivalence((demos, -own), (more, -other))
-                for own, other in zip(draws, mixed_draws, strict=True)
-            ],
-        )
-
-    def _errors(self, line: Series) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return a line's demo counts (N,), errors (N,) and drawn errors (B, N)."""
-        mine = [number for number, (own, _) in enumerate(self._cells) if own == line]
-        points = [self.points[number] for number in mine]
-        demos = np.array([float(point.demo_count) for point in points])
-        return demos, np.array([point.error for point in points]), self._draws[:, mine]
 
     # -- in words
 
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
         told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
-        if are_named(self.lines) or match_of(self.sweep) != "steps":
+        if self.named or match_of(self.sweep) != "steps":
             common = in_common(self.sweep, [measured.cost for measured in self.arms])
             told.insert(0, f"Between lines and demo counts, {common}.")
         for line in self.lines:
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
-            label = self.label(line)
-            label = label if are_named(self.lines) else label[0].upper() + label[1:]
             told.append(
-                f"{label}: action error {first.error:.3f} with {first.demo_count} demos"
+                f"{self.title(line)}: action error {first.error:.3f} with {first.demo_count} demos"
                 + (f", lowest {best.error:.3f} with {best.demo_count}." if best is not first else ".")
             )
         told.append(
@@ -325,12 +197,6 @@ class HeldOutCurve:
     def dimension(self, place: int) -> str:
         """Return the name of an action dimension."""
         return self.dimensions[place] if self.dimensions else f"dimension {place}"
-
-    def cost_report(self, cost: Cost | None) -> CostReport | None:
-        """Return a cost in hours, counts, and money at the sweep's prices."""
-        if cost is None:
-            return None
-        return CostReport.of(cost, cost.money(Prices(**self.sweep.get("prices", {}))))
 
     # -- output
 
@@ -409,6 +275,17 @@ class HeldOutCurve:
             "run_id": measured.run_id,
         }
 
+    def _measured_columns(self) -> list[tuple[str, list[str]]]:
+        points = self.points
+        bands = [f"{point.band.low:.3f} to {point.band.high:.3f}" for point in points]
+        return [
+            ("action error", [f"{point.error:.3f}" for point in points]),
+            ("95 % interval", [f"{p.interval.low:.3f} to {p.interval.high:.3f}" for p in points]),
+            *([("with seeds", bands)] if len(self.seeds) > 1 else []),
+            ("loss", ["" if point.loss is None else f"{point.loss:.3g}" for point in points]),
+            ("held-out episodes", [f"{point.episodes}" for point in points]),
+        ]
+
     def draw(self, kind: str) -> bytes:
         """Return the figure as bytes; kind: png, svg or pdf."""
         from orchestrator.report.held_out_plots import draw
@@ -419,17 +296,7 @@ class HeldOutCurve:
         """Return the report as one HTML page."""
         from orchestrator.report.held_out_plots import page
 
-        sweep_file = yaml.safe_dump(dict(self.sweep), sort_keys=False) if self.sweep else ""
-        return page(self, sweep_file)
-
-    def save(self, path: str | Path) -> None:
-        """Write the curve as PNG, SVG, PDF or JSON, by the file's suffix."""
-        path = Path(path)
-        path.write_bytes(
-            json.dumps(self.to_json(), indent=1).encode()
-            if path.suffix == ".json"
-            else self.draw(path.suffix.removeprefix("."))
-        )
+        return page(self, self.sweep_file)
 
 
 def _from_zero(interval: Interval) -> Interval:

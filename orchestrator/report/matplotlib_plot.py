@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import Series
-from orchestrator.report.summary import HOURS, caption, cost_axis, cost_report
+from orchestrator.report.summary import HOURS, caption, cost_axis
 from orchestrator.report.surface_report import draw_surface
 from orchestrator.tracking.mlflow_reader import VIDEO
 
@@ -30,7 +30,7 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
 
     if curve.surface:
         return draw_surface(curve, curve.surface, kind)
-    costs, imagined = [cost_report(curve, point.cost) for point in curve.points], curve.imagined
+    costs, imagined = [curve.cost_report(point.cost) for point in curve.points], curve.imagined
     spent, unit = cost_axis(costs, HOURS)
     panels = 1 + bool(spent) + bool(imagined)
     figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")

@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.schema import Prices
-from orchestrator.cost import Cost
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -41,7 +39,7 @@ def report(curve: Curve) -> CurveReport:
         match=curve.match,
         answer=tuple(answer(curve)),
         lines=tuple(_line(curve, line) for line in curve.lines),
-        points=tuple(PointReport(point, cost_report(curve, point.cost)) for point in curve.points),
+        points=tuple(PointReport(point, curve.cost_report(point.cost)) for point in curve.points),
         arms=tuple(_arm(curve, scored) for scored in curve.arms),
         comparisons=tuple(curve.comparisons),
         video=_video(curve),
@@ -61,7 +59,7 @@ def answer(curve: Curve) -> list[str]:
         told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")
     for line in curve.lines:
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
-        told.append(f"{_title(curve, line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
+        told.append(f"{curve.title(line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
     if (several := len(curve.seeds)) == 1:
         told.append(
             "One seed: what is said holds for these trained policies; another training of each could come out"
@@ -91,7 +89,7 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
     if value in (0, math.inf):
         first, second = (line, lowest) if value else (lowest, line)
         return (
-            f"{_title(curve, first)} reaches more with its fewest demos than {curve.label(second)} with its"
+            f"{curve.title(first)} reaches more with its fewest demos than {curve.label(second)} with its"
             " most: what"
             f" demos are worth is not bounded ({interval})."
         )
@@ -160,13 +158,6 @@ def _costs(curve: Curve) -> list[Cost | None]:
     return [scored.cost for scored in curve.arms]
 
 
-def cost_report(curve: Curve, cost: Cost | None) -> CostReport | None:
-    """Return a cost in hours, counts, and money at the sweep's prices."""
-    if cost is None:
-        return None
-    return CostReport.of(cost, cost.money(Prices(**curve.sweep.get("prices", {}))))
-
-
 def cost_axis(costs: Sequence[CostReport | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
     """Return the first kind of cost that any point has spent, with its unit; empty strings if none."""
     return next(
@@ -203,7 +194,7 @@ def _arm(curve: Curve, scored: ScoredArm) -> ArmReport:
         episodes=scored.episodes,
         errors=scored.errors,
         interval=curve.interval(scored.successes, scored.episodes),
-        cost=cost_report(curve, scored.cost),
+        cost=curve.cost_report(scored.cost),
         run_id=scored.run_id,
         early=scored.early,
     )
@@ -276,11 +267,6 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
 
 
 # -- in words ------------------------------------------------------------------------------------------------
-
-
-def _title(curve: Curve, line: Series) -> str:
-    label = curve.label(line)
-    return label if curve.named else label[0].upper() + label[1:]
 
 
 def _policies(curve: Curve) -> str:
