@@ -4,10 +4,12 @@ RoboCasa.
     python -m examples.published_numbers
 
 Each rate is over 24 tasks x 50 episodes. The papers share no episodes, so the test is Fisher's exact one,
-corrected for three comparisons (Holm).
+corrected for three comparisons (Holm). One rate per policy shows nothing of the spread between trainings, so
+the verdicts are about the trained policies.
 """
 
-from orchestrator.stats.fixed_sample import holm, unpaired_p_value, verdict, wilson
+from orchestrator.stats.claims import Claim
+from orchestrator.stats.fixed_sample import Interval, holm, unpaired_p_value, wilson
 
 EPISODES = 24 * 50
 OURS, MORE, BASELINE, AGAIN = (
@@ -28,7 +30,7 @@ def main() -> None:
         print(f"{successes / episodes:.2f} [{low:.2f}, {high:.2f}]  {successes:,}/{episodes:,}  {name}")
     p_values = holm([unpaired_p_value(counted[first], counted[second]) for first, second in PAIRS])
     for (first, second), p_value in zip(PAIRS, p_values, strict=True):
-        told = verdict(RATES[first] - RATES[second], p_value)
+        told = Claim(seeds=1).verdict(RATES[first] - RATES[second], p_value, Interval(-1.0, 1.0))
         print(f"{RATES[first]} ({first}) against {RATES[second]} ({second}): p = {p_value:.2g}, {told}")
 
 

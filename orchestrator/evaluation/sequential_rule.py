@@ -21,8 +21,9 @@ class Verdict:
     """Result of a rule, after which no more episodes are played."""
 
     says: str
-    """Decision, such as `above 0.8` or `better than demos-50_ratio-0_seed-0`; empty if the whole list did not
-    decide.
+    """Decision about this trained policy, such as `above 0.8` or `succeeds more often than
+    demos-50_ratio-0_seed-0`; empty if the whole list did not decide. It says nothing about a recipe, whose
+    other trainings it has not seen.
     """
     episodes: int
     """Number of episodes that it rests on, counted from the start of the blocks."""
@@ -67,10 +68,8 @@ class StoppingRule:
             zip(won, (outcome is not None and outcome.result == "success" for outcome in theirs), strict=True)
         )
         better = PairedEvidence(pairs[True, False], pairs[False, True]).better(self.confidence)
-        return (
-            better
-            and f"{'better' if better == 'first' else 'worse'} than {self.against.rpartition('_')[0]}{level}"
-        )
+        more = "more" if better == "first" else "less"
+        return better and f"succeeds {more} often than {self.against.rpartition('_')[0]}{level}"
 
 
 def blocks(specs: Iterable[EpisodeSpec], look_every: int) -> list[list[EpisodeSpec]]:

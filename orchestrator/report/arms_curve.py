@@ -30,9 +30,22 @@ from orchestrator.report.curve_types import (
     policy_lines,
 )
 from orchestrator.stats import sample_efficiency as efficiency
-from orchestrator.stats.fixed_sample import PairedComparison, PairedMeans, hierarchical_draws, holm
+from orchestrator.stats.claims import POLICY_VERDICTS, Claim, enough_seeds
+from orchestrator.stats.fixed_sample import (
+    Interval,
+    PairedComparison,
+    PairedMeans,
+    hierarchical_draws,
+    holm,
+)
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.tracking.mlflow_reader import MeasuredArm, ScoredArm
+from policy.config import VIDEO_ACTION
+
+NAMED_PAIRS = 3
+"""Number of pairs of trained policies that a headline names."""
+NO_BAND = "without the spread between seeds, which takes at least 3 of them"
+"""Part of a figure's caption that has no bands."""
 
 ArmT = TypeVar("ArmT", ScoredArm, MeasuredArm)
 PointT = TypeVar("PointT", Point, ErrorPoint)
@@ -93,8 +106,16 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
         """Return the comparison of two cells. compared: number of comparisons of the same question."""
 
     @abstractmethod
-    def _measured_columns(self) -> list[tuple[str, list[str]]]:
-        """Return title and cells of the columns of the printed table that show what was measured."""
+    def _in_short(self, interval: Interval) -> str:
+        """Return an interval of a measured value in words, for tables."""
+
+    @abstractmethod
+    def _value_columns(self) -> list[tuple[str, list[str]]]:
+        """Return title and cells of the columns of the printed table left of the intervals."""
+
+    @abstractmethod
+    def _other_columns(self) -> list[tuple[str, list[str]]]:
+        """Return title and cells of the columns of the printed table right of the intervals."""
 
     @abstractmethod
     def answer(self) -> list[str]:
@@ -169,6 +190,18 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
     @cached_property
     def _draws(self) -> NDArray[np.float64]:
         """Joint draws of the values of all points, (B, C), by `hierarchical_draws`."""
+        return hierarchical_draws(*self._matrix)
+
+    @cached_property
+    def _policy_draws(self) -> NDArray[np.float64]:
+        """As `_draws`, of the trained policies on other scenes."""
+        return hierarchical_draws(*self._matrix, recipes=False)
+
+    @cached_property
+    def _matrix(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Values by cell, seed and episode, (C, R, E), nan where there is none, and the episodes' tasks,
+        (E,).
+        """
         episodes = sorted({episode for arm in self.arms for episode in self._values(arm)})
         place = {episode: number for number, episode in enumerate(episodes)}
         tasks = np.unique(self._tasks(episodes), return_inverse=True)[1]
@@ -177,7 +210,7 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
             for arm in arms:
                 row, own = values[cell, self.seeds.index(arm.arm.seed)], self._values(arm)
                 row[[place[episode] for episode in own]] = list(own.values())
-        return hierarchical_draws(values, tasks)
+        return values, tasks
 
     def of_line(self, line: Series) -> list[PointT]:
         """Return the points of one line, by demo count."""
@@ -209,17 +242,57 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
             self._draws[:, mine],
         )
 
+    # -- what the seeds allow to say
+
+    @property
+    def claim(self) -> Claim:
+        """What the seeds of all points allow to say."""
+        return self.claim_of(*self.lines)
+
+    def claim_of(self, *lines: Series) -> Claim:
+        """Return what the seeds of these lines' points allow to say."""
+        return Claim(min(len(arms) for (line, _), arms in self._cells.items() if line in lines))
+
+    def about_policies(self) -> list[str]:
+        """Return what there is to say of trained policies whose recipe has too few seeds, and how many more
+        it takes; nothing if all recipes have enough.
+        """
+        if self.claim.of_recipe:
+            return []
+        compared = [one for one in self.comparisons if not one.claim.of_recipe]
+        differ = [
+            f"{one.first} against {one.second}" for one in compared if one.verdict == POLICY_VERDICTS[1]
+        ]
+        found = ""
+        if differ:
+            more = f", and {len(differ) - NAMED_PAIRS} more pairs" if len(differ) > NAMED_PAIRS else ""
+            found = f"These trained policies differ: {'; '.join(differ[:NAMED_PAIRS])}{more}. "
+        elif compared:
+            pairs = "1 pair" if len(compared) == 1 else f"{len(compared)} pairs"
+            found = f"No evidence that these trained policies differ, in {pairs}. "
+        seeds = enough_seeds(self.seeds)
+        lacking = sum(max(0, len(seeds) - len(arms)) for arms in self._cells.values())
+        return [
+            f"{found}{self.claim.needs}",
+            f"`seeds: [{', '.join(map(str, seeds))}]` in the sweep file takes {lacking} more"
+            f" arm{'s' if lacking > 1 else ''} for these points; finished ones are kept.",
+        ]
+
     # -- measures and comparisons
 
     def data_equivalence(self, line: Series) -> Estimate | None:
         """Return how many times as many demos the policy's lowest ratio needs as this line; None for that
-        ratio itself.
+        ratio itself, and if the seeds are too few for statements about recipes.
         """
         return self._worth.get(line)
 
     @cached_property
     def _worth(self) -> dict[Series, Estimate]:
-        return {line: self._worth_of(line, base) for line in self.lines if (base := self.base(line)) != line}
+        return {
+            line: self._worth_of(line, base)
+            for line in self.lines
+            if (base := self.base(line)) != line and self.claim_of(line, base).of_recipe
+        }
 
     def _worth_of(self, line: Series, base: Series) -> Estimate:
         (demos, values, draws), (more, mixed, mixed_draws) = self._along(base), self._along(line)
@@ -251,9 +324,13 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
         return seeds[0] & seeds[1]
 
     def _difference_draws(self, pair: tuple[Cell, Cell]) -> NDArray[np.float64]:
-        """Return draws of the difference of two cells, (B,)."""
+        """Return draws of the difference of two cells, (B,): between the recipes, or between the trained
+        policies if the seeds are too few.
+        """
         first, second = ([*self._cells].index(cell) for cell in pair)
-        return np.asarray(self._draws[:, first] - self._draws[:, second])
+        recipes = Claim(len(self._common_seeds(*pair))).of_recipe
+        draws = self._draws if recipes else self._policy_draws
+        return np.asarray(draws[:, first] - draws[:, second])
 
     def _pair_in_words(self, pair: tuple[Cell, Cell]) -> tuple[str, str]:
         (line, count), (other, other_count) = pair
@@ -267,14 +344,19 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
     def table(self) -> list[tuple[str, list[str]]]:
         """Return title and cells of every column of the table of points that commands print."""
         points: Sequence[Point | ErrorPoint] = self.points
-        policies = [("policy", [point.policy for point in points])]
-        return [
-            *(policies if any(point.policy != "video_action" for point in points) else []),
+        bands = [self._in_short(point.band) if point.band else "" for point in points]
+        columns: list[tuple[str, list[str]]] = []
+        if any(point.policy != VIDEO_ACTION for point in points):
+            columns.append(("policy", [point.policy for point in points]))
+        columns += [
             ("demos", [f"{point.demo_count}" for point in points]),
             ("action-free per demo", [f"{point.action_free_ratio:g}" for point in points]),
-            *self._measured_columns(),
-            ("seeds", [f"{point.seeds}" for point in points]),
+            *self._value_columns(),
+            ("95 % interval", [self._in_short(point.interval) for point in points]),
         ]
+        if any(bands):
+            columns.append(("with seeds", bands))
+        return [*columns, *self._other_columns(), ("seeds", [f"{point.seeds}" for point in points])]
 
     @property
     def sweep_file(self) -> str:

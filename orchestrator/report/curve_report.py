@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
 
@@ -86,11 +87,14 @@ class SeriesReport:
     label: str
     area: Estimate | None
     """Area under the line over log demos, as a fraction of the largest possible; None for a line of one
-    point.
+    point, and if the seeds are too few.
     """
     reach: tuple[ReachReport, ...]
+    """Empty if the seeds are too few for statements about recipes."""
     equivalence: EquivalenceReport | None
-    """None for the lowest ratio of a policy."""
+    """None for the lowest ratio of a policy, and if the seeds are too few."""
+    claim: Claim
+    """What the line's seeds allow to say."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -102,6 +106,7 @@ class SeriesReport:
             "area": self.area and {"value": self.area.value, **self.area.interval._asdict()},
             "reach": [reach.to_json() for reach in self.reach],
             "worth": self.equivalence and self.equivalence.to_json(),
+            "claim": self.claim.to_json(),
         }
 
 
@@ -125,8 +130,8 @@ class PointReport:
             "episodes": point.episodes,
             "errors": point.errors,
             **point.interval._asdict(),
-            "band_low": point.band.low,
-            "band_high": point.band.high,
+            "band_low": point.band and point.band.low,
+            "band_high": point.band and point.band.high,
             "seeds": point.seeds,
             "missing_seeds": list(point.missing_seeds),
             "by_task": {
@@ -258,6 +263,8 @@ class CurveReport:
     """What arms have in common: `train.match` of the sweep file."""
     answer: tuple[str, ...]
     """Main results of the sweep, one sentence each."""
+    claim: Claim
+    """What the seeds of all points allow to say."""
     lines: tuple[SeriesReport, ...]
     points: tuple[PointReport, ...]
     arms: tuple[ArmReport, ...]
@@ -275,6 +282,7 @@ class CurveReport:
             "caption": self.caption,
             "match": self.match,
             "answer": list(self.answer),
+            "claim": self.claim.to_json(),
             "lines": [line.to_json() for line in self.lines],
             "points": [point.to_json() for point in self.points],
             "arms": [arm.to_json() for arm in self.arms],
@@ -303,6 +311,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "only_second": result.only_second,
         "p_value": result.p_value,
         "verdict": comparison.verdict,
+        "about": comparison.claim.about,
         "text": str(comparison),
     }
 

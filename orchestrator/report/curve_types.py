@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.cost import Cost
-from orchestrator.stats.fixed_sample import VERDICT, Interval, PairedComparison, PairedMeans, verdict
+from orchestrator.stats.claims import Claim
+from orchestrator.stats.fixed_sample import Interval, PairedComparison, PairedMeans
 from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
 
 WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
@@ -151,8 +152,10 @@ class Point:
     errors: int
     interval: Interval
     """95 %, over the pooled episodes, without the spread between training seeds."""
-    band: Interval
-    """95 %, with the spread between training seeds, if there are several (`hierarchical_draws`)."""
+    band: Interval | None
+    """95 %, of the recipe: with the spread between training seeds (`hierarchical_draws`). None if the seeds
+    are too few for it (`Claim`).
+    """
     seeds: int
     missing_seeds: tuple[int, ...]
     """Seeds that only other points of the curve have: pruned by the search, failed, or not scored yet."""
@@ -197,7 +200,9 @@ class Comparison:
     second_policy: str
     result: PairedComparison
     interval: Interval
-    """95 %, of the difference, with the spread between training seeds if there are several."""
+    """95 %, of the difference between the recipes, with the spread between training seeds; between the
+    trained policies if the seeds are too few (`claim`).
+    """
     seeds: int
     """Number of seeds that both points have."""
     compared: int
@@ -208,19 +213,21 @@ class Comparison:
     """P-value corrected for the number of comparisons (Holm)."""
 
     @property
+    def claim(self) -> Claim:
+        """What its seeds allow to say."""
+        return Claim(self.seeds)
+
+    @property
     def verdict(self) -> str:
-        """Verdict on the corrected p-value; with several seeds, no difference unless the interval excludes 0
-        too.
-        """
-        told = verdict(self.result.difference, self.p_corrected)
-        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
+        """Verdict on the corrected p-value, about the recipes or about the trained policies."""
+        return self.claim.verdict(self.result.difference, self.p_corrected, self.interval)
 
     def __str__(self) -> str:
         r, (low, high) = self.result, self.interval
         corrected = (
             f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
         )
-        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
+        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else "; of one training each"
         return (
             f"{self.first} against {self.second}: {r.difference:+.2f} [{low:+.2f}, {high:+.2f}] on"
             f" {r.episodes} common episodes ({r.only_first} won only by the first, {r.only_second} only by"
@@ -251,8 +258,10 @@ class ErrorPoint:
     """Mean over episodes and replicates, in standard deviations of the recorded actions."""
     interval: Interval
     """95 %, Student's t over episodes, without the spread between training seeds."""
-    band: Interval
-    """95 %, with the spread between training seeds, if there are several (`hierarchical_draws`)."""
+    band: Interval | None
+    """95 %, of the recipe: with the spread between training seeds (`hierarchical_draws`). None if the seeds
+    are too few for it (`Claim`).
+    """
     constant: float
     """Error of the mean action of the held-out episodes."""
     episodes: int
@@ -284,7 +293,9 @@ class ErrorComparison:
     second_policy: str
     result: PairedMeans
     interval: Interval
-    """95 %, of the difference, with the spread between training seeds if there are several."""
+    """95 %, of the difference between the recipes, with the spread between training seeds; between the
+    trained policies if the seeds are too few (`claim`).
+    """
     seeds: int
     """Number of seeds that both points have."""
     compared: int
@@ -293,17 +304,21 @@ class ErrorComparison:
     """P-value corrected for the number of comparisons (Holm)."""
 
     @property
+    def claim(self) -> Claim:
+        """What its seeds allow to say."""
+        return Claim(self.seeds)
+
+    @property
     def verdict(self) -> str:
         """As for `Comparison`; a lower error is better."""
-        told = verdict(-self.result.difference, self.p_corrected)
-        return VERDICT[0] if self.seeds > 1 and self.interval.low <= 0 <= self.interval.high else told
+        return self.claim.verdict(-self.result.difference, self.p_corrected, self.interval)
 
     def __str__(self) -> str:
         r, (low, high) = self.result, self.interval
         corrected = (
             f", {self.p_corrected:.3g} corrected for {self.compared} comparisons" if self.compared > 1 else ""
         )
-        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else ""
+        seeds = f"; over {self.seeds} seeds" if self.seeds > 1 else "; of one training each"
         return (
             f"{self.first} against {self.second}: action error {r.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
             f" on {r.episodes} held-out episodes (lower on {r.lower} of them), paired t-test p ="

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.action_error import MEASURE, mean_dimensions, mean_loss
-from orchestrator.report.arms_curve import ArmsCurve
+from orchestrator.report.arms_curve import NO_BAND, ArmsCurve
 from orchestrator.report.curve_types import (
     Cell,
     ErrorComparison,
@@ -24,6 +24,7 @@ from orchestrator.report.curve_types import (
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
 from orchestrator.report.training_in_words import in_common, match_of, trained_for
+from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
     Interval,
     PairedMeans,
@@ -61,16 +62,17 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
         line, demos = cell
         by_episode = self._by_episode(cell)
         task_of = {error.episode: error.task for error in arms[0].errors}
-        counted = mean_interval([*by_episode.values()])
-        spread = interval_of(np.maximum(draws, 0))
+        spread = _from_zero(interval_of(draws))
         errors = [error for measured in arms for error in measured.errors]
         return ErrorPoint(
             policy=line.policy,
             demo_count=demos,
             action_free_ratio=line.action_free_ratio,
             error=float(np.mean([*by_episode.values()])),
-            interval=_from_zero(counted),
-            band=_from_zero(Interval(min(spread.low, counted.low), max(spread.high, counted.high))),
+            interval=(counted := _from_zero(mean_interval([*by_episode.values()]))),
+            band=Interval(min(spread.low, counted.low), max(spread.high, counted.high))
+            if Claim(len(arms)).of_recipe
+            else None,
             constant=float(np.mean([error.constant for error in errors])),
             episodes=len(by_episode),
             seeds=len(arms),
@@ -127,6 +129,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
         told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
+        told += self.about_policies()
         if self.named or match_of(self.sweep) != "steps":
             common = in_common(self.sweep, [measured.cost for measured in self.arms])
             told.insert(0, f"Between lines and demo counts, {common}.")
@@ -140,22 +143,17 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
         told.append(
             f"A constant action has an action error of {self.constant:.3f}; no success rate was measured."
         )
-        if len(self.seeds) == 1:
-            told.append(
-                "One seed: what is said holds for these trained policies; another training of each could come"
-                " out differently."
-            )
         return told
 
     def equivalence_in_words(self, line: Series) -> str:
         """Return the sentence on how many demos action-free video replaces by action error; empty for the
-        lowest ratio and for baselines.
+        lowest ratio, for baselines, and if the seeds are too few.
         """
         factor = self.data_equivalence(line)
         if factor is None:
             return ""
         value, (low, high) = factor.value, factor.interval
-        base, ratio = f"{self.lines[0].action_free_ratio:g}", f"{line.action_free_ratio:g}"
+        base, ratio = f"{self.base(line).action_free_ratio:g}", f"{line.action_free_ratio:g}"
         if not 0 < value < math.inf:  # nan too
             return (
                 f"By action error, an action-free ratio of {ratio} and one of {base} share no error within"
@@ -189,8 +187,8 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
         said.append("bars: 95 % intervals by Student's t over episodes")
         said.append(
             "shaded: 95 % with the spread between seeds"
-            if several
-            else "without the spread that other seeds would show"
+            if any(point.band for point in self.points)
+            else NO_BAND
         )
         return "; ".join(said) + f". Protocol {self.protocol}."
 
@@ -211,6 +209,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "caption": self.caption(),
             "match": match_of(self.sweep),
             "answer": self.answer(),
+            "claim": self.claim.to_json(),
             "lines": [
                 {
                     "policy": line.policy,
@@ -240,8 +239,8 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "action_free_ratio": point.action_free_ratio,
             "action_error": point.error,
             **_bounds(point.interval),
-            "band_low": _bounds(point.band)["low"],
-            "band_high": _bounds(point.band)["high"],
+            "band_low": point.band and _bounds(point.band)["low"],
+            "band_high": point.band and _bounds(point.band)["high"],
             "constant_action": point.constant,
             "episodes": point.episodes,
             "seeds": point.seeds,
@@ -275,15 +274,16 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "run_id": measured.run_id,
         }
 
-    def _measured_columns(self) -> list[tuple[str, list[str]]]:
-        points = self.points
-        bands = [f"{point.band.low:.3f} to {point.band.high:.3f}" for point in points]
+    def _in_short(self, interval: Interval) -> str:
+        return f"{interval.low:.3f} to {interval.high:.3f}"
+
+    def _value_columns(self) -> list[tuple[str, list[str]]]:
+        return [("action error", [f"{point.error:.3f}" for point in self.points])]
+
+    def _other_columns(self) -> list[tuple[str, list[str]]]:
         return [
-            ("action error", [f"{point.error:.3f}" for point in points]),
-            ("95 % interval", [f"{p.interval.low:.3f} to {p.interval.high:.3f}" for p in points]),
-            *([("with seeds", bands)] if len(self.seeds) > 1 else []),
-            ("loss", ["" if point.loss is None else f"{point.loss:.3g}" for point in points]),
-            ("held-out episodes", [f"{point.episodes}" for point in points]),
+            ("loss", ["" if point.loss is None else f"{point.loss:.3g}" for point in self.points]),
+            ("held-out episodes", [f"{point.episodes}" for point in self.points]),
         ]
 
     def draw(self, kind: str) -> bytes:
@@ -333,6 +333,7 @@ def _comparison_json(comparison: ErrorComparison) -> dict[str, Any]:
         "lower": result.lower,
         "p_value": result.p_value,
         "verdict": comparison.verdict,
+        "about": comparison.claim.about,
         "text": str(comparison),
     }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import ErrorPoint, Series
 from orchestrator.report.html import COSTS, LOOKS, environment, forest
-from orchestrator.report.matplotlib_plot import GREY, line_style
+from orchestrator.report.matplotlib_plot import GREY, line_style, shade
 from orchestrator.report.svg_axes import Tick, area, log_scale, measure, polyline, spread, unit_scale
 from orchestrator.report.svg_plots import NUDGE, Frame, Marker, Plot, Trace, styles
 
@@ -33,9 +33,8 @@ def draw(curve: "HeldOutCurve", kind: str) -> bytes:
             [point.interval.high - point.error for point in points],
         ]
         axes.errorbar(x, y, bars, capsize=4, label=curve.label(line), **style)
+        shade(axes, x, [point.band for point in points], style["color"])
         if max(point.seeds for point in points) > 1:
-            low, high = [point.band.low for point in points], [point.band.high for point in points]
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
             for seed, (demos, errors) in _replicates(curve, line).items():
                 places = [count * nudge for count in demos]
                 axes.plot(places, errors, color=style["color"], lw=0.6, alpha=0.6, gid=f"seed {seed}")
@@ -78,7 +77,7 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
     counts, looks = sorted({point.demo_count for point in curve.points}), styles(curve.lines)
     room = 12.0 + NUDGE * len(looks)
     x = log_scale(counts, frame.left + room, frame.right - room)
-    most = max([curve.constant, *(point.band.high for point in curve.points)]) * 1.05
+    most = max([curve.constant, *((point.band or point.interval).high for point in curve.points)]) * 1.05
     linear = unit_scale(frame.bottom, frame.top)
 
     def y(error: float) -> float:
@@ -87,13 +86,13 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
     traces = []
     for index, line in enumerate(curve.lines):
         nudge = (index - (len(looks) - 1) / 2) * 2 * NUDGE
-        dots, edges = [], []
+        dots, edges = [], list[tuple[float, float, float] | None]()
         for point in curve.of_line(line):
             place = x(point.demo_count) + nudge
             words = f"{curve.label(line)}, {point.demo_count} demos: {_in_words(point)}"
             low, high = point.interval
             dots.append(Marker(place, y(point.error), y(low), y(high), words))
-            edges.append((place, y(point.band.low), y(point.band.high)))
+            edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
         replicates = tuple(
             polyline((x(count) + nudge, y(error)) for count, error in zip(demos, errors, strict=True))
             for demos, errors in _replicates(curve, line).values()

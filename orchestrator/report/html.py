@@ -19,6 +19,7 @@ from PIL import Image
 from orchestrator.redaction import redact
 from orchestrator.report.curve_report import CurveReport
 from orchestrator.report.svg_plots import Plot, cost_plot, curve_plot, distance_plot, outcomes_plot, styles
+from orchestrator.stats.claims import POLICY_VERDICTS
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
@@ -32,7 +33,7 @@ COSTS = {
     "episodes": "episodes",
     "control_steps": "control steps",
 }
-LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad")}
+LOOKS = {"better": ("▲", "good"), "worse": ("▼", "bad"), POLICY_VERDICTS[1]: ("≠", "plain")}
 """Sign and tone of a verdict, so that colour is never the only difference."""
 
 

@@ -3,6 +3,7 @@ video.
 """
 
 import io
+import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.report.curve_types import Series
 from orchestrator.report.summary import HOURS, caption, cost_axis
 from orchestrator.report.surface_report import draw_surface
+from orchestrator.stats.fixed_sample import Interval
 from orchestrator.tracking.mlflow_reader import VIDEO
 
 if TYPE_CHECKING:
@@ -98,15 +100,8 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
             beside[point.demo_count, right].append(
                 (point.success_rate, f"{point.successes}/{point.episodes}{early}", style["color"])
             )
+        shade(axes, x, [point.band for point in points], style["color"])
         if max(point.seeds for point in points) > 1:
-            axes.fill_between(
-                x,
-                [p.band.low for p in points],
-                [p.band.high for p in points],
-                color=style["color"],
-                alpha=0.1,
-                linewidth=0,
-            )
             for seed in curve.seeds:
                 own = [
                     scored
@@ -147,6 +142,12 @@ def _published(axes: Any, published: "Sequence[PublishedResult]") -> None:
     if demos := [result.demos for result in published if result.demos is not None]:
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, min(demos) / 1.6), max(right, max(demos) * 1.6))
+
+
+def shade(axes: Any, x: Sequence[float], bands: Sequence[Interval | None], colour: str) -> None:
+    """Fill the bands of a line's points; there is a gap at a point without one."""
+    low, high = ([band[end] if band else math.nan for band in bands] for end in (0, 1))
+    axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
 
 
 def _denominators(

@@ -20,6 +20,7 @@ from orchestrator.report.curve_types import (
     TaskScore,
 )
 from orchestrator.stats import sample_efficiency as efficiency
+from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
     Correlation,
     Interval,
@@ -96,6 +97,11 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return fit_surface(*np.array(columns, float).T)
 
     @property
+    def claim(self) -> Claim:
+        """What the seeds of all points allow to say; every arm of a surface is a training of it."""
+        return Claim(len(self.arms)) if self.surface else super().claim
+
+    @property
     def match(self) -> str:
         """What arms have in common: `train.match`."""
         return str(self.sweep.get("train", {}).get("match", "steps"))
@@ -127,7 +133,7 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
             episodes=episodes,
             errors=sum(arm.errors for arm in arms),
             interval=self.interval(successes, episodes),
-            band=band(draws, widest),
+            band=band(draws, widest) if Claim(len(arms)).of_recipe else None,
             seeds=len(arms),
             missing_seeds=self._missing_seeds(arms),
             by_task={
@@ -140,15 +146,23 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
 
     # -- measures and comparisons
 
-    def area(self, line: Series) -> Estimate:
-        """Return the area under a line over log demos, as a fraction of the largest possible."""
+    def area(self, line: Series) -> Estimate | None:
+        """Return the area under a line over log demos, as a fraction of the largest possible; None if the
+        seeds are too few for statements about recipes.
+        """
+        if not self.claim_of(line).of_recipe:
+            return None
         demos, rates, draws = self._along(line)
         return estimated(
             float(efficiency.area(demos, rates)), list(np.clip(efficiency.area(demos, draws), 0, 1))
         )
 
-    def reach(self, line: Series, success_rate: float) -> DemosToReach:
-        """Return the demos with which a line reaches a success rate."""
+    def reach(self, line: Series, success_rate: float) -> DemosToReach | None:
+        """Return the demos with which a line reaches a success rate; None if the seeds are too few for
+        statements about recipes.
+        """
+        if not self.claim_of(line).of_recipe:
+            return None
         if (line, success_rate) not in self._reached:
             demos, rates, draws = self._along(line)
             value = efficiency.demos_to_reach(demos, rates, success_rate)
@@ -162,8 +176,10 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return {}
 
     def demos_to_reach(self, success_rate: float) -> list[DemosToReach]:
-        """Return the demos with which each line reaches a success rate, in the order of `lines`."""
-        return [self.reach(line, success_rate) for line in self.lines]
+        """Return the demos with which each line reaches a success rate, in the order of `lines`, without
+        lines whose seeds are too few for statements about recipes.
+        """
+        return [found for line in self.lines if (found := self.reach(line, success_rate))]
 
     def _compared(self, first: Cell, second: Cell) -> PairedComparison | None:
         outcomes, others = self._outcomes(first), self._outcomes(second)
@@ -237,16 +253,17 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         """Return the report as JSON."""
         return self.report().to_json()
 
-    def _measured_columns(self) -> list[tuple[str, list[str]]]:
-        points = self.points
-        bands = [f"{point.band.low:.2f} to {point.band.high:.2f}" for point in points]
+    def _in_short(self, interval: Interval) -> str:
+        return f"{interval.low:.2f} to {interval.high:.2f}"
+
+    def _value_columns(self) -> list[tuple[str, list[str]]]:
         return [
-            ("success", [f"{point.success_rate:.2f}" for point in points]),
-            ("episodes", [f"{point.successes}/{point.episodes}" for point in points]),
-            ("95 % interval", [f"{p.interval.low:.2f} to {p.interval.high:.2f}" for p in points]),
-            *([("with seeds", bands)] if len(self.seeds) > 1 else []),
-            ("errors", [f"{point.errors}" for point in points]),
+            ("success", [f"{point.success_rate:.2f}" for point in self.points]),
+            ("episodes", [f"{point.successes}/{point.episodes}" for point in self.points]),
         ]
+
+    def _other_columns(self) -> list[tuple[str, list[str]]]:
+        return [("errors", [f"{point.errors}" for point in self.points])]
 
     def draw(self, kind: str) -> bytes:
         """Return the figure as bytes; kind: png, svg or pdf."""

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.cost import Cost
+from orchestrator.report.arms_curve import NO_BAND
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -38,6 +40,7 @@ def report(curve: Curve) -> CurveReport:
         caption=caption(curve),
         match=curve.match,
         answer=tuple(answer(curve)),
+        claim=curve.claim,
         lines=tuple(_line(curve, line) for line in curve.lines),
         points=tuple(PointReport(point, curve.cost_report(point.cost)) for point in curve.points),
         arms=tuple(_arm(curve, scored) for scored in curve.arms),
@@ -49,30 +52,30 @@ def report(curve: Curve) -> CurveReport:
 
 
 def answer(curve: Curve) -> list[str]:
-    """Return the sweep's main results in sentences: the worth of action-free video, demos to reach a rate,
-    seeds; of a search over ranges what its surface says.
+    """Return the sweep's main results in sentences: the worth of action-free video and demos to reach a rate,
+    or, with too few seeds, which trained policies differ; of a search over ranges what its surface says.
     """
     if curve.searched:
         return surface_in_words(curve)
     told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    told += curve.about_policies()
     if curve.named or curve.match != "steps":
         told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")
     for line in curve.lines:
-        rates = [rate for rate in RATES if rate <= max(point.success_rate for point in curve.of_line(line))]
-        told.append(f"{curve.title(line)}: {reach_in_words(curve, line, rates[-1] if rates else RATES[0])}")
-    if (several := len(curve.seeds)) == 1:
-        told.append(
-            "One seed: what is said holds for these trained policies; another training of each could come out"
-            " differently."
-        )
-    elif missing := [point for point in curve.points if point.missing_seeds]:
+        points = curve.of_line(line)
+        rates = [rate for rate in RATES if rate <= max(point.success_rate for point in points)]
+        reached = reach_in_words(curve, line, rates[-1] if rates else RATES[0])
+        counts = ", ".join(f"{p.successes}/{p.episodes} with {p.demo_count}" for p in points) + " demos."
+        told.append(f"{curve.title(line)}: {reached or counts}")
+    several = len(curve.seeds)
+    if several > 1 and (missing := [point for point in curve.points if point.missing_seeds]):
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
     return told
 
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:
     """Return the sentence on how many demos action-free video replaces, or that there is no evidence; empty
-    for the lowest ratio and for baselines.
+    for the lowest ratio, for baselines, and if the seeds are too few.
     """
     factor = curve.data_equivalence(line)
     if factor is None:
@@ -102,8 +105,12 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
 
 
 def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
-    """Return the sentence on the number of demos with which a line reaches a rate."""
+    """Return the sentence on the number of demos with which a line reaches a rate; empty if the seeds are too
+    few.
+    """
     found, counts = curve.reach(line, rate), [point.demo_count for point in curve.of_line(line)]
+    if not found:
+        return ""
     low, high = found.interval
     if not found.reached:
         least = "" if low == math.inf else f"; at best {_demos(low, counts)} demos"
@@ -147,8 +154,8 @@ def caption(curve: Curve) -> str:
         bars
         + (
             "; shaded: 95 % with the spread between seeds"
-            if several
-            else ", without the spread that other seeds would show"
+            if any(point.band for point in curve.points)
+            else f", {NO_BAND}"
         )
     )
     return "; ".join(said) + f". Protocol {curve.protocol}."
@@ -176,9 +183,12 @@ def _line(curve: Curve, line: Series) -> SeriesReport:
         label=curve.label(line),
         area=curve.area(line) if len(curve.of_line(line)) > 1 else None,
         reach=tuple(
-            ReachReport(curve.reach(line, rate), reach_in_words(curve, line, rate)) for rate in RATES
+            ReachReport(found, reach_in_words(curve, line, rate))
+            for rate in RATES
+            if (found := curve.reach(line, rate))
         ),
         equivalence=EquivalenceReport(factor, equivalence_in_words(curve, line)) if factor else None,
+        claim=curve.claim_of(line),
     )
 
 
@@ -220,6 +230,8 @@ def _video(curve: Curve) -> VideoReport | None:
         low, high = found.interval
         together = "they go together" if found.rho > 0 else "they go against each other"
         shown = "no evidence that they go together" if low <= 0 <= high else together
+        if not curve.claim.of_recipe:
+            shown += " in these trained policies"
         between = f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] over {found.number} checkpoints"
         text = f"Better imagined video and more success: rank correlation {between}: {shown}."
     return VideoReport(VIDEO[2], points, episodes, found, text)
@@ -260,7 +272,7 @@ def _provenance(curve: Curve) -> tuple[Fact, ...]:
     own = [
         (name.replace("_", " "), value)
         for name, value in sorted(kept.items())
-        if name not in ("arm", "sweep", "subset", "replicates", "protocol")
+        if name not in ("arm", "sweep", "subset", "replicates", "protocol", "claim")
     ]
     data = curve.sweep.get("data", {})
     return (*([("episodes", data["episodes"])] if "episodes" in data else []), *own)

@@ -91,12 +91,17 @@ def polyline(places: Iterable[tuple[float, float]]) -> str:
     return f"M{steps}" if steps else ""
 
 
-def area(edges: Sequence[tuple[float, float, float]]) -> str:
+def area(edges: Sequence[tuple[float, float, float] | None]) -> str:
     """Return the closed path around a band of (x, low, high): along its lower edge and back along its upper
-    one.
+    one. None: a gap in the band.
     """
-    return (
-        polyline([(x, low) for x, low, _ in edges] + [(x, high) for x, _, high in reversed(edges)]) + "Z"
-        if len(edges) > 1
-        else ""
-    )
+    path, run = "", list[tuple[float, float, float]]()
+    for edge in (*edges, None):
+        if edge:
+            run.append(edge)
+            continue
+        if len(run) > 1:
+            back = [(x, high) for x, _, high in reversed(run)]
+            path += polyline([*((x, low) for x, low, _ in run), *back]) + "Z"
+        run = []
+    return path

@@ -150,7 +150,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
     traces = []
     for index, line in enumerate(report.lines):
         nudge = _nudge(index, len(looks))
-        dots, edges = [], []
+        dots, edges = [], list[tuple[float, float, float] | None]()
         for point in _of(points, line.series):
             counted = point.by_task.get(task) if task else point
             if not counted or not counted.episodes:
@@ -164,7 +164,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
             )
             dots.append(Marker(place, y(rate), y(low), y(high), words, denominator if labelled else ""))
             if not task:
-                edges.append((place, y(point.band.low), y(point.band.high)))
+                edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
         arms = [] if task else [arm for arm in _of(report.arms, line.series) if arm.episodes]
         seeds = sorted({arm.seed for arm in arms})
         replicates = [

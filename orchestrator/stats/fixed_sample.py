@@ -15,7 +15,6 @@ from scipy.stats import binom, binomtest
 
 LEVEL = 0.05
 """Significance level of every verdict."""
-VERDICT = "no evidence of a difference", "better", "worse"
 
 
 class Interval(NamedTuple):
@@ -134,11 +133,6 @@ class PairedComparison:
         """Success rate of the first minus that of the second, on the common episodes."""
         return (self.only_first - self.only_second) / self.episodes
 
-    @property
-    def verdict(self) -> str:
-        """Verdict in words, at the 5 % level."""
-        return verdict(self.difference, self.p_value)
-
 
 def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> PairedComparison:
     """Test two policies on their common episodes by the exact McNemar test (McNemar 1947, exact binomial
@@ -182,11 +176,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def verdict(difference: float, p_value: float) -> str:
-    """Return the verdict on a first against a second at the 5 % level: one of VERDICT."""
-    return VERDICT[0] if p_value >= LEVEL or difference == 0 else VERDICT[1] if difference > 0 else VERDICT[2]
-
-
 @dataclass(frozen=True)
 class Correlation:
     """Spearman's rank correlation, with an interval."""
@@ -217,7 +206,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
 
 
 def hierarchical_draws(
-    outcomes: NDArray[np.float64], tasks: NDArray[np.int64], draws: int = 2000, seed: int = 0
+    outcomes: NDArray[np.float64],
+    tasks: NDArray[np.int64],
+    draws: int = 2000,
+    seed: int = 0,
+    recipes: bool = True,
 ) -> NDArray[np.float64]:
     """Draw plausible success rates of a recipe from the observed trainings and scenes: (B, C), jointly over
     all cells.
@@ -237,7 +230,7 @@ def hierarchical_draws(
       variance; Owen 2007): the rest is already in the spread between them.
 
     The tasks are those of the suite, not a sample of tasks. A cell with one replicate has no spread between
-    trainings.
+    trainings. recipes: False for the trained policies themselves, of which only the scenes are a sample.
     """
     rng = np.random.default_rng(seed)
     played = ~np.isnan(outcomes)
@@ -246,10 +239,9 @@ def hierarchical_draws(
     there = played.any(2)
     number = there.sum(1)
     centre = (replicates * there).sum(1) / np.maximum(number, 1)
+    trainings = _trainings(replicates, there, centre, draws, rng)
     return np.asarray(
-        centre
-        + _trainings(replicates, there, centre, draws, rng)
-        + _scenes(values, played, tasks, draws, rng),
+        centre + (trainings if recipes else 0.0) + _scenes(values, played, tasks, draws, rng, recipes),
         float,
     )
 
@@ -278,11 +270,13 @@ def _scenes(
     tasks: NDArray[np.int64],
     draws: int,
     rng: np.random.Generator,
+    recipes: bool,
 ) -> NDArray[np.float64]:
     met = played.sum(1)  # (C, E): number of replicates that played the episode
     means = values.sum(1) / np.maximum(met, 1)
     moved = np.zeros((draws, len(values)))
-    share = np.sqrt([_shared(own, there) for own, there in zip(values, played, strict=True)])
+    both = zip(values, played, strict=True)
+    share = np.sqrt([_shared(own, there) if recipes else 1.0 for own, there in both])
     for task in np.unique(tasks):
         mine = tasks == task
         size = int(mine.sum())

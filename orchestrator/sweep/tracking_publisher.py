@@ -68,6 +68,8 @@ from sim_workers.rollout.rollout_video import RecordedVideo
 
 COST = "demoscale.cost"
 """Tag: an arm's cost or the sweep's, in words."""
+CLAIM = "demoscale.claim"
+"""Tag of the sweep: what its seeds allow to say, about recipes or about trained policies."""
 LOSSES = ("loss", "loss_video", "loss_action")
 TIMED = ("optimiser_steps",)
 """Metrics of arms that get a budget of time, whose steps are seconds."""
@@ -271,6 +273,7 @@ class TrackingPublisher:
             self.artifact(f"curve.{kind}", curve.draw(kind))
         self.artifact("curve.json", json.dumps(curve.to_json(), indent=1).encode())
         self.artifact("curve.html", page.encode())
+        self._tags(None, {CLAIM: f"{curve.claim.about}; fewest seeds of a point: {curve.claim.seeds}"})
         at = _now_ms()
         for demos, values in curve_metrics(curve, complete=complete).items():
             named = {metric_name(name): value for name, value in values.items()}

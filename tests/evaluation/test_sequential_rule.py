@@ -58,9 +58,9 @@ def test_decide_against_missing_or_failed_outcomes_gives_no_verdict() -> None:
     ours, theirs = played(0.95), played(0.3, 1)
     verdict = decide(AGAINST, CUT, ours, theirs)
     assert verdict
-    assert verdict.says == "better than demos-50_ratio-0_seed-0"
+    assert verdict.says == "succeeds more often than demos-50_ratio-0_seed-0"
     assert decide(AGAINST, CUT, theirs, ours) == Verdict(
-        "worse than demos-50_ratio-0_seed-0", verdict.episodes
+        "succeeds less often than demos-50_ratio-0_seed-0", verdict.episodes
     )
     assert decide(AGAINST, CUT, ours, {}) == Verdict("", 100)
     first = CUT[0][3]

@@ -209,7 +209,7 @@ def test_arms_are_compared_with_a_reference_that_is_played_first_and_whole(tmp_p
     whole = heard.scores[REFERENCE, 100]
     assert (whole.episodes, whole.interval) == (100, wilson(whole.successes, 100))
     theirs = played(0.5, seed=len(REFERENCE))
-    for arm, words in (("best", "better"), ("worst-arm", "worse")):
+    for arm, words in (("best", "succeeds more often"), ("worst-arm", "succeeds less often")):
         told = heard.scores[arm, 100]
         assert told.decided == f"{words} than demos-50_ratio-0_seed-0 after {told.episodes} of 100 listed"
         assert told.verdict == decide(AGAINST, CUT, played(rates[arm], seed=len(arm)), theirs)

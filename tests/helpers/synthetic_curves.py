@@ -1,6 +1,7 @@
 """Synthetic curves."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,25 @@ def scored(
     return ScoredArm(Arm(demos, ratio, seed, kind), "protocol", 100, wins, episodes, 0, outcomes)
 
 
-def with_a_baseline() -> Curve:
-    """Return a curve of two ratios and a baseline with the same demo counts and ratio 0."""
-    ours = (scored(2, 0.0, 2), scored(8, 0.0, 6), scored(2, 1.0, 8), scored(8, 1.0, 9))
+def with_a_baseline(seeds: Sequence[int] = (0,)) -> Curve:
+    """Return a curve of two ratios and a baseline with the same demo counts and ratio 0; all seeds have the
+    same outcomes.
+    """
+    wins = {
+        ("video_action", 0.0, 2): 2,
+        ("video_action", 0.0, 8): 6,
+        ("video_action", 1.0, 2): 8,
+        ("video_action", 1.0, 8): 9,
+        ("diffusion_policy", 0.0, 2): 1,
+        ("diffusion_policy", 0.0, 8): 3,
+    }
     return Curve(
-        "c", (*ours, scored(2, 0.0, 1, kind="diffusion_policy"), scored(8, 0.0, 3, kind="diffusion_policy"))
+        "c",
+        tuple(
+            scored(demos, ratio, won, seed=seed, kind=kind)
+            for seed in seeds
+            for (kind, ratio, demos), won in wins.items()
+        ),
     )
 
 
@@ -72,14 +87,15 @@ def several(gain: float, noise: float, missing: tuple[int, ...] = (), seed: int 
 
 
 def whole() -> Curve:
-    """A small curve with every part of a report: two ratios and a baseline, two tasks, seeds, costs,
+    """A small curve with every part of a report: two ratios and a baseline of one seed, two tasks, seeds,
+    costs,
     films.
     """
     wins = {
-        ("video_action", 0.0, 2): (2, 4),
-        ("video_action", 0.0, 8): (7, 9),
-        ("video_action", 1.0, 2): (5, 6),
-        ("video_action", 1.0, 8): (12, 11),
+        ("video_action", 0.0, 2): (2, 4, 3),
+        ("video_action", 0.0, 8): (7, 9, 8),
+        ("video_action", 1.0, 2): (5, 6, 6),
+        ("video_action", 1.0, 8): (12, 11, 12),
         ("diffusion_policy", 0.0, 2): (1,),
         ("diffusion_policy", 0.0, 8): (5,),
     }
@@ -123,7 +139,7 @@ def whole() -> Curve:
     sweep: dict[str, Any] = {
         "policy": {"preset": "tiny"},
         "data": {"episodes": "s3://bucket/episodes"},
-        "seeds": [0, 1],
+        "seeds": [0, 1, 2],
         "search": {"optuna": None},
         "train": {"steps": 100, "mode": "two_stage"},
         "suite": {

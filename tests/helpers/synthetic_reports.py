@@ -16,6 +16,7 @@ from orchestrator.report.curve_report import (
     VideoReport,
 )
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
+from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, wilson
 from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
@@ -60,6 +61,7 @@ def rich() -> CurveReport:
             "One action-free video per demo is worth 2.3 times the demos (95 % interval 1.4 to 4.0).",
             "Against the diffusion policy without video: better at every demo count.",
         ),
+        claim=Claim(3),
         lines=(
             _line(
                 DEMOS_ONLY, Estimate(52.0, Interval(38.0, 71.0)), Estimate(196.0, Interval(140, 290)), 0.56
@@ -135,7 +137,7 @@ def bare() -> CurveReport:
         episodes=25,
         errors=0,
         interval=score.interval,
-        band=score.interval,
+        band=None,
         seeds=1,
         missing_seeds=(),
         by_task={"Lift": score},
@@ -163,7 +165,8 @@ def bare() -> CurveReport:
         caption="Wilson 95 % intervals; one seed, so no spread between seeds is known.",
         match="steps",
         answer=("No evidence: one demo count makes no curve. 4 demos: 17/25 = 0.68 [0.48, 0.83].",),
-        lines=(SeriesReport(DEMOS_ONLY, DEMOS_ONLY.label, None, (), None),),
+        claim=Claim(1),
+        lines=(SeriesReport(DEMOS_ONLY, DEMOS_ONLY.label, None, (), None, Claim(1)),),
         points=(PointReport(point, None),),
         arms=(arm,),
         comparisons=(),
@@ -269,6 +272,7 @@ def _line(
         and EquivalenceReport(
             factor, f"{factor.value} times the demos ({factor.interval.low} to {factor.interval.high})"
         ),
+        claim=Claim(3),
     )
 
 

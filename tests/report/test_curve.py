@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from markupsafe import escape
 from orchestrator.cli.main import _print_curve, main
 from orchestrator.config.arms import Arm
 from orchestrator.report import summary as report
+from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.html import page
 from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.sample_efficiency_curve import Curve
@@ -29,7 +31,7 @@ from orchestrator.tracking.mlflow_writer import (
     MlflowWriter,
     outcomes_artifact,
 )
-from synthetic_curves import scored, several, with_a_baseline
+from synthetic_curves import SEEDS, scored, several, with_a_baseline
 
 
 def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
@@ -40,7 +42,8 @@ def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
 
 
 def test_demos_to_reach_interpolates_in_log_demos_or_is_not_reached() -> None:
-    curve = Curve("c", (scored(2, 0, 2), scored(8, 0, 6), scored(2, 1, 8), scored(8, 1, 9)))
+    wins = ((2, 0, 2), (8, 0, 6), (2, 1, 8), (8, 1, 9))
+    curve = Curve("c", tuple(scored(*won, seed=seed) for won in wins for seed in SEEDS))
     demos_only, mixed = curve.demos_to_reach(0.4)
     assert demos_only.value == pytest.approx(4.0)
     assert demos_only.interval.low <= 4 <= demos_only.interval.high
@@ -77,7 +80,7 @@ def test_curve_with_a_baseline_has_a_line_of_it() -> None:
 
 
 def test_demos_to_reach_are_those_of_every_line() -> None:
-    curve = with_a_baseline()
+    curve = with_a_baseline(SEEDS)
     found = curve.demos_to_reach(0.3)
     assert [reach.series for reach in found] == curve.lines
     assert {reach.rate for reach in found} == {0.3}
@@ -110,7 +113,7 @@ def test_curve_with_a_baseline_keeps_points_and_comparisons_of_the_others() -> N
 
 
 def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
-    alone = Curve("c", tuple(s for s in with_a_baseline().arms if s.arm.kind == "diffusion_policy"))
+    alone = Curve("c", tuple(s for s in with_a_baseline(SEEDS).arms if s.arm.kind == "diffusion_policy"))
     (found,) = alone.demos_to_reach(0.5)
     assert (found.series.policy, found.reached) == ("diffusion_policy", False)
     (comparison,) = alone.comparisons
@@ -250,21 +253,79 @@ def test_answer_without_a_gain_says_no_evidence() -> None:
     assert {c.verdict for c in between} == {"no evidence of a difference"}
 
 
-def test_comparison_of_two_distant_seeds_finds_no_difference() -> None:
-    """Two seeds far apart: the trained policies differ significantly, the recipes do not."""
-    wins = {(0.0, 0): 10, (0.0, 1): 70, (1.0, 0): 90, (1.0, 1): 68}
-    curve = Curve(
-        "c",
-        tuple(scored(8, ratio, won, episodes=100, seed=seed) for (ratio, seed), won in sorted(wins.items())),
-    )
-    (comparison,) = curve.comparisons
-    assert comparison.p_corrected < 1e-6
-    assert comparison.interval.low < 0 < comparison.interval.high
-    assert comparison.verdict == "no evidence of a difference"
+def test_comparison_of_distant_seeds_finds_no_difference_between_recipes() -> None:
+    """The trained policies differ significantly, the recipes do not; of two seeds only the first is said."""
+    wins = {0.0: (10, 70, 65), 1.0: (90, 68, 75)}
+    arms = [
+        scored(8, ratio, won, episodes=100, seed=seed)
+        for ratio, three in wins.items()
+        for seed, won in enumerate(three)
+    ]
+    for seeds, verdict in ((3, "no evidence of a difference"), (2, "these trained policies differ")):
+        (comparison,) = Curve("c", tuple(arm for arm in arms if arm.arm.seed < seeds)).comparisons
+        assert comparison.p_corrected < 1e-6
+        assert (comparison.interval.low < 0 < comparison.interval.high) is (seeds == 3)
+        assert comparison.verdict == verdict
+
+
+RECIPE = re.compile(r"better|worse|is worth|is reached|to reach a success|replaces demos|shaded: 95 %")
+"""Words of statements about a recipe."""
+
+
+def all_words(curve: Curve | HeldOutCurve, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what a curve says as JSON, as a page, as a figure and on the command line."""
+    _print_curve(curve)
+    made = curve.page() if isinstance(curve, HeldOutCurve) else curve.page([])
+    made = made.replace("lower is better", "").replace("the first is better", "")
+    figure = curve.draw("svg").decode().replace("lower is better", "")
+    caption = "caption" if isinstance(curve, HeldOutCurve) else ""
+    said = json.dumps({name: one for name, one in curve.to_json().items() if name != caption})
+    body = re.sub(r"<style>.*?</style>|<th.*?</th>|<a .*?</a>", "", made, flags=re.DOTALL)
+    return "\n".join((said.replace("lower_is_better", ""), body, figure, capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_curve_of_fewer_than_three_seeds_says_nothing_about_recipes(
+    seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same arms with three seeds say all of it."""
+    arms = [
+        scored(demos, ratio, won, 40, seed)
+        for demos, ratio, won in ((4, 0, 10), (40, 0, 30), (4, 1, 25), (40, 1, 38))
+        for seed in SEEDS
+    ]
+    few = Curve("c", tuple(arm for arm in arms if arm.arm.seed < seeds))
+    said = all_words(few, capsys)
+    assert RECIPE.findall(said) == []
+    headline, more = report.answer(few)[:2]
+    assert headline.startswith("These trained policies differ: 40 demos against 4 demos; ")
+    assert f"eed{'s' * (seeds > 1)} of a point say{'s' * (seeds == 1)} nothing about its recipe" in headline
+    assert more.startswith(f"`seeds: [0, 1, 2]` in the sweep file takes {4 * (3 - seeds)} more arms")
+    assert str(escape(headline)) in said
+    written = few.to_json()
+    assert written["claim"]["about"] == "trained policies"
+    assert {line["worth"] for line in written["lines"]} == {None}
+    assert all(line["reach"] == [] and line["area"] is None for line in written["lines"])
+    assert {point["band_low"] for point in written["points"]} == {None}
+    assert {one["verdict"] for one in written["comparisons"]} == {"these trained policies differ"}
+    assert few.demos_to_reach(0.5) == []
+    assert few.data_equivalence(few.lines[1]) is None
+    three = Curve("c", tuple(arms))
+    assert {"better", "is worth", "is reached", "shaded: 95 %"} <= {*RECIPE.findall(all_words(three, capsys))}
+    assert three.to_json()["claim"] == {"about": "recipe", "seeds": 3, "seeds_for_recipe": 3, "text": ""}
+
+
+def test_a_point_with_too_few_seeds_leaves_a_gap_in_the_band_and_no_measure_of_its_line() -> None:
+    curve = several(gain=1.0, noise=0.1, missing=(2,))
+    assert [point.band is None for point in curve.of_line(curve.lines[0])] == [False, False, False, True]
+    assert curve.demos_to_reach(0.5) == []
+    assert any(c.verdict == "better" for c in curve.comparisons), "points with three seeds are compared"
+    assert any(one.startswith("These trained policies differ: 80 demos") for one in report.answer(curve))
 
 
 def test_bands_contain_the_intervals_of_the_episodes() -> None:
     for point in several(gain=1.0, noise=0.5).points:
+        assert point.band
         (low, high), (band_low, band_high) = point.interval, point.band
         assert band_low <= low <= point.success_rate <= high <= band_high
 

@@ -12,7 +12,7 @@ from orchestrator.report import held_out_curve
 from synthetic_curves import whole
 
 STORED = Path(__file__).with_name("whole_curve.json")
-"""JSON of `synthetic_curves.whole`, written before reports had types."""
+"""JSON of `synthetic_curves.whole`."""
 
 
 def rounded(text: str) -> str:

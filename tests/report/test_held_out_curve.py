@@ -61,6 +61,7 @@ def test_points_average_episodes_and_seeds_with_two_kinds_of_intervals() -> None
     first, second = made.points[:2]
     assert first.error > second.error
     assert (first.episodes, first.seeds, first.constant) == (EPISODES, 3, pytest.approx(0.8))
+    assert first.band
     assert first.band.low <= first.interval.low < first.error < first.interval.high <= first.band.high
     assert first.dimensions[1] is None
     assert first.loss == pytest.approx(first.error / 2)
@@ -84,11 +85,11 @@ def test_comparisons_are_paired_by_episode_and_corrected() -> None:
 
 
 def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
-    base = [arm_of(demos, 0.0, seed) for demos in (5, 10, 20, 40) for seed in (0, 1)]
+    base = [arm_of(demos, 0.0, seed) for demos in (5, 10, 20, 40) for seed in (0, 1, 2)]
     twice = [
         replace(arm_of(2 * demos, 1.0, seed), arm=Arm(demos, 1.0, seed))
         for demos in (5, 10, 20)
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
     ]
     made = HeldOutCurve("worth", (*base, *twice))
     _, mixed = made.lines
@@ -104,6 +105,22 @@ def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
         "No evidence that an action-free ratio of 1 replaces demos, by action error"
     )
     assert all(line["worth"] is None or line["worth"]["text"] for line in same.to_json()["lines"])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_held_out_curve_of_fewer_than_three_seeds_says_nothing_about_recipes(seeds: int) -> None:
+    made = HeldOutCurve("few", tuple(one for one in curve().arms if one.arm.seed < seeds))
+    headline, more = made.answer()[:2]
+    assert headline.startswith("These trained policies differ: 20 demos against 5 demos")
+    assert "nothing about its recipe" in headline
+    assert more.startswith("`seeds: [0, 1, 2]`")
+    written, page = made.to_json(), made.page()
+    assert {line["worth"] for line in written["lines"]} == {None}
+    assert {point["band_low"] for point in written["points"]} == {None}
+    assert not {"better", "worse"} & {one["verdict"] for one in written["comparisons"]}
+    assert "shaded" not in written["caption"] + page
+    assert headline in page
+    assert made.draw("svg").startswith(b"<?xml")
 
 
 def test_paired_test_uses_the_differences_of_common_episodes() -> None:

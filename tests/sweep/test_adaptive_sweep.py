@@ -91,7 +91,7 @@ def test_sweep_decided_against_an_arm_trains_and_scores_it_first(folder: Path, s
     )
     assert all(score.episodes == 60 and not score.rule for score in small.scores.values())
     assert all(
-        score.decided.startswith("better than demos-1_ratio-0_seed-0 after")
+        score.decided.startswith("succeeds more often than demos-1_ratio-0_seed-0 after")
         for score in large.scores.values()
     )
     assert (
