@@ -18,7 +18,7 @@ import numpy as np
 
 from bench import harness
 from orchestrator.config.arms import expand_grid
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import blaker
 
 DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3)
 
@@ -56,7 +56,7 @@ def logged(folder: Path, episodes: int) -> str:
         successes = int(won.sum())
         tracker.arm(f"arm-{number}", arm, {})
         tracker.artifact(f"arm-{number}", outcomes_artifact(100), json.dumps(outcomes).encode())
-        values = (successes / episodes, successes, episodes, 0, *wilson(successes, episodes))
+        values = (successes / episodes, successes, episodes, 0, *blaker(successes, episodes))
         tracker.metrics(
             f"arm-{number}",
             100,

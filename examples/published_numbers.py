@@ -9,7 +9,7 @@ the verdicts are about the trained policies.
 """
 
 from orchestrator.stats.claims import Claim
-from orchestrator.stats.fixed_sample import Interval, holm, unpaired_p_value, wilson
+from orchestrator.stats.fixed_sample import Interval, blaker, holm, unpaired_p_value
 
 EPISODES = 24 * 50
 OURS, MORE, BASELINE, AGAIN = (
@@ -26,7 +26,7 @@ def main() -> None:
     """Print every rate with its interval, and the verdict on each pair."""
     counted = {name: (round(rate * EPISODES), EPISODES) for name, rate in RATES.items()}
     for name, (successes, episodes) in counted.items():
-        low, high = wilson(successes, episodes)
+        low, high = blaker(successes, episodes)
         print(f"{successes / episodes:.2f} [{low:.2f}, {high:.2f}]  {successes:,}/{episodes:,}  {name}")
     p_values = holm([unpaired_p_value(counted[first], counted[second]) for first, second in PAIRS])
     for (first, second), p_value in zip(PAIRS, p_values, strict=True):

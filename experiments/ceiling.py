@@ -16,7 +16,7 @@ from statistics import mean
 import numpy as np
 
 from bench import harness
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import blaker
 from policy.interface import ActionChunk, Observation
 from sim_workers.demos.experts import EXPERTS, Expert, expert_for
 from sim_workers.envs.robosuite import SimEnv, contract
@@ -55,7 +55,7 @@ def main(quick: bool) -> dict[str, object]:
     print(f"{'task':<20}{'success':>9}{'95 % interval':>18}{'at end':>9}{'steps':>8}{'horizon':>9}")
     for task, played in _all(episodes):
         firsts = [outcome.first_success for outcome in played if outcome.first_success is not None]
-        low, high = wilson(len(firsts), episodes)
+        low, high = blaker(len(firsts), episodes)
         lasting = sum(outcome.success_at_end for outcome in played)
         counts = (
             f"{f'{len(firsts)}/{episodes}':>9}{f'{low:.2f} to {high:.2f}':>18}{f'{lasting}/{episodes}':>9}"

@@ -23,7 +23,7 @@ from orchestrator.provenance import (
     digest,
     package_versions,
 )
-from orchestrator.stats.fixed_sample import Interval, wilson
+from orchestrator.stats.fixed_sample import Interval, blaker
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import Storage
 from policy.config import SamplerConfig
@@ -118,10 +118,10 @@ class Score:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval of the success rate: Wilson's, or the anytime-valid one if there is a rule, even if
+        """95 % interval of the success rate: Blaker's, or the anytime-valid one if there is a rule, even if
         the whole list was played.
         """
-        return (anytime_interval if self.rule else wilson)(self.successes, self.episodes)
+        return (anytime_interval if self.rule else blaker)(self.successes, self.episodes)
 
     def __str__(self) -> str:
         low, high = self.interval

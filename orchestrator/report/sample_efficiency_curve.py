@@ -26,11 +26,11 @@ from orchestrator.stats.fixed_sample import (
     Interval,
     PairedComparison,
     band,
+    blaker,
     clopper_pearson,
     interval_of,
     paired_comparison,
     rank_correlation,
-    wilson,
 )
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
@@ -71,10 +71,10 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return bool(self.sweep.get("suite", {}).get("decide"))
 
     def interval(self, successes: int, episodes: int) -> Interval:
-        """Return the 95 % interval of a success rate of this curve: Wilson's, or the anytime-valid one if
+        """Return the 95 % interval of a success rate of this curve: Blaker's, or the anytime-valid one if
         `looked_at`.
         """
-        return (anytime_interval if self.looked_at else wilson)(successes, episodes)
+        return (anytime_interval if self.looked_at else blaker)(successes, episodes)
 
     @property
     def searched(self) -> bool:

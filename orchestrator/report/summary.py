@@ -149,7 +149,8 @@ def caption(curve: Curve) -> str:
             f"scored until {_words(suite['decide'])} was decided, {early} of {len(curve.arms)} arms (*)"
             " before the end of the list"
         )
-    bars = f"bars: {'anytime-valid' if curve.looked_at else 'Wilson'} 95 % intervals of the pooled episodes"
+    kind = "anytime-valid" if curve.looked_at else "exact"
+    bars = f"bars: {kind} 95 % intervals of the pooled episodes"
     said.append(
         bars
         + (

@@ -11,10 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
+from scipy.special import bdtr, bdtrc, betaincinv
 from scipy.stats import binom, binomtest
 
 LEVEL = 0.05
 """Significance level of every verdict."""
+
+
+_ROUNDING = 1e-12  # of a bound, outwards: where the p-value jumps, the rate itself is inside
 
 
 class Interval(NamedTuple):
@@ -27,30 +32,56 @@ class Interval(NamedTuple):
 # -- one rate ------------------------------------------------------------------------------------------------
 
 
-def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Return the Wilson score interval of a success rate (Wilson 1927), for display.
+def blaker(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Return the exact interval of a success rate (Blaker 2000): it covers at least its nominal level at
+    every rate, and lies within that of Clopper and Pearson.
 
-    Its nominal coverage holds approximately, on average over rates. Assumes independent episodes of one
-    policy, their number fixed beforehand. (0, 1) without episodes.
+    `docs/statistics.md` compares its coverage and width with those of others. Assumes independent episodes of
+    one policy, their number fixed beforehand. (0, 1) without episodes.
     """
-    return _interval(successes, episodes, confidence, "wilson")
+    if episodes == 0:
+        return Interval(0.0, 1.0)
+    missed = 1 - confidence
+    low, high = _blaker_low(successes, episodes, missed), _blaker_low(episodes - successes, episodes, missed)
+    return Interval(low, 1 - high)
+
+
+def _blaker_low(successes: int, episodes: int, missed: float) -> float:
+    """Return the smallest rate that is not rejected at level `missed`.
+
+    A rate's p-value is the probability of at least the observed successes, the smaller tail, plus that of
+    the largest lower tail {0, ..., q} that is no more probable. q grows with the rate. Below the bound of
+    Clopper and Pearson the p-value is at most the level; where the tail next grows, both tails together
+    exceed it, so that the bound lies there, or before, where the p-value with the shorter tail reaches it.
+    """
+    if successes == 0:
+        return 0.0
+
+    def upper(rate: float) -> float:
+        return float(bdtrc(successes - 1, episodes, rate))
+
+    def lower(q: float, rate: float) -> float:
+        return float(bdtr(q, episodes, rate)) if q >= 0 else 0.0
+
+    first = float(betaincinv(successes, episodes - successes + 1, missed / 2))
+    q = float(binom.ppf(missed / 2, episodes, first))
+    grows = brentq(lambda rate: lower(q, rate) - upper(rate), first, 1.0, xtol=_ROUNDING / 10)
+    if upper(grows) + lower(q - 1, grows) <= missed:
+        return max(0.0, grows - _ROUNDING)
+    return max(0.0, brentq(lambda rate: upper(rate) + lower(q - 1, rate) - missed, first, grows) - _ROUNDING)
 
 
 def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Return the exact interval of a success rate (Clopper and Pearson 1934), for claims: it covers at least
-    its nominal level at every rate.
+    """Return the exact interval of a success rate whose two sides each miss at most half (Clopper and Pearson
+    1934).
 
-    Assumptions as for `wilson`.
+    Assumptions as for `blaker`.
     """
-    return _interval(successes, episodes, confidence, "exact")
-
-
-def _interval(successes: int, episodes: int, confidence: float, method: str) -> Interval:
     if episodes == 0:
         return Interval(0.0, 1.0)
     # the observed rate: its p-value is not needed and takes no search
     tested = binomtest(successes, episodes, successes / episodes)
-    interval = tested.proportion_ci(confidence, method=method)
+    interval = tested.proportion_ci(confidence, method="exact")
     return Interval(float(interval.low), float(interval.high))
 
 

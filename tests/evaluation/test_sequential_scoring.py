@@ -15,7 +15,7 @@ from orchestrator.evaluation.score_events import ScoreConcluded, ScorerEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, Score
 from orchestrator.evaluation.sequential_rule import StoppingRule, decide, prefix
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import blaker
 from orchestrator.stats.sequential import anytime_interval
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT
@@ -126,7 +126,7 @@ def test_undecided_score_is_played_whole_with_an_anytime_interval(
     told = score(tmp_path, pool, job("a")).scores["a", 100]
     assert len(pool.played) == told.episodes == 100
     assert (told.complete, told.decided) == (True, "")
-    assert told.interval == anytime_interval(told.successes, 100) != wilson(told.successes, 100)
+    assert told.interval == anytime_interval(told.successes, 100) != blaker(told.successes, 100)
     assert str(told).endswith("undecided")
     assert scores(open_storage(str(tmp_path))).num_rows == 100
 
@@ -149,7 +149,7 @@ def test_score_with_another_rule_or_none_plays_only_what_is_missing(tmp_path: Pa
     pool = shuffled({"a": 0.9})
     whole = score(tmp_path, pool, job("a", None)).scores["a", 100]
     assert stricter.episodes + len(pool.played) == whole.episodes == 100
-    assert whole.interval == wilson(whole.successes, 100)
+    assert whole.interval == blaker(whole.successes, 100)
     assert not whole.decided
     assert scores(open_storage(str(tmp_path))).num_rows == 100
     # And back: the first rule's score is what it was.
@@ -207,7 +207,7 @@ def test_arms_are_compared_with_a_reference_that_is_played_first_and_whole(tmp_p
     order = [*dict.fromkeys(playing.key.partition("/")[0] for playing in pool.played)]
     assert order.index(REFERENCE) <= 1, "at most the first block of the first arm was played by then"
     whole = heard.scores[REFERENCE, 100]
-    assert (whole.episodes, whole.interval) == (100, wilson(whole.successes, 100))
+    assert (whole.episodes, whole.interval) == (100, blaker(whole.successes, 100))
     theirs = played(0.5, seed=len(REFERENCE))
     for arm, words in (("best", "succeeds more often"), ("worst-arm", "succeeds less often")):
         told = heard.scores[arm, 100]

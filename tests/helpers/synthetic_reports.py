@@ -17,7 +17,7 @@ from orchestrator.report.curve_report import (
 )
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
 from orchestrator.stats.claims import Claim
-from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, wilson
+from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, blaker
 from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
 
@@ -52,7 +52,7 @@ def rich() -> CurveReport:
         protocol="6b82c47c0ff95b91",
         caption=(
             "Success of svd-256 on Lift, PickPlaceCan; 50 held-out episodes per arm, the same for all, at"
-            " most 400 control steps each; seeds 0, 1, 2, one thin line each; bars: Wilson 95 % intervals of"
+            " most 400 control steps each; seeds 0, 1, 2, one thin line each; bars: exact 95 % intervals of"
             " the pooled episodes; shaded: 95 % with the spread between seeds."
         ),
         match="steps",
@@ -127,7 +127,7 @@ def rich() -> CurveReport:
 
 def bare() -> CurveReport:
     """One arm, one seed, one task; no costs, no films, nothing to compare."""
-    score = TaskScore(17, 25, wilson(17, 25))
+    score = TaskScore(17, 25, blaker(17, 25))
     point = Point(
         policy="video_action",
         demo_count=4,
@@ -162,7 +162,7 @@ def bare() -> CurveReport:
     return CurveReport(
         name="quickstart",
         protocol="6b82c47c0ff95b91",
-        caption="Wilson 95 % intervals; one seed, so no spread between seeds is known.",
+        caption="Exact 95 % intervals; one seed, so no spread between seeds is known.",
         match="steps",
         answer=("No evidence: one demo count makes no curve. 4 demos: 17/25 = 0.68 [0.48, 0.83].",),
         claim=Claim(1),
@@ -194,7 +194,7 @@ def films(mp4: bytes) -> list[RolloutVideo]:
 
 def _score(successes: int, episodes: int = EPISODES) -> TaskScore:
     successes = max(0, min(episodes, successes))
-    return TaskScore(successes, episodes, wilson(successes, episodes))
+    return TaskScore(successes, episodes, blaker(successes, episodes))
 
 
 def _by_task(rate: float) -> Iterator[tuple[str, TaskScore]]:
@@ -217,7 +217,7 @@ def _arm(series: Series, demos: int, seed: int, scores: dict[str, TaskScore], nu
         successes=wins,
         episodes=episodes,
         errors=int(demos == 100 and seed == 1),
-        interval=wilson(wins, episodes),
+        interval=blaker(wins, episodes),
         cost=CostReport(hours, 8 * hours, 50, 14_321, None, f"{hours:.1f} GPU-h"),
         run_id=f"{number:032x}",
         early=series.baseline and demos == 10,
@@ -228,7 +228,7 @@ def _point(
     series: Series, demos: int, arms: list[ArmReport], scores: list[dict[str, TaskScore]]
 ) -> PointReport:
     wins, episodes = sum(arm.successes for arm in arms), sum(arm.episodes for arm in arms)
-    low, high = wilson(wins, episodes)
+    low, high = blaker(wins, episodes)
     hours = (1.5 + demos * (1 + series.action_free_ratio) / 40) * len(arms)
     point = Point(
         policy=series.policy,

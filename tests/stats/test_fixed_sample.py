@@ -3,13 +3,18 @@ simulation.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CHECKOUT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
+from scipy.special import bdtrc
+from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -17,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 from orchestrator.stats.fixed_sample import (
     band,
     best_of_bias,
+    blaker,
     clopper_pearson,
     hierarchical_draws,
     holm,
@@ -24,31 +30,95 @@ from orchestrator.stats.fixed_sample import (
     paired_comparison,
     rank_correlation,
     unpaired_p_value,
-    wilson,
 )
 
+RATES = np.concatenate([np.linspace(0.5, 0.95, 91), np.linspace(0.951, 0.999, 97)])
+SCORES = (25, 50, 75, 100)
+"""Numbers of episodes of the table in docs/statistics.md."""
 
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_the_textbook_formula(counts: tuple[int, int]) -> None:
+
+def mid_p(k: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of Clopper and Pearson's interval with half of the observed count's probability."""
+
+    def low(own: int) -> float:
+        return brentq(lambda p: bdtrc(own, n, p) / 2 + bdtrc(own - 1, n, p) / 2 - 0.025, 0, 1) if own else 0.0
+
+    lows = np.array([low(int(own)) for own in k])
+    return lows, 1 - lows[::-1]
+
+
+def ours(k: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.array([blaker(int(own), n) for own in k]).T
+    return low, high
+
+
+METHODS: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {
+    "Wilson": lambda k, n: proportion_confint(k, n, method="wilson"),
+    "Jeffreys": lambda k, n: proportion_confint(k, n, method="jeffreys"),
+    "mid-p": mid_p,
+    "**Blaker**": ours,
+    "Clopper-Pearson": lambda k, n: proportion_confint(k, n, method="beta"),
+}
+
+
+def coverage_and_width(name: str, n: int, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage and mean width of a method's intervals at every rate, exactly."""
+    k = np.arange(n + 1)
+    low, high = METHODS[name](k, n)
+    low, high = np.nan_to_num(low)[:, None], np.where(np.isnan(high), 1.0, high)[:, None]
+    likely = binom.pmf(k[:, None], n, rates)
+    return (likely * ((low <= rates) & (rates <= high))).sum(0), (likely * (high - low)).sum(0)
+
+
+@pytest.mark.parametrize("n", [10, 25, 50, 100, 300])
+def test_blaker_covers_at_every_rate_and_is_narrower_than_clopper_pearson(n: int) -> None:
+    """Policies live at 0.98, where Wilson's interval of 25 episodes covers 0.91."""
+    covered, width = coverage_and_width("**Blaker**", n, RATES)
+    assert covered.min() >= 0.95
+    assert (width < coverage_and_width("Clopper-Pearson", n, RATES)[1]).all()
+
+
+def interval_table() -> list[str]:
+    """Return the rows of the table of intervals in docs/statistics.md."""
+    rows = []
+    for name in METHODS:
+        near, least = [], []
+        for n in SCORES:
+            near.append(coverage_and_width(name, n, np.array([0.98, 0.99]))[0].min())
+            least.append(coverage_and_width(name, n, RATES)[0].min())
+        widths = " | ".join(f"{w:.3f}" for w in coverage_and_width(name, 50, np.array([0.5, 0.9, 0.98]))[1])
+        rows.append(f"| {name} | {min(near):.3f} | {min(least):.3f} | {widths} |")
+    return rows
+
+
+def test_table_of_intervals_in_the_docs_is_the_computed_one() -> None:
+    text = (CHECKOUT / "docs/statistics.md").read_text()
+    assert [row for row in interval_table() if row not in text] == []
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_blaker_holds_the_rates_that_its_test_does_not_reject(counts: tuple[int, int]) -> None:
+    """By definition: a rate is rejected if counts with a tail as improbable as the observed one have less
+    than 5 %.
+    """
     k, n = counts
-    z, p = 1.959963984540054, k / n
-    centre, half = (
-        (p + z * z / (2 * n)) / (1 + z * z / n),
-        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)),
-    )
-    assert wilson(k, n) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
+    low, high = blaker(k, n)
+
+    def p_value(rate: float) -> float:
+        likely = binom.pmf(range(n + 1), n, rate)
+        tail = np.minimum(np.cumsum(likely), np.cumsum(likely[::-1])[::-1])
+        return float(likely[tail <= tail[k] * (1 + 1e-9)].sum())
+
+    for bound, outwards in ((low, -1e-6), (high, 1e-6)):
+        if 0 < bound < 1:
+            assert p_value(bound + outwards) <= 0.05 < p_value(bound - outwards)
 
 
-def test_wilson_covers_the_true_rate_in_simulation() -> None:
-    rng = np.random.default_rng(0)
-    for n in (20, 50):
-        for p in (0.1, 0.5, 0.9):
-            hits = [low <= p <= high for low, high in (wilson(int(k), n) for k in rng.binomial(n, p, 2000))]
-            assert np.mean(hits) > 0.92
-
-
-def test_wilson_without_episodes_is_the_unit_interval() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
+def test_blaker_equals_published_values() -> None:
+    """Those of the R package exactci: binom.exact(3, 10, tsmethod = "blaker")."""
+    assert blaker(3, 10) == pytest.approx((0.0873, 0.6194), abs=5e-5)
+    assert blaker(0, 0) == (0.0, 1.0)
+    assert blaker(7, 7).high == 1.0
 
 
 def test_paired_comparison_counts_discordant_outcomes_of_common_episodes() -> None:
@@ -88,12 +158,14 @@ counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.j
 
 
 @given(counts, st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_and_clopper_pearson_equal_statsmodels(counted: tuple[int, int], confidence: float) -> None:
-    for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
-        low, high = proportion_confint(*counted, alpha=1 - confidence, method=theirs)
-        assert ours(*counted, confidence) == pytest.approx(
-            (np.nan_to_num(low), 1.0 if np.isnan(high) else high), abs=1e-9
-        )
+def test_clopper_pearson_equals_statsmodels_and_contains_blaker(
+    counted: tuple[int, int], confidence: float
+) -> None:
+    low, high = proportion_confint(*counted, alpha=1 - confidence, method="beta")
+    wide = clopper_pearson(*counted, confidence)
+    assert wide == pytest.approx((np.nan_to_num(low), 1.0 if np.isnan(high) else high), abs=1e-9)
+    narrow = blaker(*counted, confidence)
+    assert wide.low - 1e-9 <= narrow.low <= counted[0] / counted[1] <= narrow.high <= wide.high + 1e-9
 
 
 def test_clopper_pearson_covers_at_every_rate() -> None:
@@ -102,15 +174,6 @@ def test_clopper_pearson_covers_at_every_rate() -> None:
         for rate in np.linspace(0.01, 0.99, 99):
             held = [low <= rate <= high for low, high in intervals]
             assert scipy_stats.binom.pmf(range(episodes + 1), episodes, rate) @ held >= 0.95
-
-
-def test_wilson_coverage_averaged_over_rates_is_95_percent() -> None:
-    for episodes in (20, 50, 200):
-        intervals = np.array([wilson(k, episodes) for k in range(episodes + 1)])
-        rates = np.linspace(0.05, 0.95, 181)
-        held = (intervals[:, :1] <= rates) & (rates <= intervals[:, 1:])
-        covered = (scipy_stats.binom.pmf(np.arange(episodes + 1)[:, None], episodes, rates) * held).sum(0)
-        assert covered.mean() == pytest.approx(0.95, abs=0.01)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))

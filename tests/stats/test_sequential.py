@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import blaker
 from orchestrator.stats.sequential import (
     INTERVAL_PRIOR,
     PAIRED_PRIOR,
@@ -70,13 +70,13 @@ def test_anytime_interval_bounds_lie_where_the_e_value_reaches_the_limit(
 
 
 @given(COUNTS)
-def test_anytime_interval_is_symmetric_and_wider_than_wilson(
+def test_anytime_interval_is_symmetric_and_wider_than_that_of_a_fixed_sample(
     counts: tuple[int, int],
 ) -> None:
     k, n = counts
     low, high = anytime_interval(k, n)
     assert anytime_interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
-    once = wilson(k, n)
+    once = blaker(k, n)
     assert high - low > once[1] - once[0]
     sure = anytime_interval(k, n, 0.99)
     assert sure[0] <= low

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.stats.fixed_sample import wilson
+from orchestrator.stats.fixed_sample import blaker
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.tracking.mlflow_reader import read_sweep
@@ -53,7 +53,7 @@ def test_sweep_with_a_threshold_ends_scores_early_and_without_it_plays_the_rest(
     assert arm.data.metrics["decided_early"] == 1
     assert (
         arm.data.metrics["success_high"]
-        > wilson(int(arm.data.metrics["successes"]), int(arm.data.metrics["episodes"]))[1]
+        > blaker(int(arm.data.metrics["successes"]), int(arm.data.metrics["episodes"]))[1]
     )
     assert {arm.arm.name: arm.episodes for arm in read_sweep(decided.mlflow, folder.name).arms} == {
         name: score.episodes for (name, step), score in scores.items() if step == 9
