@@ -67,8 +67,9 @@ def _blaker_low(successes: int, episodes: int, missed: float) -> float:
     q = float(binom.ppf(missed / 2, episodes, first))
     grows = brentq(lambda rate: lower(q, rate) - upper(rate), first, 1.0, xtol=_ROUNDING / 10)
     if upper(grows) + lower(q - 1, grows) <= missed:
-        return max(0.0, grows - _ROUNDING)
-    return max(0.0, brentq(lambda rate: upper(rate) + lower(q - 1, rate) - missed, first, grows) - _ROUNDING)
+        return max(0.0, float(grows) - _ROUNDING)
+    before = brentq(lambda rate: upper(rate) + lower(q - 1, rate) - missed, first, grows)
+    return max(0.0, float(before) - _ROUNDING)
 
 
 def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
