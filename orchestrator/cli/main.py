@@ -34,6 +34,8 @@ from orchestrator.cli.task_commands import task
 from orchestrator.cli.terminal import graceful_interrupt, print_wide
 
 if TYPE_CHECKING:
+    from orchestrator.config.sweep_config import SweepConfig
+    from orchestrator.planning.calibration import Calibration
     from orchestrator.report.held_out_curve import HeldOutCurve
     from orchestrator.report.sample_efficiency_curve import Curve
 
@@ -82,14 +84,22 @@ def main() -> None:
     is_flag=True,
     help="Measure this machine first, about a minute, for the estimate of the cost.",
 )
+@click.option(
+    "--power",
+    "difference",
+    type=click.FloatRange(0.01, 0.9),
+    help="Print what it takes, in seeds, episodes and cost, to find this difference between success rates"
+    " (0.1: 10 points) with 80 % power.",
+)
 @report_user_errors
-def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
-    """Check SWEEP_FILE and print what it would do and cost.
+def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool, difference: float | None) -> None:
+    """Check SWEEP_FILE and print what it would do and cost, and which differences it can show.
 
     \b
     demoscale plan jobs/quickstart.yaml
     demoscale plan jobs/quickstart.yaml --set train.steps=2000
     demoscale plan jobs/quickstart.yaml --calibrate
+    demoscale plan jobs/quickstart.yaml --power 0.1
     """
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.calibration import load_calibration
@@ -102,19 +112,43 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
         from orchestrator.planning.device_estimate import device_estimate
 
         click.echo(str(device_estimate(sweep, sweep.device)))
+    measured = load_calibration(sweep)
     if calibrate:
         from orchestrator.planning.microbenchmark import measure as measure
 
         measured = measure(sweep, lambda line: click.echo(f"measuring {line}", err=True))
-    elif known := load_calibration(sweep):
-        measured = known
+    if measured:
+        click.echo(str(estimate(sweep, measured)))
     else:
         click.echo(
             f"{'cost':<14} not known on this machine; demoscale plan {sweep_file} --calibrate measures it"
             " (about a minute)"
         )
-        return
-    click.echo(str(estimate(sweep, measured)))
+    if difference:
+        _print_what_it_takes(sweep, difference, measured)
+
+
+def _print_what_it_takes(sweep: "SweepConfig", difference: float, measured: "Calibration | None") -> None:
+    """Print the seeds and episodes with which a difference is found, and their cost."""
+    from rich.table import Table
+
+    from orchestrator.planning.power_table import ASSUMED
+    from orchestrator.planning.sample_size import MOST_EPISODES, SEEDS, what_it_takes
+
+    headings, *rows = what_it_takes(sweep, difference, measured)
+    click.echo(
+        f"\nto find a difference of {difference:g} between recipes with 80 % power, on the same episodes:"
+    )
+    if not rows:
+        click.echo(f"more than {max(SEEDS)} seeds, or {MOST_EPISODES:,} episodes per task")
+    else:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        print_wide(table)
+    click.echo(ASSUMED)
 
 
 @main.command(context_settings=HELP)

@@ -118,6 +118,14 @@ class CostEstimate:
         lines.append(("how sure", self.how_sure()))
         return "\n".join(f"{name:<14} {value}" for name, value in lines)
 
+    def in_short(self) -> str:
+        """Return device hours, and money if the sweep has prices, on one line."""
+        low, high = self.low, self.high
+        hours_ = _devices((low.gpu_s, high.gpu_s), (low.cpu_s, high.cpu_s))
+        if self.prices == Prices():
+            return hours_
+        return f"{hours_}; {_to(*(_money(cost.money(self.prices)) for cost in (low, high)))}"
+
     def over_budget(self) -> list[str]:
         """Return one sentence per budget limit that the sweep will or may reach before its end."""
         told, wall_s = [], self.wall_s or (0.0, 0.0)

@@ -15,6 +15,7 @@ from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
+from orchestrator.planning.power_table import PowerTable
 from policy.presets import PRESETS, RECIPES
 from sim_workers.envs.registry import not_lean
 
@@ -59,6 +60,8 @@ class Plan:
     """Number of their recorded actions."""
     seconds: int = 0
     """Budget of time of every arm's training, of all its GPUs or processes; 0 if training ends at a step."""
+    power: PowerTable | None = None
+    """Differences that the sweep can show; None if its number of episodes is not fixed or it plays none."""
 
     @property
     def _scored(self) -> str:
@@ -121,8 +124,10 @@ class Plan:
                 for part in self.parts
             ),
         )
-        noted = (*lines, *(("note", note) for note in self.notes))
-        return "\n".join(f"{name:<14} {value}" for name, value in noted)
+        shown = self.power.lines() if self.power else []
+        table = [("" if number else "power", line) for number, line in enumerate(shown)]
+        noted = (*lines, *table, *(("note", note) for note in self.notes))
+        return "\n".join(f"{name:<14} {value}".rstrip() for name, value in noted)
 
     def _training(self) -> str:
         if not self.seconds:
@@ -227,6 +232,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         held_out=len(evaluation),
         seconds=seconds,
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
+        power=PowerTable.of(sweep),
     )
 
 
