@@ -31,9 +31,7 @@ def what_it_takes(
     if sweep.search.optuna:
         raise SweepError(
             sweep.name,
-            [
-                "search.optuna: its arms have one seed, and no number of episodes shows recipes by one; list the arms"
-            ],
+            ["search.optuna: its arms have one seed, by which no recipe is shown; list the arms instead"],
         )
     if PowerTable.of(sweep) is None:
         raise SweepError(

@@ -266,17 +266,26 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
         found = ""
         if differ:
             more = f", and {len(differ) - NAMED_PAIRS} more pairs" if len(differ) > NAMED_PAIRS else ""
-            found = f"These trained policies differ: {'; '.join(differ[:NAMED_PAIRS])}{more}. "
+            found = f"These trained policies differ: {'; '.join(differ[:NAMED_PAIRS])}{more}."
         elif compared:
             pairs = "1 pair" if len(compared) == 1 else f"{len(compared)} pairs"
-            found = f"No evidence that these trained policies differ, in {pairs}. "
+            found = f"No evidence that these trained policies differ, in {pairs}."
+        takes = f"{self.claim.needs.removesuffix('.')}: {self._in_seeds()}"
+        return [found, takes] if found else [takes]
+
+    def _in_seeds(self) -> str:
+        """Return what has to be added to the sweep file for statements about all recipes, and how many arms
+        that are.
+        """
+        search = self.sweep.get("search")
+        if isinstance(search, Mapping) and search.get("optuna"):
+            return "Optuna proposes arms of one seed each, so list those of interest in another sweep."
         seeds = enough_seeds(self.seeds)
         lacking = sum(max(0, len(seeds) - len(arms)) for arms in self._cells.values())
-        return [
-            f"{found}{self.claim.needs}",
+        return (
             f"`seeds: [{', '.join(map(str, seeds))}]` in the sweep file takes {lacking} more"
-            f" arm{'s' if lacking > 1 else ''} for these points; finished ones are kept.",
-        ]
+            f" arm{'s' if lacking > 1 else ''} for these points; finished ones are kept."
+        )
 
     # -- measures and comparisons
 

@@ -299,8 +299,8 @@ def test_curve_of_fewer_than_three_seeds_says_nothing_about_recipes(
     assert RECIPE.findall(said) == []
     headline, more = report.answer(few)[:2]
     assert headline.startswith("These trained policies differ: 40 demos against 4 demos; ")
-    assert f"eed{'s' * (seeds > 1)} of a point say{'s' * (seeds == 1)} nothing about its recipe" in headline
-    assert more.startswith(f"`seeds: [0, 1, 2]` in the sweep file takes {4 * (3 - seeds)} more arms")
+    assert f"eed{'s' * (seeds > 1)} of a point say{'s' * (seeds == 1)} nothing about its recipe" in more
+    assert f"`seeds: [0, 1, 2]` in the sweep file takes {4 * (3 - seeds)} more arms" in more
     assert str(escape(headline)) in said
     written = few.to_json()
     assert written["claim"]["about"] == "trained policies"
