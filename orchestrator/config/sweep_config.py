@@ -75,7 +75,9 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     """Names the runs in MLflow and the folder in `storage`: lower case, digits, `.`, `_`, `-`."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
-    """One replicate each: a seed fixes subset order and training noise together."""
+    """One replicate each: a seed fixes subset order and training noise together. With fewer than three the
+    curve describes trained policies and says nothing about recipes.
+    """
     data: Data
     """Which episodes, and how many of them an arm gets."""
     policy: PolicyChoice = PolicyChoice()

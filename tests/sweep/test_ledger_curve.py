@@ -138,6 +138,8 @@ def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder
     assert all(arm["cost"]["money"] > 0 for arm in told["arms"])
     published = Path(client_of(asked).download_artifacts(parent_of(asked), "curve.json"))
     assert in_json(published) == in_numbers(curve), "and so has the run published it"
+    tags = client_of(asked).get_run(parent_of(asked)).data.tags
+    assert tags["demoscale.claim"] == "trained policies; fewest seeds of a point: 1"
 
 
 def in_json(file: Path) -> Any:
