@@ -132,12 +132,12 @@ def test_plan_counts_held_out_episodes_and_no_rollout(folder: Path, store: str) 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sweep_ends_in_a_curve_of_action_errors(folder: Path, store: str) -> None:
-    asked = sweep(folder, store, seeds=[0, 1])
+    asked = sweep(folder, store, seeds=[0, 1, 2])
     curve, lines = run(asked)
     assert isinstance(curve, HeldOutCurve)
     state = SweepState.open(asked)
     assert json.loads((folder / f"sweeps/{asked.name}.json").read_text())["held_out"] == list(state.held_out)
-    assert sum("action error" in line for line in lines) == 2 * 2 * 2
+    assert sum("action error" in line for line in lines) == 2 * 2 * 3
 
     made, read = curve_from_ledger(state), read_curve(asked.mlflow, asked.name, state.store)
     assert isinstance(made, HeldOutCurve)
@@ -169,7 +169,7 @@ def test_sweep_ends_in_a_curve_of_action_errors(folder: Path, store: str) -> Non
     )
     assert all("on 6 held-out episodes" in line.last_score for line in lines_of_status)
     assert explain(state, lines_of_status[0].arm).consequence == "nothing: the arm is trained and scored"
-    assert republish(state) == 8
+    assert republish(state) == 12
 
     from mlflow import MlflowClient
 
