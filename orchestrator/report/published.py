@@ -9,7 +9,7 @@ import yaml
 
 from orchestrator.config.yaml_text import MOST_BYTES, read_yaml
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.stats.fixed_sample import Interval, wilson
+from orchestrator.stats.fixed_sample import Interval, blaker
 from policy.errors import DemoscaleError
 
 VERSION_TAG = "demoscale.version."
@@ -48,8 +48,8 @@ class PublishedResult:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval over the pooled episodes (Wilson), without the spread between training seeds."""
-        return wilson(self.successes, self.episodes)
+        """95 % interval over the pooled episodes (Blaker), without the spread between training seeds."""
+        return blaker(self.successes, self.episodes)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -18,7 +18,7 @@ from orchestrator.report.compared_sweeps import (
 from orchestrator.report.matplotlib_plot import draw
 from orchestrator.report.published import PublishedError, PublishedResult, read_published, warnings_for
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.stats.fixed_sample import unpaired_p_value, wilson
+from orchestrator.stats.fixed_sample import blaker, unpaired_p_value
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
@@ -107,7 +107,7 @@ def test_shipped_published_results_have_sources_and_intervals() -> None:
     assert all(result.source for result in (*kitchen, *libero))
     (cosmos,) = [result for result in libero if result.name == "Cosmos3-Nano"]
     assert (cosmos.successes, cosmos.episodes, cosmos.rounded) == (488, 500, False)
-    assert cosmos.interval == wilson(488, 500)
+    assert cosmos.interval == blaker(488, 500)
     video = kitchen[0]
     assert str(video).startswith(
         "published: Video Policy, 50 demos: about 756/1200 = 0.63 [0.60, 0.66] (arXiv"
