@@ -17,7 +17,7 @@ def curve_metrics(curve: Curve | HeldOutCurve, *, complete: bool) -> dict[int, d
 
     A metric is called `success_rate/ratio-1`, for a line of another policy than `video_action` with the
     policy's name before the ratio. Its bounds are `success_rate_bounds/ratio-1_low` and `_high`, over the
-    pooled episodes, and with several seeds `_band_low` and `_band_high`, which include their spread; its
+    pooled episodes, and with enough seeds `_band_low` and `_band_high`, which include their spread; its
     denominators are `success_rate_counts/ratio-1_episodes`, `_successes` and `_seeds`. Of a search over
     ranges the metrics are those of its surface.
 
