@@ -241,7 +241,7 @@ def test_status_of_a_run_created_late_ends_no_earlier_and_is_set_once(tmp_path: 
     writer = MlflowWriter(
         database, "ends", training="t", protocol="p", steps=3, artifacts=str(tmp_path / "files")
     )
-    writer.status(arm_id, "KILLED", at=1000)  # noted while MLflow was away
+    writer.status(arm_id, "KILLED", at=1000)  # recorded before MLflow had the run
     ended = run_of(database, "ends", arm_id).info
     assert (ended.status, ended.end_time) == ("KILLED", ended.start_time)
     writer.status(arm_id, "RUNNING")
