@@ -112,7 +112,7 @@ class HoldingTrainer(FakeTrainer):
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Run the sweep and return its events. A second node of eight GPUs joins while the first arms train."""
+    """Run the sweep and return its events."""
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts it slowly
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 32, "num_gpus": GPUS, "include_dashboard": False}
@@ -144,12 +144,7 @@ def main(folder: Path) -> dict[str, Any]:
     )
     lines = list[str]()
 
-    def say(line: str) -> None:
-        lines.append(line)
-        if line.startswith("score") and len(cluster.worker_nodes) == 0:
-            cluster.add_node(num_cpus=32, num_gpus=GPUS)
-
-    run = SweepRun(sweep, say, fit=HoldingTrainer(STEP_S), players=players)
+    run = SweepRun(sweep, lines.append, fit=HoldingTrainer(STEP_S), players=players)
     curve = run.run()
     notes = [json.loads(file.read_text()) for file in (folder / "runs/arms").glob("*.json")]
     ray.shutdown()
