@@ -95,9 +95,8 @@ def train() -> None:
     normalization = None
     if job.options.get("normalize_vectors", OWN_OPTIONS["normalize_vectors"]):
         normalization = _normalization(config, shapes["all_shapes"])
-        with (
-            config.values_unlocked()
-        ):  # after the data set, which would measure pictures too; checkpoints state it
+        # after the data set is made, which would measure pictures too; a policy that acts asks for it
+        with config.values_unlocked():
             config.train.hdf5_normalize_obs = True
     # what robomimic's train.py sets for schedules of the learning rate, whose epochs are passes over the data
     passes = -(-len(dataset) // job.batch_size)
@@ -122,13 +121,17 @@ def train() -> None:
     if job.resume is not None:
         _set_random_state(torch.load(job.resume / STATE, weights_only=False))
     taken = job.first_step
+    vectors = {
+        key: tuple(torch.from_numpy(stats[name][0]).to(device) for name in ("offset", "scale"))
+        for key, stats in (normalization or {}).items()
+        if key in config.observation.modalities.obs.low_dim
+    }
 
     def step() -> float:
         nonlocal taken
         batch = model.process_batch_for_training(next(batches))
-        for key in config.observation.modalities.obs.low_dim if normalization else ():
-            stats = normalization[key]
-            batch["obs"][key] = (batch["obs"][key] - stats["offset"][0]) / stats["scale"][0]
+        for key, (offset, scale) in vectors.items():
+            batch["obs"][key] = (batch["obs"][key] - offset) / scale
         batch = model.postprocess_batch_for_training(batch, obs_normalization_stats=None)
         info = model.train_on_batch(batch, epoch=taken // passes + 1, validate=False)
         model.on_gradient_step()
