@@ -66,7 +66,7 @@ class Round:
 
 
 def play(expression: str, paths: list[str], processes: int) -> Round:
-    """Run the tests that a marker expression selects, in so many processes; their output goes to stderr."""
+    """Run the tests that a marker expression selects, `processes` at a time; their output goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
         times.touch()

@@ -5,30 +5,19 @@ Shapes: B clips; V views; K frames per view; H W pixels.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from policy.config import ColorJitter
+
+PAPER = ColorJitter()
 LUMA = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.601)
 
 
-@dataclass(frozen=True)
-class Strength:
-    """Largest changes: factors 1 ± x of brightness, contrast and saturation; hue in turns of the colour
-    wheel.
-    """
-
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05
-
-
-PAPER = Strength()
-
-
-def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: Strength = PAPER) -> Tensor:
+def color_jitter(
+    pictures_BVKHW3: Tensor, generator: torch.Generator, strength: ColorJitter = PAPER
+) -> Tensor:
     """Jitter the colours of pictures (B, V, K, H, W, 3) uint8; shape and device stay. The generator is on the
     CPU.
 
@@ -47,7 +36,7 @@ def color_jitter(pictures_BVKHW3: Tensor, generator: torch.Generator, strength: 
     return jittered
 
 
-def _color_matrix(draw: list[float], strength: Strength) -> tuple[Tensor, float]:
+def _color_matrix(draw: list[float], strength: ColorJitter) -> tuple[Tensor, float]:
     """Return the (3, 3) matrix on RGB columns without its offset, and the factor of contrast; draws in [-1,
     1].
     """

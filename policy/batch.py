@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from policy.losses import mean_over_workers
@@ -19,6 +20,9 @@ T = TypeVar("T")
 # networks process blocks of exactly this many rows, padded if necessary: measured bit for bit on CPU for
 # blocks of 4; blocks of 2 and 3 fail.
 BLOCK = 4
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Half precisions by name."""
 
 
 def blocks(rows: Sequence[T]) -> Iterator[tuple[list[T], int]]:

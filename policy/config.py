@@ -2,18 +2,21 @@
 policy/presets.py.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -30,6 +33,12 @@ Objective = Literal["video", "action", "joint", "joint_detached"]
 `action`: the action error with the video model frozen, stage 2. `joint`: both, with the action gradient into
 the video model. `joint_detached`: both, without that gradient.
 """
+
+Mode = Literal["joint", "joint_detached", "two_stage", "action_only"]
+"""How video model and action head are trained, one after the other or together."""
+Normalization = Literal["minmax", "meanstd", "quantile"]
+Padding = Literal["masked", "paper"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 # Bounds on network sizes: a configuration may come with an untrusted checkpoint. Each is far above the needs
@@ -73,7 +82,7 @@ class ClipShape(_Part):
     """Control steps from one frame to the next."""
     horizon: Steps
     """Actions in a chunk, one per control step."""
-    padding: Literal["masked", "paper"] = "masked"
+    padding: Padding = "masked"
     """Steps past an episode's end: `masked` repeats the last frame and action and excludes both from the
     loss; `paper` trains on zero actions and still frames."""
     history: Annotated[int, Field(ge=0, lt=MOST_OBSERVATION_STEPS)] = 0
@@ -268,6 +277,16 @@ class SamplerConfig(_Part):
     rho: PositiveFloat = 7.0
     execute: Steps
     """Actions executed before the next observation."""
+    precision: Precision = "fp32"
+    """Of the network passes on a GPU; the autoencoder, the noise and everything on a CPU stay in fp32."""
+
+    @model_serializer(mode="wrap")
+    def _without_plain_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `precision` out at fp32: configurations and protocols are those of versions without it."""
+        dumped: dict[str, Any] = handler(self)
+        if self.precision == "fp32":
+            dumped.pop("precision", None)
+        return dumped
 
 
 class PolicyConfig(_Part):
@@ -295,7 +314,7 @@ class PolicyConfig(_Part):
     """Rungs of this policy, by name."""
     rung: Name
     """Name of the default rung."""
-    action_normalization: Literal["minmax", "meanstd", "quantile"]
+    action_normalization: Normalization
 
     @model_validator(mode="after")
     def _whole(self) -> "PolicyConfig":
@@ -332,9 +351,166 @@ class PolicyConfig(_Part):
         return self.ladder.get(rung, self.sampler)
 
 
+class PolicySettings(_Part):
+    """Values of a policy in place of its preset's. Every field that is empty is the preset's own."""
+
+    frames: Frames | None = None
+    """Frames per camera that the video model predicts, the first of them the present one; 1: it reconstructs
+    the present frame alone.
+    """
+    stride: Steps | None = None
+    """Control steps from one frame to the next."""
+    horizon: Steps | None = None
+    """Actions in a chunk. Rungs that execute more of them execute the whole chunk."""
+    padding: Padding | None = None
+    """Steps past an episode's end: `masked` excludes them from the loss; `paper` trains on zero actions and
+    still frames.
+    """
+    normalization: Normalization | None = None
+    """Of the actions: `minmax` (the demos' range becomes [-1, 1]), `meanstd`, `quantile` (1 % to 99 %)."""
+    noise: Literal["shared", "decoupled"] | None = None
+    """Noise levels in training: one for video and actions, as in the paper, or one for each."""
+    log_sigma: tuple[float, PositiveFloat] | None = None
+    """Mean and standard deviation of the logarithm of the noise level."""
+    video_log_sigma: tuple[float, PositiveFloat] | None = None
+    """Those of the video, where noise is decoupled."""
+    features_at: Literal["drawn", "start"] | None = None
+    """Video noise level at which the head reads a frozen video model: `drawn` as in video training; `start`,
+    pure noise, with decoupled noise only; such features are cached.
+    """
+    action_draws: Passes | None = None
+    """Action noises denoised per video pass in training."""
+    condition_dropout: Annotated[float, Field(ge=0, le=1 / 3)] | None = None
+    """Share of clips that drop only the sentence, share that drop only the present pictures, and share that
+    drop both.
+    """
+
+    def over(self, below: "PolicySettings") -> "PolicySettings":
+        """Return these settings, and those of `below` where these are empty."""
+        return below.model_copy(update=self.chosen())
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the values that are not empty, by name."""
+        return self.model_dump(exclude_none=True)
+
+    def applied(self, config: PolicyConfig) -> PolicyConfig:
+        """Return a policy's configuration with these values. Raises ValueError for values that contradict
+        each other.
+        """
+        if not (chosen := self.chosen()):
+            return config
+        mean, std = chosen.get("log_sigma", (None, None))
+        video_mean, video_std = chosen.get("video_log_sigma", (None, None))
+        named = {
+            "clip": {
+                "frames_per_view": self.frames,
+                "frame_stride": self.stride,
+                "horizon": self.horizon,
+                "padding": self.padding,
+            },
+            "diffusion": {
+                "sigmas": self.noise,
+                "log_sigma_mean": mean,
+                "log_sigma_std": std,
+                "video_log_sigma_mean": video_mean,
+                "video_log_sigma_std": video_std,
+                "features_at": self.features_at,
+                "action_draws": self.action_draws,
+                "condition_dropout": self.condition_dropout,
+            },
+        }
+        changed = config.model_dump()
+        for section, values in named.items():
+            changed[section] |= {name: value for name, value in values.items() if value is not None}
+        if (changed["diffusion"]["features_at"], changed["diffusion"]["sigmas"]) == ("start", "shared"):
+            raise ValueError(
+                "features_at start reads the video at its highest noise level alone, so the actions need a"
+                " level of their own: write noise: decoupled, or features_at: drawn"
+            )
+        changed["action_normalization"] = self.normalization or config.action_normalization
+        for rung in changed["ladder"].values():
+            rung["execute"] = min(rung["execute"], changed["clip"]["horizon"])
+        return PolicyConfig.model_validate(changed)
+
+
+class SamplerSettings(_Part):
+    """Values of a rung in place of its own, for scoring alone: the same checkpoints, with other scores. Every
+    field that is empty is the rung's own.
+    """
+
+    steps: Passes | None = None
+    """Noise levels at which video and actions are denoised together, as in the paper (30)."""
+    video_passes: Passes | None = None
+    """Noise levels of the video; 1: one pass from pure noise."""
+    action_steps: Passes | None = None
+    """Noise levels of the actions. If there are as many of the video, both are denoised together."""
+    guidance: PositiveFloat | None = None
+    """Weight of classifier-free guidance on both streams; 1: none, at half the cost."""
+    execute: Steps | None = None
+    """Actions executed before the next observation."""
+    precision: Precision | None = None
+    """Of the network passes on a GPU; the autoencoder stays in fp32."""
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "SamplerSettings":
+        if self.steps and (self.video_passes or self.action_steps):
+            raise ValueError("steps is the number of both streams; leave out video_passes and action_steps")
+        return self
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the values that are not empty, by the names of a sampler."""
+        chosen = self.model_dump(exclude_none=True, exclude={"steps"})
+        return chosen | (dict.fromkeys(("video_passes", "action_steps"), self.steps) if self.steps else {})
+
+    def applied(self, sampler: SamplerConfig) -> SamplerConfig:
+        """Return a rung's sampler with these values."""
+        return sampler.model_copy(update=self.chosen())
+
+
+AS_PRESET, AS_RUNG = PolicySettings(), SamplerSettings()
+"""Settings without any value."""
+
+
+class LossWeights(_Part):
+    """Weights of the two losses where they are trained together."""
+
+    video: PositiveFloat = 1.0
+    """Of the video loss."""
+    action: PositiveFloat = 1.0
+    """Of the action loss."""
+
+
+class ColorJitter(_Part):
+    """Largest changes of colours: factors 1 ± x of brightness, contrast and saturation; hue in turns of the
+    colour wheel. By default the paper's.
+    """
+
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+
+
+def _plain_jitter(jitter: "bool | ColorJitter") -> "bool | ColorJitter":
+    return True if jitter == ColorJitter() else jitter
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+ADDED = ("betas", "loss_weights")
+"""Fields of a recipe that versions before 0.3 lack; they are left out of keys at the values of these
+versions.
+"""
+
+
 class Recipe(_Part):
-    """Optimisation settings, for any model. arXiv 2508.00795: Adam, 1e-5 and 5 times that for the action
-    head, constant, no average, fp16.
+    """How a policy is optimised. The defaults are those of `tiny`; `policy.presets.RECIPES` has the presets'
+    own.
+    """
+
+    mode: Mode = "joint"
+    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
+    does not. `two_stage`: the video model first, on all of the arm's episodes, then the action head on the
+    frozen one. `action_only`: the head on the video model as it starts.
     """
 
     learning_rate: PositiveFloat = 1e-3
@@ -347,13 +523,17 @@ class Recipe(_Part):
     """Optimiser steps until the learning rate peaks."""
     weight_decay: NonNegativeFloat = 1e-4
     """Of AdamW; 0 is Adam."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Of Adam: decay per step of the running means of gradients and of their squares."""
+    loss_weights: LossWeights = LossWeights()
+    """Weights of the two losses where both are trained together, {video: 1, action: 2}."""
     clip_norm: NonNegativeFloat = 1.0
     """Gradients longer than this are shortened to it; 0: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the running average of the weights that acts; 0 acts with the last weights and keeps
     no average.
     """
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the forward pass on a GPU; weights stay fp32, and so do the autoencoder and everything on a CPU."""
     accumulate: PositiveInt = 1
     """Parts a worker's batch is cut into, one forward and backward pass each, to save memory."""
@@ -363,11 +543,30 @@ class Recipe(_Part):
     """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit
     one GPU.
     """
-    color_jitter: bool = False
-    """Brightness, contrast, saturation 0.2, hue 0.05 per camera of a clip (arXiv 2508.00795), where pictures
-    are encoded as they come.
+    color_jitter: Annotated[
+        Annotated[bool, Tag("switch")] | Annotated[ColorJitter, Tag("strengths")],
+        Discriminator(lambda value: "strengths" if isinstance(value, dict | ColorJitter) else "switch"),
+        AfterValidator(_plain_jitter),
+    ] = False
+    """Jitter of colours per camera of a clip (arXiv 2508.00795), where pictures are encoded as they come:
+    true for brightness, contrast and saturation 0.2 and hue 0.05, or strengths, {brightness: 0.3, hue: 0}.
     """
     feature_cache_mb: NonNegativeInt = 256
     """MiB per worker for the features of a frozen video model (`features_at: start`): they depend on the clip
     alone; 0 keeps none.
     """
+
+    @property
+    def jitter(self) -> ColorJitter | None:
+        """Strengths of the colour jitter; None without it."""
+        if isinstance(self.color_jitter, ColorJitter):
+            return self.color_jitter
+        return ColorJitter() if self.color_jitter else None
+
+    def recorded(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields for keys and cards, JSON-safe, without those of ADDED at their default: keys of
+        earlier versions stay equal. exclude: names of fields to leave out.
+        """
+        fields = type(self).model_fields
+        same = {name for name in ADDED if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude={*exclude, *same})

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.batch import Batch, Counts, blocks
+from policy.batch import HALF, Batch, Counts, blocks
 from policy.checkpoint import load
+from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, derived_seed
 from policy.learner import ObservationBatch
 from policy.model import VideoActionModel
@@ -32,7 +33,8 @@ class TrainedPolicy:
     depends on the rest of the batch: bit for bit on CPU; a GPU library that selects its kernels by load may
     round differently from one process to the next.
 
-    `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown.
+    `rung`: rung of the checkpoint's ladder; the default rung if empty or unknown. `sampler`: values in place
+    of the rung's.
 
     A Learner of another package may have memory or frame history (`needs`); its sessions are kept here.
 
@@ -41,14 +43,20 @@ class TrainedPolicy:
     weights or statistics are not finite.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", rung: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        rung: str = "",
+        sampler: SamplerSettings = AS_RUNG,
+    ) -> None:
         self._model, card = load(folder)
         self._model.to(device)
         self.device = torch.device(device)
         """Device of the policy, to which the batches of `loss` belong."""
         self._objective = card.provenance.get("objective", "action")
         self.contract = card.contract
-        self.sampler = card.config.sampler_on(rung)
+        self.sampler = sampler.applied(card.config.sampler_on(rung))
         assert card.action_stats  # `load` refuses a video model
         assert card.proprio_stats
         self._actions = Normalizer(card.action_stats, card.config.action_normalization)
@@ -159,13 +167,15 @@ class TrainedPolicy:
         """Sample (B, F, C, h, w) latents, None for the baseline, and (B, T, A) normalised actions."""
         pictures = np.stack([[o.images[camera] for camera in self.contract.cameras] for o in observations])
         proprio = torch.from_numpy(np.stack([o.proprio for o in observations])).to(self.device)
-        return self._model.sample(
-            torch.from_numpy(pictures).to(self.device),
-            self._proprio.normalize(proprio),
-            [o.instruction for o in observations],
-            [_noise_seeds(o) for o in observations],
-            self.sampler,
-        )
+        half = HALF.get(self.sampler.precision) if self.device.type == "cuda" else None
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            return self._model.sample(
+                torch.from_numpy(pictures).to(self.device),
+                self._proprio.normalize(proprio),
+                [o.instruction for o in observations],
+                [_noise_seeds(o) for o in observations],
+                self.sampler,
+            )
 
 
 def _noise_seeds(observation: Observation) -> tuple[int, int]:

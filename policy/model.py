@@ -16,7 +16,7 @@ from torch import Tensor
 from policy.action_head import ActionHead
 from policy.adaptor import Adaptor
 from policy.batch import BLOCK, Batch, Counts, Losses, blocks
-from policy.config import Objective, PolicyConfig, SamplerConfig
+from policy.config import LossWeights, Objective, PolicyConfig, SamplerConfig
 from policy.edm import draw_sigma, euler_step, guided, karras_sigmas, unit_noise
 from policy.interface import Contract
 from policy.latent_codec import latent_codec
@@ -68,6 +68,8 @@ class VideoActionModel(Learner):
         assert config.adaptor is not None
         self.config, self.contract = config, contract
         self.objective: Objective = "joint"
+        self.loss_weights = LossWeights()
+        """Weights of the two losses of the joint objectives."""
         self.num_views = len(contract.cameras)
         self.num_frames = config.video.pad_frames + self.num_views * config.clip.frames_per_view
         rows, columns = (side // config.video.patch for side in contract.image_size)
@@ -171,7 +173,12 @@ class VideoActionModel(Learner):
             shared,
             counts.actions,
         )
-        total = action_loss if self.objective == "action" else video_loss + action_loss
+        weights = self.loss_weights
+        total = (
+            action_loss
+            if self.objective == "action"
+            else weights.video * video_loss + weights.action * action_loss
+        )
         return Losses(total, video_loss.detach(), action_loss.detach())
 
     def _embedding(self, sigma_B: Tensor, flows: bool = False) -> Tensor:

@@ -1,5 +1,5 @@
-"""The named policies: `tiny` for one CPU core, `svd-256` at the paper's size; each with its behaviour-cloning
-baseline.
+"""The named policies: `tiny` for one CPU core, `svd-128-lite` for one GPU, `svd-256` at the paper's size;
+each with its behaviour-cloning baseline.
 """
 
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from policy.config import (
+    AS_PRESET,
+    DIFFUSION_POLICY,
     VIDEO_ACTION,
     ActionConfig,
     AdaptorConfig,
@@ -14,7 +16,10 @@ from policy.config import (
     ClipShape,
     DiffusionConfig,
     ImageConfig,
+    LossWeights,
     PolicyConfig,
+    PolicySettings,
+    Recipe,
     SamplerConfig,
     TrunkStage,
     VideoConfig,
@@ -93,7 +98,7 @@ PRESETS = {
     ),
     "svd-256": PolicyConfig(
         preset="svd-256",
-        clip=ClipShape(frames_per_view=8, frame_stride=4, horizon=32),
+        clip=ClipShape(frames_per_view=8, frame_stride=4, horizon=32, padding="paper"),
         video=VideoConfig(
             latents="vae",
             block_out_channels=(320, 640, 1280, 1280),
@@ -140,15 +145,89 @@ PRESETS = {
         action_normalization="minmax",
     ),
 }
+_SVD = PRESETS["svd-256"]
+assert _SVD.video
+PRESETS["svd-128-lite"] = PolicyConfig(
+    preset="svd-128-lite",
+    clip=ClipShape(frames_per_view=4, frame_stride=4, horizon=16),
+    # the levels, attention and feature maps of svd-256, with a fifth of its channels
+    video=_SVD.video.model_copy(
+        update={"block_out_channels": (64, 128, 192, 256), "num_attention_heads": (2, 4, 6, 8)}
+    ),
+    adaptor=AdaptorConfig(
+        branch=(
+            BranchStage(channels=64, groups=8, blocks=1),
+            BranchStage(channels=128, groups=8, blocks=1, joins=64),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+            BranchStage(channels=256, groups=8, blocks=1, joins=128),
+        ),
+        trunk=(
+            TrunkStage(channels=256, groups=8),
+            *[TrunkStage(channels=128, groups=8, frame_stride=2)] * 2,
+        ),
+        out_dim=512,
+    ),
+    action=ActionConfig(down_dims=(128, 256, 512), kernel_size=5, groups=8, time_dim=128),
+    diffusion=DiffusionConfig(
+        sigmas="decoupled",
+        log_sigma_mean=0.0,
+        log_sigma_std=1.4,
+        video_log_sigma_mean=2.0,
+        video_log_sigma_std=1.6,
+        action_draws=4,
+    ),
+    ladder=_rungs((0.002, 700.0), (0.02, 80.0), (0.1, 80.0), execute=8, action_steps=10),
+    rung="one_pass",
+    action_normalization="minmax",
+)
 """Video-action policies."""
+
+RECIPES = {
+    "tiny": Recipe(),
+    # arXiv 2508.00795 and its published configurations; docs/paper.md compares them number by number. The
+    # losses are the mean over 25 frames and 32 actions of a clip together.
+    # Not the paper's: its U-Net starts from random weights, and stored latents (`demoscale encode`) have no
+    # jitter.
+    "svd-128-lite": Recipe(learning_rate=2e-4, warmup_steps=500, ema_decay=0.999, precision="bf16"),
+    "svd-256": Recipe(
+        mode="two_stage",
+        learning_rate=1e-5,
+        head_learning_rate=5e-5,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        loss_weights=LossWeights(video=25 / 57, action=32 / 57),
+        clip_norm=0.0,
+        ema_decay=0.0,
+        precision="fp16",
+        gradient_checkpointing=True,
+        color_jitter=True,
+    ),
+}
+"""How a preset is trained, unless a sweep file says otherwise: the fields that are set here."""
+
+WITHOUT_PROPRIOCEPTION = ("svd-256",)
+"""Presets whose policies see pictures and the sentence alone, unless `suite.proprio` says otherwise."""
 
 WEIGHTS = {
     "tiny": str(Path(__file__).parent / "pretrained/tiny"),
+    "svd-128-lite": "stabilityai/stable-video-diffusion-img2vid-xt",
     "svd-256": "stabilityai/stable-video-diffusion-img2vid-xt",
 }
 """Default pretrained weights of a preset's video model: a folder in this package, or a hub id."""
 
+WITHOUT_UNET = ("svd-128-lite",)
+"""Presets whose default weights hold their autoencoder and sentences, and no U-Net of their size: it starts
+from random weights. Other weights that a sweep names hold one.
+"""
+
 BASELINES = {
+    "svd-128-lite": {
+        "images": ImageConfig(channels=(32, 64, 128, 256), out_dim=256, groups=8, text_dim=64, time_dim=256),
+        "action": PRESETS["svd-128-lite"].action,
+    },
     "tiny": {
         "images": ImageConfig(channels=(32, 64, 128), out_dim=256, groups=8, text_dim=64, time_dim=128),
         "action": PRESETS["tiny"].action,
@@ -160,11 +239,15 @@ BASELINES = {
 }
 
 
-def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
+def policy_config(
+    preset: str, policy: str = VIDEO_ACTION, settings: PolicySettings = AS_PRESET
+) -> PolicyConfig:
     """Return the preset of the video-action policy, or that of the baseline (DIFFUSION_POLICY), which takes
     the same pictures and denoises its actions with the same network.
+
+    settings: values in place of the preset's. Raises ValueError if they contradict each other.
     """
-    ours = PRESETS[preset]
+    ours = settings.applied(PRESETS[preset])
     if policy == VIDEO_ACTION:
         return ours
     one = ours.ladder["one_pass"]
@@ -178,16 +261,25 @@ def policy_config(preset: str, policy: str = VIDEO_ACTION) -> PolicyConfig:
     return PolicyConfig.model_validate(dict(ours) | instead)
 
 
-def learner_config(preset: str, learner: str, options: Mapping[str, Any]) -> PolicyConfig:
+def learner_config(
+    preset: str, learner: str, options: Mapping[str, Any], settings: PolicySettings = AS_PRESET
+) -> PolicyConfig:
     """Return the configuration of another package's policy (`policy.learner`): clips, chunk, action network,
     noise and sampler of the preset's baseline.
 
-    learner: name of its entry point. options: its settings, JSON values.
+    learner: name of its entry point. options: its settings, JSON values. settings: as for `policy_config`.
     """
-    baseline = policy_config(preset, "diffusion_policy")
+    baseline = policy_config(preset, DIFFUSION_POLICY, settings)
     return PolicyConfig.model_validate(
         dict(baseline) | {"images": None, "learner": learner, "options": dict(options)}
     )
+
+
+def has_unet(preset: str, weights: str) -> bool:
+    """Return whether the weights hold a U-Net of the preset's size. weights: as a sweep names them, or with
+    the commit that they were found at.
+    """
+    return preset not in WITHOUT_UNET or weights.partition("@")[0] not in ("", WEIGHTS[preset])
 
 
 def weights_source(preset: str, weights: str) -> str:

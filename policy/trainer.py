@@ -21,12 +21,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from policy.batch import Batch, Counts, Losses
+from policy.batch import HALF, Batch, Counts, Losses
 from policy.config import Recipe
 from policy.finite import NotFiniteError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def learning_rate_factor(step: int, recipe: Recipe, steps: int, share: float | None = None) -> float:
@@ -119,14 +118,14 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             groups,
             lr=recipe.learning_rate,
-            betas=(0.9, 0.95),
+            betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             fused=not sharded,
             foreach=sharded or None,
         )
         self._average = Average(self._parameters, recipe.ema_decay) if recipe.ema_decay else None
         # In bf16, torch 2.13's 3-D convolutions on a CPU give NaN weight gradients.
-        self._precision = PRECISIONS.get(recipe.precision) if self.device.type == "cuda" else None
+        self._precision = HALF.get(recipe.precision) if self.device.type == "cuda" else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == torch.float16)
         self._watched: _Watched | None = None
 

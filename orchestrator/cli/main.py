@@ -98,6 +98,10 @@ def plan(sweep_file: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 
     sweep = SweepConfig.load(sweep_file, overrides)
     click.echo(str(make_plan(sweep)))
+    if sweep.device:
+        from orchestrator.planning.device_estimate import device_estimate
+
+        click.echo(str(device_estimate(sweep, sweep.device)))
     if calibrate:
         from orchestrator.planning.microbenchmark import measure as measure
 

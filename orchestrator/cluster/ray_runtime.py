@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.placement import Node
 from orchestrator.storage.base import PATIENCE
 from sim_workers.checkout import CHECKOUT
 
@@ -52,9 +53,6 @@ def connect() -> None:
         # by default Ray would join the instance last started on this machine, dead or alive
         address=os.environ.get("RAY_ADDRESS", "local"),
         namespace="demoscale",
-        # of a Ray started here: nothing reads it, ten processes serve it, and its job API, on a port of this
-        # machine, runs any program that a local user sends
-        include_dashboard=False,
         log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
         logging_level=logging.ERROR,
         runtime_env={
@@ -77,6 +75,21 @@ def resources() -> dict[str, float]:
 
     total: dict[str, float] = ray.cluster_resources()
     return total
+
+
+def nodes() -> tuple[Node, ...]:
+    """Return the connected cluster's nodes."""
+    import ray
+
+    return tuple(
+        Node(
+            node["Resources"].get("CPU", 0.0),
+            int(node["Resources"].get("GPU", 0.0)),
+            node["Labels"].get(ROLE, ""),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def node_selector(role: str, **needed: float) -> dict[str, str]:
@@ -102,6 +115,15 @@ def nodes_with_cores() -> dict[str, str]:
         node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")
     )
     return {"ray.io/node-id": f"!in({','.join(bare)})"} if bare else {}
+
+
+def request_capacity(bundles: list[dict[str, float]]) -> None:
+    """Ask the cluster's autoscaler for nodes with room for all of these at once, in place of what was asked
+    before; none: for nothing. Without an autoscaler nothing happens.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
 
 
 def on_driver_node() -> dict[str, Any]:

@@ -19,6 +19,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `lines_lift.yaml` | a sweep file: five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
 | `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
+| `paper_modes.yaml`, `paper_video_horizon.yaml`, `paper_demo_counts.yaml`, `paper_sampler.yaml`, `paper_execute.yaml` | sweep files: the paper's ablations on RoboCasa-24 and their extensions ([docs/paper.md](../docs/paper.md)) |
 | `quickstart.py` | `python -m jobs.quickstart [FILE]`: collect demonstrations of Lift, run `quickstart.yaml` or another sweep file, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
 
@@ -39,7 +40,8 @@ All take `--help`. `demoscale submit --job collect --address http://head:8265 --
 ## The sweep file, field by field
 
 Choices only: no computation, no class paths. Unknown fields are refused, and all mistakes are reported at once. `--set train.steps=200` overrides
-a field with the same validation. A field without a default must be there.
+a field with the same validation. A field without a default must be there. The defaults of `train` are those of `preset: tiny`; `svd-256` has a
+recipe of its own, the paper's ([docs/paper.md](../docs/paper.md)).
 
 | field | default | meaning |
 | --- | --- | --- |

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
@@ -12,10 +12,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
 from orchestrator.config.schema import Section, Train, distinct
 from policy import entry_points
-from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
+from policy.config import DIFFUSION_POLICY, VIDEO_ACTION, PolicySettings
 from policy.entry_points import POLICIES
 
-Preset = Literal["tiny", "svd-256"]
+Preset = Literal["tiny", "svd-128-lite", "svd-256"]
 
 
 def _known_weights(weights: str) -> str:
@@ -43,7 +43,14 @@ _SHARED = {
     "checkpoint_every",
     "sharding",
 }
-_OF_VIDEO = {"mode", "video_steps", "head_learning_rate", "gradient_checkpointing", "feature_cache_mb"}
+_OF_VIDEO = {
+    "mode",
+    "video_steps",
+    "head_learning_rate",
+    "loss_weights",
+    "gradient_checkpointing",
+    "feature_cache_mb",
+}
 LINE_TRAIN = Train.model_fields.keys() - _SHARED
 """Fields of `train` that a line may have values of its own for."""
 
@@ -74,6 +81,8 @@ class Line(Section):
     line shares (`steps`, `match`, `seconds`, `videos`, `batch_size`, `workers`, `checkpoint_every`,
     `sharding`).
     """
+    settings: PolicySettings | None = None
+    """Values of this line's policy in place of those of `policy.settings`; not of an external policy."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Settings of an external policy, which its `policy.yaml` lists, or of a policy of another package."""
     action_free: bool | None = None
@@ -113,14 +122,14 @@ class Line(Section):
         if self.name in OWN_LINES and self.policy != self.name:
             raise ValueError(f"{self.name} is the name of this package's own policy; set name to another one")
         if not self.own:
-            if wrong := [name for name in ("preset", "weights", "train") if getattr(self, name)]:
+            if wrong := [name for name in ("preset", "weights", "train", "settings") if getattr(self, name)]:
                 raise ValueError(
                     f"{', '.join(wrong)}: {self.policy} is an external policy; its settings are `options`"
                 )
             return self
         if self.policy in OWN_LINES and self.options:
             raise ValueError(f"options: {self.policy} has none; write preset, weights and train")
-        allowed = LINE_TRAIN if self.imagines else LINE_TRAIN - _OF_VIDEO
+        allowed = train_fields(self.policy)
         if wrong := sorted(self.train.keys() - allowed):
             close = difflib.get_close_matches(wrong[0], allowed, 1)
             raise ValueError(
@@ -159,8 +168,13 @@ class Line(Section):
         return (
             self.policy in OWN_LINES
             and self.name == self.policy
-            and not (self.train or self.preset or self.weights)
+            and not (self.train or self.preset or self.weights or self.settings)
         )
+
+
+def train_fields(policy: str) -> Collection[str]:
+    """Return the fields of `train` that a line of one of this package's policies may set."""
+    return LINE_TRAIN if policy == VIDEO_ACTION else LINE_TRAIN - _OF_VIDEO
 
 
 def _manifest_of(policy: str) -> PolicyManifest:
@@ -199,14 +213,21 @@ class PolicyChoice(Section):
     """Which policies learn, and what they start from."""
 
     preset: Preset = "tiny"
-    """`tiny` runs on one CPU core; `svd-256` is the paper's size."""
+    """`tiny` (3 M parameters) runs on one CPU core; `svd-128-lite` (78 M, pictures of 128 pixels) trains in
+    hours on one GPU; `svd-256` (1.9 B) is the paper's size and, where the file says nothing else, its recipe
+    (docs/paper.md).
+    """
     weights: Weights = ""
     """Where the video model starts, in diffusers' format: empty for the preset's own (`tiny`: shipped here;
-    `svd-256`: SVD-XT from the hub), `none` for random weights, or a hub id, a folder, an s3:// URI."""
+    `svd-256`: SVD-XT from the hub; `svd-128-lite`: its autoencoder, with a U-Net of random weights), `none`
+    for random weights, or a hub id, a folder, an s3:// URI.
+    """
     baselines: Annotated[tuple[Literal["diffusion_policy"], ...], AfterValidator(distinct)] = ()
     """`diffusion_policy`: beside every demo count, a behaviour-cloning policy without video, trained for as
     many steps on the same demos.
     """
+    settings: PolicySettings = PolicySettings()
+    """Values of the policies in place of the preset's, such as {horizon: 16, stride: 2, padding: paper}."""
     lines: Annotated[tuple[Line, ...], AfterValidator(_distinct_lines)] = ()
     """The lines of the curve, each a policy, by its name or folder alone or as a mapping of the fields below;
     empty: `video_action` and the `baselines`.

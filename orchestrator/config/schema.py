@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from orchestrator.data.merged_store import StorePart
-from policy.config import Objective, Recipe
+from policy.config import Objective, Recipe, SamplerSettings
 from policy.interface import CameraPose, Contract
 from sim_workers.demos.recorder import refusal as refusal_of_expert
 from sim_workers.envs.embodiment import (
@@ -222,7 +222,9 @@ class Data(Section):
 
 
 class Train(Recipe):
-    """How one arm is trained; `match` says what arms have in common."""
+    """How one arm is trained; `match` says what arms have in common. Without a value, a field of the recipe
+    is that of the preset (`policy.presets.RECIPES`).
+    """
 
     match: Literal["steps", "epochs", "gpu_seconds"] = "steps"
     """What arms have in common. `steps`: optimiser steps. `epochs`: passes over their demos: `steps`,
@@ -236,11 +238,6 @@ class Train(Recipe):
     """
     steps: PositiveInt = Field(default=None, validate_default=True)
     """Optimiser steps. Must be there unless `match` is `gpu_seconds`."""
-    mode: Literal["joint", "joint_detached", "two_stage", "action_only"] = "joint"
-    """`joint`: video and action losses together, the action's reaches the video model; `joint_detached`: it
-    does not. `two_stage`: the video model first, on all of the arm's episodes, then the action head on the
-    frozen one. `action_only`: the head on the video model as it starts.
-    """
     video_steps: PositiveInt | None = None
     """Optimiser steps of stage 1 where `mode` is `two_stage`; empty: as many as `steps`."""
     videos: Literal["arm", "sweep"] = "arm"
@@ -280,15 +277,15 @@ class Train(Recipe):
         steps: int = validate(value)
         return steps
 
-    @field_validator("mode")
+    @field_validator("match")
     @classmethod
-    def _one_budget(cls, mode: str, info: ValidationInfo) -> str:
-        if mode == "two_stage" and info.data.get("match") == "gpu_seconds":
+    def _one_budget(cls, match: str, info: ValidationInfo) -> str:
+        if match == "gpu_seconds" and info.data.get("mode") == "two_stage":
             raise ValueError(
-                "match: gpu_seconds gives every arm one budget, and two_stage trains a video model before"
+                "gpu_seconds gives every arm one budget, and train.mode two_stage trains a video model before"
                 " it; write joint, joint_detached or action_only, or match steps"
             )
-        return mode
+        return match
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -337,11 +334,11 @@ class Train(Recipe):
         far it goes.
         """
         if self.timed:
-            shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "steps"})
+            shaping = self.recorded({"checkpoint_every", "steps"})
             if self.schedule == "constant":
                 del shaping["seconds"]
             return shaping
-        shaping = self.model_dump(mode="json", exclude={"checkpoint_every", "feature_cache_mb", "match"})
+        shaping = self.recorded({"checkpoint_every", "feature_cache_mb", "match"})
         shaping["video_steps"] = (self.video_steps or self.steps) if self.mode == "two_stage" else None
         if self.schedule == "constant":
             del shaping["steps"]
@@ -517,6 +514,12 @@ class SuiteConfig(Section):
     scripted expert, which observes the true state; replay: each scene gets the actions of one of 20
     demonstrations of other scenes.
     """
+    sampler: SamplerSettings = SamplerSettings()
+    """Values in place of the rung's, such as {steps: 10, guidance: 1, execute: 8}. They change scores and no
+    training: sweeps that differ in them alone share their arms in one `storage`.
+    """
+    every: PositiveInt = 1
+    """Of an arm's checkpoints every so many are scored, 2 for every second one, and always the last."""
     decide: Decide | None = None
     """Play no more of the episodes than it takes to decide something; empty: all of them. Shifted worlds are
     always played whole. A rate that ends early is biased away from its threshold or reference by one to four
@@ -831,6 +834,29 @@ class Budget(Section):
     """Rollouts, over all runs of the sweep."""
     max_wall: PositiveFloat | None = None
     """Hours of wall clock of one run."""
+
+
+class Device(Section):
+    """The GPUs that a plan reckons with; nothing else reads them."""
+
+    card: Literal["A100", "H100", "H200", "L4", "L40S", "RTX 4090"] | None = None
+    """Name of a GPU, whose speed is its maker's."""
+    tflops: PositiveFloat | None = None
+    """In place of the card's: TFLOPS in fp16 and bf16, dense."""
+    tflops_fp32: PositiveFloat | None = None
+    """In place of the card's: TFLOPS in fp32."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of that speed which is reached. The paper's times come to 0.19 in training (14 days on 8 A100)
+    and 0.16 in acting (9 s per answer).
+    """
+    gpus: PositiveInt | None = None
+    """Number of GPUs; a plan refuses more `train.workers`."""
+
+    @model_validator(mode="after")
+    def _has_a_speed(self) -> "Device":
+        if self.card is None and (self.tflops is None or self.tflops_fp32 is None):
+            raise ValueError("write a card, such as {card: A100}, or {tflops: 312, tflops_fp32: 19.5}")
+        return self
 
 
 class Prices(Section):

@@ -25,9 +25,11 @@ from pydantic import (
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_of
 from orchestrator.config.lines import Line, PolicyChoice, lines_of
+from orchestrator.config.recipes import with_recipes, without_recipes
 from orchestrator.config.schema import (
     Budget,
     Data,
+    Device,
     Prices,
     Range,
     Search,
@@ -47,9 +49,9 @@ from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
-from policy.config import DIFFUSION_POLICY, PolicyConfig, SamplerConfig
+from policy.config import DIFFUSION_POLICY, PolicyConfig, PolicySettings, SamplerConfig
 from policy.errors import DemoscaleError
-from policy.presets import learner_config, policy_config, weights_source
+from policy.presets import PRESETS, learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
 from sim_workers.rollout.suite import Suite
 
@@ -93,6 +95,8 @@ class SweepConfig(Section):
     """What may be spent."""
     prices: Prices = Prices()
     """What things cost."""
+    device: Device | None = None
+    """The GPUs that `demoscale plan` reckons with, such as {card: A100, gpus: 8}; empty: none."""
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
@@ -112,6 +116,12 @@ class SweepConfig(Section):
         if problems := credential_problems(raw) if isinstance(raw, dict) else []:
             raise ValueError("; ".join(problems))
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_recipes(cls, raw: Any) -> Any:
+        """Fill fields without a value from the recipes of the presets."""
+        return with_recipes(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "SweepConfig":
@@ -141,7 +151,7 @@ class SweepConfig(Section):
         raw: as `SweepConfig` dumps it. where: what error messages name.
         """
         try:
-            return cls.model_validate(_without_credentials(raw))
+            return cls.model_validate(without_recipes(_without_credentials(raw)))
         except ValidationError as error:
             raise SweepError(where, _mistakes(cls, raw, error)) from None
 
@@ -160,7 +170,7 @@ class SweepConfig(Section):
 
     def line(self, arm: Arm) -> Line:
         """Return the arm's line. Raises KeyError if the file has none of its name."""
-        return {line.name: line for line in self.lines}[arm.kind]
+        return self.line_named(arm.kind)
 
     def train_of(self, arm: Arm) -> Train:
         """Return how an arm is trained: with the settings of its line, and as many steps as `train.match`
@@ -191,14 +201,14 @@ class SweepConfig(Section):
 
     def config_of(self, line: Line) -> PolicyConfig:
         """Return the configuration of a line's policy that is trained in this package's processes."""
-        preset = self.preset_of(line)
+        preset, settings = self.preset_of(line), settings_of(self.policy, line)
         if line.learner:
-            return learner_config(preset, line.learner, line.options)
-        return policy_config(preset, line.policy)
+            return learner_config(preset, line.learner, line.options, settings)
+        return policy_config(preset, line.policy, settings)
 
     def sampler_of(self, line: Line) -> SamplerConfig | None:
         """Return how looks become actions in a line; None for an external policy, which does that itself."""
-        return policy_config(self.preset_of(line)).sampler_on(self.suite.rung) if line.own else None
+        return _sampler(self.policy, line, self.suite) if line.own else None
 
     def largest(self, seed: int | None = None) -> Arm:
         """Return the arm whose episodes contain those of every other arm of its seed (default: the first)."""
@@ -211,7 +221,8 @@ class SweepConfig(Section):
     @property
     def sampler(self) -> SamplerConfig:
         """How looks become actions where checkpoints are scored."""
-        return policy_config(self.policy.preset).sampler_on(self.suite.rung)
+        own = policy_config(self.policy.preset, settings=self.policy.settings)
+        return self.suite.sampler.applied(own.sampler_on(self.suite.rung))
 
     def to_suite(self, shift: str = "nominal") -> Suite:
         """Return the suite that every arm is scored on, or its version under a shift; `select`: the one on
@@ -233,6 +244,18 @@ class SweepConfig(Section):
         train = self.train_of(arm) if arm else self.train
         steps = list(range(train.checkpoint_every, train.end + 1, train.checkpoint_every))
         return steps if steps and steps[-1] == train.end else [*steps, train.end]
+
+    def scored_steps(self, arm: Arm | None = None) -> list[int]:
+        """Return those of `checkpoint_steps` whose checkpoints are scored: every `suite.every`th, and the
+        last.
+        """
+        steps = self.checkpoint_steps(arm)
+        every = self.suite.every
+        return [step for number, step in enumerate(steps, 1) if number % every == 0 or number == len(steps)]
+
+    def line_named(self, name: str) -> Line:
+        """Return a line by its name. Raises KeyError if the file has none of it."""
+        return {line.name: line for line in self.lines}[name]
 
     def to_yaml(self) -> str:
         """Return the resolved sweep file, with all defaults and without credentials."""
@@ -291,6 +314,9 @@ class SweepConfig(Section):
         own: dict[str, Any] = {}
         if arm and (line := self.line(arm)).learner:
             own = {"learner": line.learner, "options": dict(line.options)}
+        settings = settings_of(self.policy, self.line(arm)) if arm else self.policy.settings
+        if settings.applied(PRESETS[preset]) != PRESETS[preset]:
+            own["settings"] = settings.model_dump(mode="json", exclude_none=True)
         parts = {
             **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores),
             "policy": {"preset": preset} | own,
@@ -303,6 +329,17 @@ class SweepConfig(Section):
         if learner_code:
             parts["learner_code"] = dict(learner_code)
         return Key("training", parts)
+
+
+def settings_of(policy: PolicyChoice, line: Line) -> PolicySettings:
+    """Return the values of a line's policy in place of its preset's: its own, then those of all lines."""
+    return line.settings.over(policy.settings) if line.settings else policy.settings
+
+
+def _sampler(policy: PolicyChoice, line: Line, suite: SuiteConfig) -> SamplerConfig:
+    """Return how observations become actions in one of the package's own lines."""
+    config = policy_config(line.preset or policy.preset, settings=settings_of(policy, line))
+    return suite.sampler.applied(config.sampler_on(suite.rung))
 
 
 NOTHING_TO_PLAY = (
@@ -448,6 +485,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them"
             " in a grid"
         )
+    if policy and suite:
+        yield from _contradictions_of_settings(policy, suite)
     if policy and policy.lines:
         yield from _contradictions_of_lines(policy, train, optuna)
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
@@ -491,6 +530,25 @@ def _grid(data: Data, seeds: tuple[int, ...], lines: Iterable[Line]) -> list[Arm
     return expand_grid(data.demo_count, data.action_free_ratio, seeds, demos_only, swept)
 
 
+def _contradictions_of_settings(policy: PolicyChoice, suite: SuiteConfig) -> Iterator[str]:
+    """Yield what contradicts a preset, or the chunk that a policy computes."""
+    for number, line in enumerate(lines_of(policy)):
+        if not line.own:
+            continue
+        where = f"policy.lines.{number}.settings" if line.settings else "policy.settings"
+        try:
+            config = policy_config(line.preset or policy.preset, settings=settings_of(policy, line))
+        except ValueError as error:
+            first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            yield f"{where}: {first.removeprefix('Value error, ')}"
+            continue
+        if (execute := _sampler(policy, line, suite).execute) > config.clip.horizon:
+            yield (
+                f"suite.sampler.execute: {execute} actions, and a chunk of {line.name} has"
+                f" {config.clip.horizon}; write fewer, or a longer policy.settings.horizon"
+            )
+
+
 def _contradictions_of_lines(policy: PolicyChoice, train: Train | None, optuna: bool) -> Iterator[str]:
     """Yield what contradicts `policy.lines`."""
     if policy.baselines:
@@ -512,7 +570,7 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
     """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are
     right.
     """
-    errors = error.errors()
+    errors, raw = error.errors(), with_recipes(raw)
     sentences = [sentence for item in errors for sentence in _sentence(model, item).split("\n")]
     wrong = {item["loc"][0] for item in errors if item["loc"]}
     if not wrong:  # contradictions alone
@@ -532,7 +590,11 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
 def _sentence(model: type[BaseModel], error: Any) -> str:
     """Return the message for one pydantic error: field and problem."""
     # which of the two forms a field has
-    places = [part for part in error["loc"] if part not in ("list", "range", "one", "several")]
+    places = [
+        part
+        for part in error["loc"]
+        if part not in ("list", "range", "one", "several", "switch", "strengths")
+    ]
     location = ".".join(str(part) for part in places)
     if error["type"] == "extra_forbidden":
         for part in (place for place in places[:-1] if isinstance(place, str)):

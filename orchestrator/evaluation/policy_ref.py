@@ -233,12 +233,12 @@ def _served_by_checkpoint(
     """
 
     def reach(workers: int) -> PolicySource:
-        from orchestrator.cluster.placement import ResourcePlan
-        from orchestrator.cluster.ray_runtime import resources
+        from orchestrator.cluster.placement import servers_alone
+        from orchestrator.cluster.ray_runtime import dedicated_resources, resources
         from orchestrator.evaluation.ray_actors import policy_servers, serving
 
-        placement = ResourcePlan.fit(resources(), 1, workers, 1)
-        servers = policy_servers(placement.servers, placement.server_gpus, rung, learners=[learner])
+        gpus = dedicated_resources("servers").get("GPU") or resources().get("GPU", 0.0)
+        servers = policy_servers(*servers_alone(gpus, workers), rung, learners=[learner])
         return serving(servers, CheckpointRef(uri, fingerprint))
 
     return reach

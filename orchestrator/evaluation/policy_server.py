@@ -17,7 +17,7 @@ from orchestrator.checkpoints.reader import open_checkpoint
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.clips import ClipBatch
 from orchestrator.prometheus import BATCH_FILL, REPLAN_LATENCY
-from policy.config import ClipShape
+from policy.config import AS_RUNG, ClipShape, SamplerSettings
 from policy.interface import ActionChunk, Imagination, Observation, needs_of
 from policy.sessions import AnsweredOnce
 from sim_workers.arithmetic import Arithmetic
@@ -53,18 +53,25 @@ class PolicyServer:
     MOST_ROWS = 64
 
     def __init__(
-        self, num_threads: int, device: str, rung: str = "", sweep: str = "", code: Files | None = None
+        self,
+        num_threads: int,
+        device: str,
+        rung: str = "",
+        sweep: str = "",
+        code: Files | None = None,
+        sampler: SamplerSettings = AS_RUNG,
     ) -> None:
         """Configure the server; policies are loaded at their first query.
 
         rung: rung of the policies' ladder that all of them use. sweep: name of the sweep, for metrics and
         logs. code: the driver's files; a server that imported others answers CodeChangedError. None: not
-        compared.
+        compared. sampler: values in place of the rung's.
         """
         import torch
 
         torch.set_num_threads(num_threads)
         self._device, self._rung, self._sweep, self._code = device, rung, sweep, code
+        self._sampler = sampler
         self._threads, self._loading = num_threads, threading.Lock()
         self._policies: OrderedDict[CheckpointRef, Any] = OrderedDict()
         # external policies that could not be started, with the time
@@ -122,6 +129,10 @@ class PolicyServer:
     async def arithmetic(self) -> str:
         """Return the arithmetic of this process in words."""
         return str(Arithmetic.here(self._device))
+
+    async def work(self) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return `answered` of every checkpoint; None: their sum."""
+        return dict(self._answered)
 
     async def _serve(self) -> None:
         while self._waiting:
@@ -211,7 +222,7 @@ class PolicyServer:
                 policy = (
                     self._served(folder, checkpoint)
                     if is_external(folder)
-                    else TrainedPolicy(folder, self._device, self._rung)
+                    else TrainedPolicy(folder, self._device, self._rung, self._sampler)
                 )
             check_imported(self._code)
             self._policies[checkpoint] = policy

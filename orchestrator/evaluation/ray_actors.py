@@ -2,7 +2,7 @@
 held-out episodes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -17,8 +17,10 @@ from orchestrator.evaluation.scores import ProtocolError
 from orchestrator.storage.base import NoObject, open_storage
 from policy import checkpoint_files
 from policy.checkpoint_files import needs_in
+from policy.config import AS_RUNG, SamplerSettings
 from policy.interface import PRESENT_ONLY, PolicyNeeds
 from sim_workers.checkout import file_hashes
+from sim_workers.rollout.autoscaler import ServerUsage
 from sim_workers.rollout.policy_clients import PolicySource
 from sim_workers.rollout.worker import one_line
 
@@ -27,13 +29,19 @@ LOAD_S = 1800.0
 
 
 def policy_servers(
-    number: int, gpus: float, rung: str, sweep: str = "", learners: Iterable[str] = ()
+    number: int,
+    gpus: float,
+    rung: str,
+    sweep: str = "",
+    learners: Iterable[str] = (),
+    sampler: SamplerSettings = AS_RUNG,
 ) -> tuple[Any, ...]:
     """Start policy servers on the connected Ray, each with `gpus` GPUs; return their handles. Ray restarts a
     dead one and retries its calls.
 
-    learners: names of the policies of installed packages that they may serve, whose code they must share with
-    this process.
+    rung: of the policies' ladders. sampler: values in place of the rung's. sweep: its name, for metrics and
+    logs. learners: names of the policies of installed packages that they may serve, whose code they must
+    share with this process.
     """
     import ray
 
@@ -41,7 +49,58 @@ def policy_servers(
         **server_options(number, gpus), runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
     )
     files = run_files(learners=learners)
-    return tuple(server.remote(1, "cuda" if gpus else "cpu", rung, sweep, files) for _ in range(number))
+    return tuple(
+        server.remote(1, "cuda" if gpus else "cpu", rung, sweep, files, sampler) for _ in range(number)
+    )
+
+
+class RayServerHost:
+    """Starts and ends a fleet's policy servers on the connected Ray."""
+
+    READY_S = 1.0
+    """Seconds that a call waits for servers' answers."""
+
+    def __init__(
+        self, rung: str, sweep: str, sampler: SamplerSettings, learners: Collection[str] = ()
+    ) -> None:
+        """Configure the servers, as for `policy_servers`."""
+        self._rung, self._sweep, self._sampler, self._learners = rung, sweep, sampler, learners
+
+    def start(self, gpus: float) -> Any:
+        """Start a server that claims so many GPUs; return its handle at once."""
+        return policy_servers(1, gpus, self._rung, self._sweep, self._learners, self._sampler)[0]
+
+    def ready(self, servers: Collection[Any]) -> list[Any]:
+        """Return those of the servers that answer within READY_S."""
+        import ray
+
+        asked = {server.answered.remote(None): server for server in servers}
+        if not asked:
+            return []
+        done, _ = ray.wait([*asked], num_returns=len(asked), timeout=self.READY_S)
+        answered = []
+        for reply in done:
+            with suppress(ray.exceptions.RayError):
+                ray.get(reply)
+                answered.append(asked[reply])
+        return answered
+
+    def work(self, server: Any) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return the work of a server; empty if it does not answer within READY_S."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # also a timeout
+            told: dict[CheckpointRef | None, ServerUsage] = ray.get(
+                server.work.remote(), timeout=self.READY_S
+            )
+            return told
+        return {}
+
+    def end(self, server: Any) -> None:
+        """End a server."""
+        import ray
+
+        ray.kill(server)
 
 
 def server_options(number: int, gpus: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,17 @@ class Scorer:
         """Set the maximum number of rollout workers."""
         self._todo.put(lambda: self._use(workers))
 
+    def use_servers(self, servers: tuple[Any, ...], on_used: Callable[[Collection[Any]], None]) -> None:
+        """Have the simulators query these policy servers, from their next episodes on. on_used: called by the
+        scorer's thread with those that simulators query now.
+        """
+        self._todo.put(lambda: on_used(self._pool.use_servers(servers)))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, so that what is requested of it is done."""
+        return self._thread.is_alive()
+
     def wind_down(self) -> None:
         """Finish the running episodes and begin no other."""
         self._todo.put(self._wind_down)
@@ -137,6 +148,11 @@ class Scorer:
     def waiting(self) -> int:
         """Number of episodes queued or running."""
         return sum(len(entry.missing) for entry in [*self._open.values()])
+
+    @property
+    def to_play(self) -> int:
+        """Number of episodes queued or running, those for films too."""
+        return sum(len(entry.missing) + len(entry.unfilmed) for entry in [*self._open.values()])
 
     @property
     def unscored(self) -> int:

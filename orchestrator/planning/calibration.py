@@ -170,14 +170,18 @@ def stage_one_kind(line: Line) -> str:
 
 def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
     """Return the storage key of a calibration; the numbers of arms, steps and episodes do not change it."""
-    own = [line.model_dump(mode="json") for line in sweep.lines if line.own and not line.plain]
+    own = [
+        line.model_dump(mode="json", exclude=set() if line.settings else {"settings"})
+        for line in sweep.lines
+        if line.own and not line.plain
+    ]
     plain = [line.name for line in sweep.lines if line.plain]
     if VIDEO_ACTION not in plain:
         own.append({"without": VIDEO_ACTION})
-    facts = [
+    facts: list[Any] = [
         sweep.policy.preset,
         sorted(name for name in plain if name != VIDEO_ACTION),
-        sweep.train.model_dump(mode="json", exclude=NOT_OF_THE_SPEED),
+        sweep.train.recorded(NOT_OF_THE_SPEED),
         sweep.suite.contract_of(PinnedData.read(sweep).manifest(sweep).contract).to_json(),
         [
             sweep.suite.tasks[0] if sweep.suite.tasks else "held out",
@@ -188,6 +192,9 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
         asdict(machine),
         *own,
     ]
+    settings = sweep.policy.settings.model_dump(mode="json", exclude_none=True)
+    if settings or sweep.suite.sampler.chosen():
+        facts.append([settings, sweep.suite.sampler.chosen()])
     return f"calibrations/{digest(facts)}.json"
 
 

@@ -264,7 +264,7 @@ def work_of(
         of_each = len(evaluation) or (sweep.suite.fewest if bound == "low" else sweep.suite.deciding)
         for arm, each in zip(arms, trainings, strict=True):
             end = each.steps_at(bound)
-            scored = sum(step <= end for step in sweep.checkpoint_steps(arm))
+            scored = sum(step <= end for step in sweep.scored_steps(arm))
             shifted = reports * (end == each.steps)
             by_line[arm.kind][bound] += of_each * scored + sweep.suite.listed * shifted
     rollouts = {bound: sum(own[bound] for own in by_line.values()) for bound in BOUNDS}

@@ -40,6 +40,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.storage.base import open_storage
 from orchestrator.training.loop import PROGRESS_REPORTS, TrainJob, train
 from orchestrator.training.train_events import Reported
+from policy.config import SamplerSettings
 from policy.interface import Contract, Observation
 
 # until the first checkpoint; their clips are of episodes that are all opened for the first time
@@ -94,7 +95,13 @@ def measure(sweep: SweepConfig, say: Say, part_s: float = PART_S) -> Calibration
                 for rows in sorted({1, asked_at_once}):
                     say(f"answers: {line.name}, {rows} at once")
                     answers[f"{line.name} {rows}"] = process.submit(
-                        _answering, Path(folder) / name, sweep.suite.rung, said, rows, part_s / 2
+                        _answering,
+                        Path(folder) / name,
+                        sweep.suite.rung,
+                        sweep.suite.sampler,
+                        said,
+                        rows,
+                        part_s / 2,
                     ).result()
             if KEPT in jobs:
                 kept_clips = process.submit(
@@ -264,13 +271,15 @@ def _kept_clips(folder: Path, cache_mb: int) -> int:
     return int(cache_mb * 2**20 // (4 * floats))
 
 
-def _answering(folder: Path, rung: str, instruction: str, rows: int, part_s: float) -> Timing:
+def _answering(
+    folder: Path, rung: str, sampler: SamplerSettings, instruction: str, rows: int, part_s: float
+) -> Timing:
     """Time a batch of `rows` queries."""
     import torch
 
     from policy.inference import TrainedPolicy
 
-    policy = TrainedPolicy(folder, "cuda" if torch.cuda.is_available() else "cpu", rung)
+    policy = TrainedPolicy(folder, "cuda" if torch.cuda.is_available() else "cpu", rung, sampler)
     asked = [_observation(policy.contract, instruction, seed) for seed in range(rows)]
     policy.act(asked)
     pairs: list[tuple[float, float]] = []

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.config.arms import Arm
 from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.policy_manifest import ManifestError, load
+from orchestrator.config.recipes import chosen_fields
 from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.cost import hours
@@ -13,7 +15,7 @@ from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
-from policy.presets import PRESETS
+from policy.presets import PRESETS, RECIPES
 from sim_workers.envs.registry import not_lean
 
 
@@ -23,6 +25,8 @@ class Plan:
 
     arms: int
     checkpoints: int
+    scored: int
+    """Number of checkpoints that are scored (`suite.every`)."""
     shifts: int
     rollouts: int
     decided: bool
@@ -41,6 +45,8 @@ class Plan:
     store_bytes: int
     notes: tuple[str, ...] = ()
     """What to know of external lines, one sentence each."""
+    recipes: tuple[str, ...] = ()
+    """How the presets with a recipe of their own are trained, one phrase each."""
     control: tuple[str, ...] = ()
     """One sentence per reason why simulators take robosuite's own control steps; empty: the lean ones."""
     parts: tuple[MergedPart, ...] = ()
@@ -54,6 +60,10 @@ class Plan:
     seconds: int = 0
     """Budget of time of every arm's training, of all its GPUs or processes; 0 if training ends at a step."""
 
+    @property
+    def _scored(self) -> str:
+        return "every one" if self.scored == self.checkpoints else f"{self.scored}"
+
     def __str__(self) -> str:
         lines = (
             (
@@ -63,7 +73,7 @@ class Plan:
             ),
             (
                 "checkpoints",
-                f"{self.checkpoints}, every one scored"
+                f"{self.checkpoints}, {self._scored} scored"
                 + (f", each arm's last one under {self.shifts} shifts too" if self.shifts else ""),
             ),
             (
@@ -100,6 +110,7 @@ class Plan:
                     " in addition to the model"
                 ),
             ),
+            *(("recipe", told) for told in self.recipes),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
             *(("control step", f"robosuite's own, several times slower: {why}") for why in self.control),
             *(
@@ -166,7 +177,8 @@ def make_plan(sweep: SweepConfig) -> Plan:
     ):
         raise SweepError(sweep.name, problems)
     manifest = pinned.manifest(sweep)
-    names = dict.fromkeys(sweep.preset_of(line) for line in sweep.lines if line.own)
+    own = [line for line in sweep.lines if line.own]
+    names = dict.fromkeys(sweep.preset_of(line) for line in own)
     if problems := [problem for name in names if (problem := _misfit(name, manifest))]:
         raise SweepError(sweep.name, problems)
     arms = planned_arms(sweep)
@@ -179,12 +191,14 @@ def make_plan(sweep: SweepConfig) -> Plan:
     steps = sum(sweep.train_of(arm).steps for arm in arms) + sum(video.steps for video in video_models)
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
+    scored = sum(len(sweep.scored_steps(arm)) for arm in arms)
     reports = len(arms) * (len(sweep.suite.shifts) + bool(sweep.suite.select)) + len(sweep.suite.references)
-    rollouts = checkpoints * sweep.suite.deciding + reports * sweep.suite.listed
-    lists = checkpoints * (sweep.suite.select or suite.episodes) + reports * suite.episodes
+    rollouts = scored * sweep.suite.deciding + reports * sweep.suite.listed
+    lists = scored * (sweep.suite.select or suite.episodes) + reports * suite.episodes
     return Plan(
         arms=len(arms),
         checkpoints=checkpoints,
+        scored=scored,
         shifts=len(sweep.suite.shifts),
         rollouts=rollouts,
         decided=sweep.suite.decide is not None,
@@ -196,25 +210,48 @@ def make_plan(sweep: SweepConfig) -> Plan:
             (
                 memory_bound(
                     contract,
-                    PRESETS[name].clip,
+                    shape,
                     entries,
                     batch_size,
                     bool(largest.action_free),
                     max(1, len(weights_of(manifest))),
                 )
-                for name in names
+                for shape in dict.fromkeys(sweep.config_of(line).clip for line in own)
             ),
             default=0,
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
         notes=tuple(_notes(sweep)),
+        recipes=tuple(recipes_of(sweep)),
         control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
         held_out=len(evaluation),
         seconds=seconds,
         held_out_steps=sum(entry.length for entry in manifest.select(sorted(evaluation), with_stats=False)),
     )
+
+
+def recipes_of(sweep: SweepConfig) -> Iterator[str]:
+    """Yield one phrase per preset with a recipe of its own, which a sweep file need not spell out."""
+    told = dict[str, None]()
+    for line in (line for line in sweep.lines if line.own):
+        train, preset = sweep.line_train(line), sweep.preset_of(line)
+        if not (fields := RECIPES[preset].model_fields_set):
+            continue
+        values = ", ".join(
+            f"{name} {_value(value)}" for name, value in train.model_dump(include=fields).items()
+        )
+        told[f"{preset}: {values}"] = None
+    yield from told
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_value(part)}" for name, part in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(_value, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _misfit(preset: str, manifest: Manifest) -> str:
@@ -232,7 +269,8 @@ def _misfit(preset: str, manifest: Manifest) -> str:
 
 def _notes(sweep: SweepConfig) -> Iterator[str]:
     """Yield what to know of external lines. Raises SweepError for a folder with mistakes."""
-    chosen = sorted(sweep.train.model_fields_set - {"match", "videos", "workers", "seconds"})
+    shared = {"match", "videos", "workers", "seconds"}
+    chosen = [name for name in chosen_fields(sweep.policy.preset, sweep.train) if name not in shared]
     for line in (line for line in sweep.lines if not line.own):
         try:
             manifest = load(line.policy).manifest

@@ -29,7 +29,7 @@ class ArmPruner:
         self._scheduler: Any = None
         self._stopped: set[str] = set()
         self._known: set[str] = set()
-        self._steps = sweep.checkpoint_steps()
+        self._steps = sweep.scored_steps()
         self._deciding: set[int] = set()
         asha, median = sweep.search.asha, sweep.search.median
         settings = {"time_attr": "step", "metric": "success_low", "mode": "max"}

@@ -1,12 +1,14 @@
 """Scheduler of a sweep's evaluation: the suites of each checkpoint, policy servers, and simulators."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.checkpoints.ref import CheckpointRef
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import SHARED_GPU, ResourcePlan, Shares
 from orchestrator.cluster.ray_runtime import node_selector
 from orchestrator.code_fingerprint import run_files
 from orchestrator.cost import Cost
@@ -17,10 +19,16 @@ from orchestrator.evaluation.action_error_score import (
 )
 from orchestrator.evaluation.held_out_scorer import ActionErrors, HeldOutScorer
 from orchestrator.evaluation.outcome_ledger import RenderReferences
-from orchestrator.evaluation.ray_actors import held_out_actor, needs_of_checkpoint, policy_servers
+from orchestrator.evaluation.ray_actors import (
+    RayServerHost,
+    held_out_actor,
+    needs_of_checkpoint,
+    policy_servers,
+)
 from orchestrator.evaluation.score_events import ScoreEvent
 from orchestrator.evaluation.scorer import Scorer
 from orchestrator.evaluation.scores import EvalJob, HeldOutJob
+from orchestrator.evaluation.server_fleet import ServerFleet
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.sweep.references import references_of
 from orchestrator.sweep.state import SweepState
@@ -32,6 +40,11 @@ from sim_workers.rollout.pool_state import OnRetry
 
 MEASURE_S = 7200.0
 """Seconds after which scoring a checkpoint's video times out; the next run retries."""
+
+LINGER_S = 60.0
+"""Seconds for which a policy server stays without work: the next checkpoint may be near, and loading takes
+long.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,9 @@ class EvalBackend:
     answered: Callable[[CheckpointRef], ServerUsage]
     """Checkpoint -> the computation spent on it so far."""
     server_gpus: float = 0.0
-    """GPUs of each policy server; may be a fraction."""
+    """GPUs of a policy server, by which its seconds are billed."""
+    fleet: ServerFleet | None = None
+    """Policy servers that come and go; None where they stay from the start to the end."""
     judge: Callable[[VideoBenchmark, PolicySource], tuple[VideoScore, float]] | None = None
     """Returns the score of a policy's generated video and the CPU seconds of computing it; None: video is not
     scored.
@@ -65,19 +80,20 @@ def eval_backend(
     from sim_workers.rollout.ray_policy_client import RayServedPolicy
 
     suite = state.sweep.suite
-    servers = policy_servers(
-        placement.servers,
-        placement.server_gpus,
-        suite.rung,
-        state.sweep.name,
-        [line.learner for line in state.sweep.lines],
-    )
+    fleet = None
+    servers: tuple[Any, ...] = ()
+    name, learners = state.sweep.name, [line.learner for line in state.sweep.lines]
+    if placement.server_gpus:
+        fleet = ServerFleet(RayServerHost(suite.rung, name, suite.sampler, learners), SHARED_GPU)
+    else:
+        servers = policy_servers(placement.servers, 0.0, suite.rung, name, learners, suite.sampler)
     judge = lru_cache(held_out_actor)  # started on first use
 
     def judged(test: VideoBenchmark, source: PolicySource) -> tuple[VideoScore, float]:
         import ray
 
-        told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, source), timeout=MEASURE_S)
+        with _served(fleet, source) as reached:
+            told: tuple[VideoScore, float] = ray.get(judge().measure.remote(test, reached), timeout=MEASURE_S)
         return told
 
     without_pool = EvalBackend(
@@ -85,12 +101,17 @@ def eval_backend(
         source=lambda checkpoint, imagines: RayServedPolicy(
             servers, checkpoint, imagines, needs_of_checkpoint(checkpoint)
         ),
-        answered=lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint),
+        answered=(
+            fleet.work
+            if fleet
+            else lambda checkpoint: RayServedPolicy(servers, checkpoint).measure(checkpoint)
+        ),
         server_gpus=placement.server_gpus,
+        fleet=fleet,
         judge=judged,
     )
     if suite.held_out is not None:
-        return replace(without_pool, action_errors=_readers(placement.servers))
+        return replace(without_pool, action_errors=_readers(placement.servers, fleet))
     from sim_workers.rollout.pool import RolloutPool
 
     simulators = state.sweep.rollout_actors
@@ -110,13 +131,29 @@ def eval_backend(
     return replace(without_pool, pool=pool)
 
 
-def _readers(number: int) -> ActionErrors:
+@contextmanager
+def _served(fleet: ServerFleet | None, source: PolicySource) -> Iterator[PolicySource]:
+    """Yield the policy on the fleet's servers of now, which do not end meanwhile; unchanged without a
+    fleet.
+    """
+    if fleet is None:
+        yield source
+        return
+    with fleet.leased(MEASURE_S) as servers:
+        yield replace(cast(Any, source), servers=servers)
+
+
+def _readers(number: int, fleet: ServerFleet | None) -> ActionErrors:
     """Start `number` processes that read held-out episodes; return the function that divides a test's
     episodes among them.
     """
     readers = [held_out_actor() for _ in range(number)]
 
     def measure(test: ActionErrorBenchmark, source: PolicySource) -> Iterator[tuple[list[Measured], float]]:
+        with _served(fleet, source) as reached:
+            yield from measured(test, reached)
+
+    def measured(test: ActionErrorBenchmark, source: PolicySource) -> Iterator[tuple[list[Measured], float]]:
         import ray
 
         parts = [
@@ -153,6 +190,8 @@ class EvalScheduler:
         `on_event`. decides: as for `Scorer`.
         """
         self._state, self._board, self._backend = state, board, backend
+        self._last_used = float("-inf")
+        """`time.monotonic()` of the last episode that needed a policy server."""
         self._charged: dict[CheckpointRef, float] = {}
         """Seconds of inference charged so far, by checkpoint."""
         self.scorer: Scorer | HeldOutScorer
@@ -164,8 +203,12 @@ class EvalScheduler:
         self.videos = VideoEvalQueue(state, self._judge, on_event, say)
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
-        """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring."""
+        """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring, unless
+        `suite.every` passes over it.
+        """
         state = self._state
+        if step not in state.sweep.scored_steps(self._board.arms[arm_id].arm):
+            return None
         checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
         source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
@@ -212,6 +255,30 @@ class EvalScheduler:
         line = self._state.sweep.line(self._board.arms[job.arm_id].arm)
         if self._backend.judge and line.imagines:
             self.videos.submit(job, line)
+
+    @property
+    def demand(self) -> int:
+        """Number of episodes that wait for policy servers or use them, and 1 for a video that does; at least
+        1 until LINGER_S after the last one.
+        """
+        scorer, leases = self.scorer, self._backend.fleet.leases if self._backend.fleet else 0
+        episodes = scorer.to_play if isinstance(scorer, Scorer) else scorer.waiting
+        if episodes or leases:
+            self._last_used = time.monotonic()
+        linger = time.monotonic() - self._last_used < LINGER_S
+        return max(episodes, int(leases > 0 or linger))
+
+    def place(self, shares: Shares) -> None:
+        """Have the policy servers of these shares, as soon as they start, and end others once they are
+        unused.
+        """
+        if (fleet := self._backend.fleet) is None:
+            return
+        fleet.resize(shares.whole_servers, shares.shared_servers)
+        if isinstance(self.scorer, Scorer) and self.scorer.alive:
+            self.scorer.use_servers(fleet.current, fleet.retire)
+        else:
+            fleet.retire(())
 
     @property
     def workers(self) -> int:

@@ -168,7 +168,7 @@ def _episodes(state: SweepState, arm: Arm, done: dict[int, CheckpointRecord]) ->
     """Return the number of episodes that the arm's checkpoints lack, including checkpoints not
     trained yet.
     """
-    left, steps = 0, state.sweep.checkpoint_steps(arm)
+    left, steps = 0, state.sweep.scored_steps(arm)
     for step in steps:
         if state.held_out:
             measured = state.action_error(arm, done[step].fingerprint).episodes if step in done else 0

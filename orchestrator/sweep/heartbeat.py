@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import Demand, ResourcePlan, share_out, training_bundles
+from orchestrator.cluster.ray_runtime import nodes, request_capacity
 from orchestrator.cluster.sharing import present
 from orchestrator.cost import exceeded
 from orchestrator.infrastructure import cause_of
+from orchestrator.planning.plan import planned_arms
 from orchestrator.prometheus import QUEUED_EPISODES, ROLLOUT_WORKERS, UNSCORED_CHECKPOINTS, UNTOLD_RECORDS
 from orchestrator.storage.base import StorageError
 from orchestrator.sweep.live_status import LiveStatus
@@ -49,6 +52,8 @@ class Heartbeat:
             for one in self._tasks
         ]
         self._present = 1
+        self._arms = len(planned_arms(run.state.sweep)) if placement.server_gpus else 0
+        self._asked_for: list[dict[str, float]] = []
         self._failure: BaseException | None = None
 
     @property
@@ -67,6 +72,9 @@ class Heartbeat:
             thread.join(PATIENCE_S)  # bounded: a thread may be blocked by a storage or Ray
         with suppress(StorageError):
             self._write(over=True)
+        if self._asked_for:
+            with suppress(Exception):  # the cluster may be gone
+                request_capacity([])
         if self._failure and not kind:
             raise self._failure
 
@@ -113,8 +121,35 @@ class Heartbeat:
             )
             self._run.say(f"shares the cluster with {others}")
             self._present = number
-        self._run.training.limit(max(1, self._placement.concurrent_arms // number))
+        if self._placement.server_gpus:
+            demand = self._demand()
+            shares = share_out(nodes(), demand, number)
+            self._ask_for_nodes(demand if number == 1 else replace(demand, runs=0))
+            self._run.training.limit(max(1, shares.runs))
+            self._run.evaluation.place(shares)
+        else:
+            self._run.training.limit(max(1, self._placement.concurrent_arms // number))
         self._run.evaluation.scorer.use(max(1, self._run.state.sweep.rollout_actors // number))
+
+    def _ask_for_nodes(self, demand: Demand) -> None:
+        """Tell an autoscaler how many training workers could run at once. Only a sweep that is alone does:
+        requests of several would replace each other.
+        """
+        bundles = training_bundles(demand, self._placement.trainer, self._arms)
+        if bundles != self._asked_for:
+            request_capacity(bundles)
+            self._asked_for = bundles
+
+    def _demand(self) -> Demand:
+        """Return what the sweep could use now."""
+        sweep = self._run.state.sweep
+        return Demand(
+            runs=self._run.training.demand,
+            workers=sweep.train.workers,
+            episodes=self._run.evaluation.demand,
+            simulators=sweep.scoring_processes,
+            score=max(1, len(self._run.state.held_out) or sweep.suite.listed),
+        )
 
     def _measure(self, over: bool) -> None:
         """Record the queue lengths and workers as metrics; zero when the run is over."""
@@ -170,5 +205,5 @@ class Heartbeat:
         with board.lock:
             going_on = [arm for arm in board.arms.values() if arm.stopped is None and not arm.failure]
             played = (sum(done + of_each - of for done, of in arm.scoring.values()) for arm in going_on)
-            listed = sum(len(state.sweep.checkpoint_steps(arm.arm)) * of_each for arm in going_on)
+            listed = sum(len(state.sweep.scored_steps(arm.arm)) * of_each for arm in going_on)
             return sum(arm.steps - arm.step for arm in going_on), listed - sum(played)

@@ -177,6 +177,7 @@ class SweepRun:
         sweep = self.state.sweep
         connect()
         cpus_apart = dedicated_resources("rollouts").get("CPU", 0.0)
+        gpus_apart = dedicated_resources("servers").get("GPU", 0.0)
         placement = ResourcePlan.fit(
             resources(),
             sweep.train.workers,
@@ -184,6 +185,7 @@ class SweepRun:
             len(planned_arms(sweep)),
             cpus_apart,
             sweep.data.decode,
+            gpus_apart,
         )
         self._act_on(acting_device(placement.server_gpus))
         self.state.keep_keys()

@@ -63,8 +63,8 @@ from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
 from orchestrator.training.loop import STAGE_ONE, TrainJob
 from orchestrator.training.train_events import Reported
+from policy.config import ClipShape, SamplerConfig
 from policy.interface import Contract
-from policy.presets import policy_config
 from sim_workers.checkout import file_hashes
 from sim_workers.rollout.episode import Outcome
 
@@ -118,10 +118,10 @@ class SweepState:
     """Episodes selected so far, by arm."""
     _trainings: dict[Arm, str] = field(default_factory=dict, init=False, compare=False, repr=False)
     """`training_of` so far, by arm."""
-    _video_tests: dict[str, VideoBenchmark | None] = field(
+    _video_tests: dict[tuple[ClipShape, SamplerConfig], VideoBenchmark | None] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
-    """`video_test` so far, by preset."""
+    """`video_test` so far, by clip and sampler."""
 
     @classmethod
     def open(cls, sweep: SweepConfig, pin: bool = False, here: bool = False) -> "SweepState":
@@ -447,6 +447,9 @@ class SweepState:
         suite = suite_config.model_dump(
             mode="json", exclude={"video_clips", "references"} | later, exclude_none=True
         )
+        for name, none in (("sampler", {}), ("every", 1)):
+            if suite[name] == none:
+                del suite[name]  # the fields of earlier versions, whose decisions it finds
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
@@ -533,13 +536,16 @@ class SweepState:
 
         Raises SubsetError if too few held-out clips are left.
         """
-        preset = self.sweep.preset_of(line)
-        if line.imagines and preset not in self._video_tests:
-            self._video_tests[preset] = self._video_test(preset)
-        return self._video_tests[preset] if line.imagines else None
+        if not line.imagines:
+            return None
+        shape, sampler = self.sweep.config_of(line).clip, self.sweep.sampler_of(line)
+        assert sampler
+        if (shape, sampler) not in self._video_tests:
+            self._video_tests[shape, sampler] = self._video_test(shape, sampler)
+        return self._video_tests[shape, sampler]
 
-    def _video_test(self, preset: str) -> VideoBenchmark | None:
-        sweep, shape = self.sweep, policy_config(preset).clip
+    def _video_test(self, shape: ClipShape, sampler: SamplerConfig) -> VideoBenchmark | None:
+        sweep = self.sweep
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
         clips = HeldOut.choose(
@@ -550,7 +556,6 @@ class SweepState:
             self.used(),
             shape,
         )
-        sampler = policy_config(preset).sampler_on(sweep.suite.rung)
         return VideoBenchmark(replace(clips, proprio=self.proprio), sampler)
 
     def possible_video_test(self, arm: Arm) -> VideoBenchmark | None:
@@ -716,8 +721,12 @@ class SweepState:
         board = SweepStatus({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
         stopped, failures = self.stopped(), self.failures()
         for arm_id, state in board.arms.items():
+            scored = self.sweep.scored_steps(state.arm)
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss, state.trained_on = step, checkpoint.loss, checkpoint.trained_on
+                if step not in scored:
+                    state.scoring[step] = 0, 0
+                    continue
                 if self.held_out:
                     measured = self.action_error(state.arm, checkpoint.fingerprint)
                     state.scoring[step] = measured.episodes, measured.listed

@@ -4,6 +4,7 @@ them.
 Arms that need the same video model wait for one run of it.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from orchestrator.training.loop import TrainJob
 from orchestrator.training.worker_usage import WorkerUsage
 
 Job = TrainJob | ExternalJob
+UNBOUNDED = 1_000_000
+"""More training runs than any cluster has room for."""
 
 
 class TrainScheduler:
@@ -94,6 +97,16 @@ class TrainScheduler:
         with self._lock:
             nothing_left = self._ending or (self._exhausted and not self._ready and not self._waiting)
             return nothing_left and not self._running
+
+    @property
+    def demand(self) -> int:
+        """Number of training runs in progress or ready to start; without bound while further arms may be
+        proposed.
+        """
+        with self._lock:
+            if not self._ending and not self._exhausted:
+                return UNBOUNDED
+            return len(self._running) + (0 if self._ending else len(self._ready))
 
     def limit(self, slots: int) -> None:
         """Set the limit of concurrent runs."""
@@ -187,7 +200,10 @@ class TrainScheduler:
         """Return the cost of the workers of a run in progress."""
         with self._lock:
             gpus = self._resources(self._running[run]).get("GPU", 0.0)
-        return Cost(train_gpu_s=usage.wall_s * gpus, train_cpu_s=usage.cpu_s, bytes_read=usage.bytes_read)
+        # a GPU that training leaves a part of to a policy server is training's
+        return Cost(
+            train_gpu_s=usage.wall_s * math.ceil(gpus), train_cpu_s=usage.cpu_s, bytes_read=usage.bytes_read
+        )
 
     def request_stop(self, run: str, request: StopRequest) -> None:
         """Request a run to end, if it is in progress."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.data.clips import ClipBatch
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.testing.outcomes import stand_still
@@ -56,6 +57,10 @@ class FakePolicyServer:
     def arithmetic(self) -> str:
         """Return an empty text: not recorded."""
         return ""
+
+    def work(self) -> dict[CheckpointRef | None, ServerUsage]:
+        """Return no work."""
+        return {}
 
     def node_id(self) -> str:
         """Return the id of the Ray node on which this actor runs."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from sim_workers.rollout.autoscaler import PoolLoad
 from sim_workers.rollout.episode import Outcome
@@ -52,6 +53,10 @@ class FakeRolloutPool:
         self.references: References = ReferencesInMemory()
         self.usage = Usage()
         self.on_retry = on_retry
+
+    def use_servers(self, servers: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return no server: episodes query none."""
+        return ()
 
     def release(self, episodes: int = 1) -> None:
         """Permit a paused pool to play `episodes` further episodes, at most one per call of results()."""

@@ -29,7 +29,7 @@ from orchestrator.training.train_events import Reported
 from orchestrator.training.worker_usage import Meter
 from policy.config import ClipShape, Objective, PolicyConfig
 from policy.interface import derived_seed
-from policy.presets import weights_source
+from policy.presets import has_unet, weights_source
 from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import check_imported
 
@@ -68,6 +68,7 @@ NOT_OF_THE_VIDEO = {
     "match",
     "seconds",
     "head_learning_rate",
+    "loss_weights",
     "feature_cache_mb",
 }
 
@@ -159,7 +160,7 @@ class TrainJob:
             self.arm.seed,
             config,
             steps,
-            train.model_dump(mode="json", exclude=NOT_OF_THE_VIDEO),
+            train.recorded(NOT_OF_THE_VIDEO),
             self.starts_from,
             code_fingerprint(TRAINING_CODE),
             package_versions(TRAINING_PACKAGES),
@@ -210,7 +211,7 @@ def card_of(job: TrainJob, manifest: Manifest, here: Arithmetic) -> "Card":
             "starts_from": job.video_model.rpartition("/arms/")[2] or job.starts_from,
             "step": 0,
             **dict.fromkeys(CONSUMED, 0),
-            "train": job.train.model_dump(mode="json", exclude=set() if job.train.timed else {"match"}),
+            "train": job.train.recorded(set() if job.train.timed else {"match"}),
             "data_fingerprint": manifest.fingerprint,
             "data_version": job.version,
             "code": code_fingerprint(TRAINING_CODE),
@@ -339,8 +340,8 @@ def train(
         batch = clips.to(trainer.device, normalizer)
         if job.views_apart:
             batch = batch.views_apart()
-        if job.train.color_jitter and not batch.frames.is_floating_point():
-            batch = replace(batch, frames=color_jitter(batch.frames, generator))
+        if job.train.jitter and not batch.frames.is_floating_point():
+            batch = replace(batch, frames=color_jitter(batch.frames, generator, job.train.jitter))
         losses = trainer.step(batch, step - 1, generator, progress.share)
         for name, value in (
             ("loss", losses.total),
@@ -448,6 +449,7 @@ def _first_model(
     from policy.weights import load_unet
 
     source: str | Path = ""
+    from_start = not resume and not job.video_model
     if job.config.video:
         if resume:
             source = resume
@@ -461,7 +463,8 @@ def _first_model(
     model = new_model(card.config, card.contract, source or None, sentences)
     if isinstance(model, VideoActionModel):
         model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
-        if source:
+        model.loss_weights = job.train.loss_weights
+        if source and not (from_start and not has_unet(job.config.preset, job.weights)):
             load_unet(source, model.video.unet)
     return model
 

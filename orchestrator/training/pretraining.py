@@ -44,9 +44,7 @@ def pretrain(
     version = latest_version(data)
     manifest = load_manifest(data, version)
     by = code_fingerprint(TRAINING_CODE), package_versions(TRAINING_PACKAGES)
-    named = digest(
-        [manifest.fingerprint, config.model_dump(mode="json"), seed, train.model_dump(mode="json"), *by]
-    )
+    named = digest([manifest.fingerprint, config.model_dump(mode="json"), seed, train.recorded(), *by])
     job = TrainJob(
         arm=Arm(0, 0.0, seed),
         arm_id=f"pretrain-{named}",
@@ -75,7 +73,7 @@ def pretrain(
         "cameras": list(manifest.contract.cameras),
         "image_size": list(manifest.contract.image_size),
         "simulator": manifest.contract.simulator,
-        "train": train.model_dump(mode="json"),
+        "train": train.recorded(),
         "seed": seed,
         "loss_video": round(last.loss_video, 5),
     }

@@ -5,7 +5,9 @@ The cost on a CPU renderer is per vertex, not per pixel: a reflection or a shado
 """
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,28 @@ def backend_of(gl: str) -> str:
     return "egl" if gl == MIXED else gl
 
 
+def renderer_of(slot: int, visible: str | None, gpus: int) -> str | None:
+    """Return the EGL device of a simulator; None: whichever comes first.
+
+    slot: its number among the simulators of its node. visible: CUDA_VISIBLE_DEVICES, the GPUs that Ray gave
+    it, None or empty if it gave none. gpus: GPUs of the node, over which the simulators are spread then.
+    """
+    given = (visible or "").split(",")[0]
+    if given:
+        return given if given.isdigit() else None
+    return str(slot % gpus) if gpus else None
+
+
+def share_renderers(slot: int) -> None:
+    """Set the EGL device of this process, before its first simulator chooses one. slot: as for
+    `renderer_of`.
+    """
+    gpus = len([*Path("/dev").glob("nvidia[0-9]*")])
+    device = renderer_of(slot, os.environ.get("CUDA_VISIBLE_DEVICES"), gpus)
+    if device is not None and "mujoco" not in sys.modules:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = device
+
+
 def choose_backend() -> str:
     """Fix the process's GL environment and return the backend's name. Call it before `mujoco` or `robosuite`
     is imported.
@@ -54,7 +78,7 @@ def choose_backend() -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.split(",")[0].isdigit():
         del os.environ["CUDA_VISIBLE_DEVICES"]
-        os.environ["MUJOCO_EGL_DEVICE_ID"] = "0"
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", "0")
     elif visible:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = visible.split(",")[0]
     return backend

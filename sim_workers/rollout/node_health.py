@@ -130,6 +130,16 @@ class ServerLocations:
         self._asked = [node_of(server) for server in servers]
         self._since = [time.monotonic()] * len(servers)
 
+    def followed_by(self, servers: tuple[Any, ...]) -> "ServerLocations":
+        """Return the locations of other servers, with what is known of those that are among these."""
+        told = ServerLocations(servers)
+        for i, server in enumerate(servers):
+            if server in self.servers:
+                own = self.servers.index(server)
+                told.nodes[i], told._asked[i] = self.nodes[own], self._asked[own]
+                told._since[i] = self._since[own]
+        return told
+
     def choose(self, node: str, own: int | None, others: Mapping[int | None, int], workers: int) -> int:
         """Return the index of the server that one of `workers` workers should query. others: number of other
         workers per server.

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import ray
@@ -137,6 +138,8 @@ class RolloutPool:
         # source of the job submitted last: all jobs of a pool have the same servers
         self._source: RayServedPolicy | None = None
         self._servers: ServerLocations | None = None
+        # servers in place of those that a job's source names; None: these
+        self._given: tuple[Any, ...] | None = None
         self._next_look = 0.0
         self._selector = self._nodes.selector()
         self._measured: tuple[float, Usage, ServerUsage] | None = None
@@ -163,9 +166,25 @@ class RolloutPool:
         """Enqueue a job."""
         if isinstance(job.source, RayServedPolicy):
             self._source = job.source
-            if self._servers is None or self._servers.servers != job.source.servers:
+            if self._given is not None:
+                self._source = replace(job.source, servers=self._given)
+            elif self._servers is None or self._servers.servers != job.source.servers:
                 self._servers = ServerLocations(job.source.servers)
         self._queue(QueuedEpisode(job))
+
+    def use_servers(self, servers: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Query these policy servers from the next episodes on, instead of those of the jobs' sources; return
+        those that episodes in progress query. Without any, no episode starts.
+        """
+        if self._given != servers:
+            before = self._servers or ServerLocations(())
+            self._servers, self._given = before.followed_by(servers), servers
+            for worker in self._workers:
+                worker.server = servers.index(worker.asks) if worker.asks in servers else None
+            if self._source:
+                self._source = replace(self._source, servers=servers)
+            self._measured = None  # the counters of other servers
+        return tuple(worker.asks for worker in self._workers if worker.entry and worker.asks is not None)
 
     def withdraw(self, key: str) -> list[RolloutJob]:
         """Remove and return the waiting jobs of a key; results() still yields those that are being played."""
@@ -216,7 +235,7 @@ class RolloutPool:
         """Resize the pool by the measurements since the last balance and return them; None if there are too
         few (LOOKS_TO_GO_BY).
         """
-        if self._source is None:
+        if self._source is None or not self._source.servers:
             return None
         now = time.monotonic(), replace(self.usage), self._source.measure()
         if self._measured is None:
@@ -258,7 +277,7 @@ class RolloutPool:
                 self._dismiss(worker)
         self._fill()
         pause_s = self._settings.look_around_s
-        if self._servers:
+        if self._servers and self._servers.servers:
             self._servers.refresh()
             # a worker cannot choose the nearest server before every server's node is known
             if "" in self._servers.nodes:
@@ -272,7 +291,7 @@ class RolloutPool:
     def _dispatch(self) -> None:
         """Assign every idle worker an episode, of its simulator's scene if one is waiting."""
         for worker in [worker for worker in self._workers if worker.idle]:
-            if not self._waiting:
+            if not self._waiting or self._without_servers:
                 return
             if self._nodes.goes(worker.node):
                 self._replace(worker, "leaving")
@@ -291,6 +310,11 @@ class RolloutPool:
                 self._addressed(worker, worker.entry.job)
             )
 
+    @property
+    def _without_servers(self) -> bool:
+        """Whether no episode can start, because there is no policy server."""
+        return self._servers is not None and not self._servers.servers
+
     def _next(self, scene: Scene) -> QueuedEpisode:
         entry = self._waiting[scene].pop(0)
         if not self._waiting[scene]:
@@ -300,12 +324,16 @@ class RolloutPool:
         return entry
 
     def _addressed(self, worker: Worker, job: RolloutJob) -> RolloutJob:
-        """Return the job with the one policy server that this worker should query."""
+        """Return the job with the worker's place on its node, and the one policy server that it should
+        query.
+        """
+        job = replace(job, slot=worker.slot)
         if not isinstance(job.source, RayServedPolicy) or not self._servers:
             return job
         others = Counter(other.server for other in self._workers if other is not worker)
         worker.server = self._servers.choose(worker.node, worker.server, others, self.num_workers)
-        return replace(job, source=replace(job.source, servers=(self._servers.servers[worker.server],)))
+        worker.asks = self._servers.servers[worker.server]
+        return replace(job, source=replace(job.source, servers=(worker.asks,)))
 
     def _listen(self, wait_s: float) -> None:
         """Handle one message of every worker that has one, waiting at most `wait_s` seconds for the first.
@@ -315,6 +343,8 @@ class RolloutPool:
         """
         told = {worker.told: worker for worker in self._workers if worker.told is not None}
         if not told:
+            if self._without_servers:
+                time.sleep(wait_s)
             return
         first, _ = ray.wait([*told], timeout=wait_s)
         said, _ = ray.wait([*told], num_returns=len(told), timeout=0) if first else ([], [])
@@ -327,7 +357,10 @@ class RolloutPool:
         """Handle the worker's next message."""
         try:
             if not worker.node:
-                worker.node, worker.told = ray.get(worker.told), None
+                node, worker.told = ray.get(worker.told), None
+                taken = {other.slot for other in self._workers if other.node == node}
+                worker.slot = next(slot for slot in count() if slot not in taken)
+                worker.node = node
                 return None
             said: Said = ray.get(next(worker.told))
         except RayActorError as error:

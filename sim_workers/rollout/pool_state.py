@@ -34,11 +34,17 @@ class Worker:
     """
     node: str = ""
     """Id of the worker's node; empty while the worker waits for a node or starts."""
+    slot: int = 0
+    """Its number among the workers of its node, from 0; its GPU for rendering goes by it."""
     scene: Scene | None = None
     """Scene of its simulator; None in a fresh process."""
     entry: QueuedEpisode | None = None
     server: int | None = None
-    """Index of the policy server that it queries; None before the first query."""
+    """Index of the policy server that it queries; None before the first query, or if the server is none of
+    the current ones.
+    """
+    asks: Any = None
+    """Handle of that server."""
     deadline: float = float("inf")
     """`time.monotonic()` after which silence counts as a hang; infinite while it is idle."""
 

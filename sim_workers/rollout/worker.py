@@ -23,6 +23,7 @@ from policy.interface import (
 from sim_workers.arithmetic import Arithmetic
 from sim_workers.checkout import CodeChangedError, Files, check_imported
 from sim_workers.envs.registry import make_env
+from sim_workers.envs.render import share_renderers
 from sim_workers.envs.render_check import RenderFingerprint, render_fingerprint
 from sim_workers.rollout.episode import Env, Outcome, Stepped, episode
 from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
@@ -74,6 +75,9 @@ class RolloutJob:
     """Whether to return a film of the episode too."""
     checkpoint: str = ""
     """Name of the policy's checkpoint, for messages."""
+
+    slot: int = 0
+    """Number of the process among the simulators of its node, by which they share its GPUs for rendering."""
 
     def __str__(self) -> str:
         return f"{self.spec.episode_id} of {self.checkpoint}" if self.checkpoint else self.spec.episode_id
@@ -175,6 +179,7 @@ class RolloutWorker:
         check_imported(self._code)
         if self._env is None or self._scene != job.scene:
             yield WorkerHeartbeat("making")
+            share_renderers(job.slot)
             if self._env is not None:
                 self._env.close()
             try:

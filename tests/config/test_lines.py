@@ -393,7 +393,7 @@ def test_external_line_learns_from_the_proprioception_of_the_suite(folder: Path,
         ({"match": "gpu_seconds", "steps": None}, "train.steps: match: gpu_seconds needs a budget of time"),
         ({**TIMED, "steps": 5}, "train.steps: match: gpu_seconds ends training by time; leave steps out"),
         ({"seconds": 5}, "train.seconds: a budget of time is that of match: gpu_seconds"),
-        ({**TIMED, "mode": "two_stage"}, "train.mode: match: gpu_seconds gives every arm one budget"),
+        ({**TIMED, "mode": "two_stage"}, "train.match: gpu_seconds gives every arm one budget"),
         ({"steps": None}, "train.steps: missing"),
     ],
 )

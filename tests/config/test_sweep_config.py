@@ -11,7 +11,7 @@ import yaml
 from conftest import CHECKOUT
 
 from orchestrator.api import Sweep
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import SHARED_GPU, ResourcePlan
 from orchestrator.config.arms import Arm, expand_grid
 from orchestrator.config.sweep_config import SweepError
 from orchestrator.data.clip_stream import DECODE_CPUS, FETCH_CPUS
@@ -439,7 +439,8 @@ def test_paper_sweep_file_names_the_labelled_tasks() -> None:
         ({"CPU": 2.0}, 1, 4, 2),
         ({"CPU": 2.0}, 2, 4, 1),
         ({"CPU": 4.0}, 4, 4, 1),
-        ({"CPU": 64.0, "GPU": 8.0}, 2, 10, 3),
+        ({"CPU": 64.0, "GPU": 8.0}, 2, 10, 4),
+        ({"CPU": 64.0, "GPU": 8.0}, 8, 1, 1),
         ({"CPU": 16.0, "GPU": 1.0}, 1, 4, 1),
     ],
 )
@@ -455,7 +456,9 @@ def test_resource_plan_claims_no_more_than_the_cluster_has(
     assert placement.concurrent_arms == concurrent
     trainers = concurrent * workers
     assert trainers * (placement.trainer["CPU"] + stream_cpus) + 2 * placement.rollout_cpus <= cluster["CPU"]
-    assert trainers * placement.trainer.get("GPU", 0) + placement.server_gpus <= cluster.get("GPU", 0)
+    assert trainers * (placement.trainer.get("GPU", 0) + SHARED_GPU * ("GPU" in cluster)) <= cluster.get(
+        "GPU", 0
+    )
 
 
 def test_resource_plan_that_cannot_fit_raises_with_the_numbers() -> None:

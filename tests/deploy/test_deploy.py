@@ -317,7 +317,12 @@ class TestSizes:
         sweep = self.SWEEP
         apart = float(groups["rollouts"].nodes * groups["rollouts"].cpus)
         placement = ResourcePlan.fit(
-            total, sweep.train.workers, sweep.rollout_actors, len(planned_arms(sweep)), apart
+            total,
+            sweep.train.workers,
+            sweep.rollout_actors,
+            len(planned_arms(sweep)),
+            apart,
+            gpus_apart=float(groups["servers"].nodes * groups["servers"].gpus),
         )
         assert placement.apart
         assert (placement.trainer, placement.rollout_cpus) == ({"CPU": 1.0, "GPU": 1.0}, 0.5)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from backbones import svd_config, svd_folder
-from policy.augmentation import Strength, color_jitter
+from policy.augmentation import color_jitter
+from policy.config import ColorJitter
 from policy.latent_codec import BLOCK, PixelLatents, VaeLatents, latent_codec
 from policy.weights import WeightsError
 
@@ -112,7 +113,7 @@ def test_codec_copies_share_the_autoencoder_and_cached_latents_need_none(vae: Va
 
 def test_color_jitter_of_zero_strength_changes_nothing() -> None:
     shown = pictures(2, 2, 3)
-    assert torch.equal(color_jitter(shown, seeded(), Strength(0, 0, 0, 0)), shown)
+    assert torch.equal(color_jitter(shown, seeded(), ColorJitter(**NONE)), shown)
 
 
 def test_color_jitter_is_common_to_frames_and_separate_per_camera() -> None:
@@ -144,7 +145,7 @@ def before_and_after(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (N, 3) colours far from black and white, before and after jitter."""
     shown = pictures(1, 1, 1).clamp(80, 170)
     return shown.float().flatten(0, -2), color_jitter(
-        shown, seeded(1), Strength(**{**NONE, part: 0.3})
+        shown, seeded(1), ColorJitter(**{**NONE, part: 0.3})
     ).float().flatten(0, -2)
 
 

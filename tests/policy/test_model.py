@@ -16,7 +16,7 @@ from orchestrator.testing.episodes import CONTRACT
 from policy import edm as noise
 from policy.batch import Batch, Counts, Losses
 from policy.checkpoint import CheckpointError, fingerprint, load, new_model, save
-from policy.config import PolicyConfig
+from policy.config import PolicyConfig, PolicySettings, SamplerSettings
 from policy.diffusion_policy import DiffusionPolicy
 from policy.feature_stats import Stats
 from policy.inference import TrainedPolicy
@@ -349,6 +349,36 @@ def test_trained_policy_answer_does_not_depend_on_the_batch(any_checkpoint: Path
     for a, b, c in zip(alone, together, backwards, strict=True):
         assert np.array_equal(a, b)
         assert np.array_equal(a, c)
+
+
+def test_trained_policy_takes_sampler_values_in_place_of_its_rungs(checkpoint: Path) -> None:
+    rung, own = TrainedPolicy(checkpoint, rung="one_pass"), SamplerSettings(steps=2, execute=3)
+    policy = TrainedPolicy(checkpoint, rung="one_pass", sampler=own)
+    assert (policy.sampler.video_passes, policy.sampler.action_steps) == (2, 2)
+    (chunk,), (before,) = policy.act([make_observation(0)]), rung.act([make_observation(0)])
+    assert (chunk.execute, before.execute) == (3, 4)
+    assert not np.array_equal(chunk.actions, before.actions)
+
+
+def test_policy_of_present_frames_alone_trains_and_acts() -> None:
+    """The paper's video horizon of 0: the video model reconstructs what it is shown."""
+    model = new_model(PolicySettings(frames=1, horizon=6).applied(TINY), CONTRACT)
+    assert model.config.sampler.execute == 4
+    clips = make_batch(2)
+    short = replace(
+        clips,
+        frames=clips.frames[:, :, :1],
+        frame_mask=clips.frame_mask[:, :1],
+        actions=clips.actions[:, :6],
+        action_mask=clips.action_mask[:, :6],
+    )
+    losses = model(short, torch.Generator().manual_seed(0), Counts.of(short))
+    assert torch.isfinite(losses.total)
+    video, actions = model.sample(
+        short.frames[:, :, 0], short.proprio, short.instructions, [(0, 1), (2, 3)], model.config.sampler
+    )
+    assert video is not None
+    assert (video.shape[1], actions.shape[1]) == (1, 6)
 
 
 def test_trained_policy_answer_depends_on_the_noise_seed(checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ separately. policy/README.md has the table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -111,6 +111,24 @@ def test_readme_table_has_the_counted_sizes(svd: dict[str, Size]) -> None:
     for name, size in svd.items():
         shown = [table[name][column] for column in (1, 4, 7)]
         assert shown == [f"{value:,.2f}" for value in (size.millions, size.gflop, size.attention_gflop)]
+
+
+def test_lite_preset_is_of_a_middle_size_and_reads_the_same_maps() -> None:
+    lite, full = PRESETS["svd-128-lite"], PRESETS["svd-256"]
+    contract = replace(CONTRACT, cameras=("a", "b"), image_size=(128, 128))
+    with torch.device("meta"):
+        model = VideoActionModel(lite, contract)
+    assert 30 < _millions(model) < 100
+    assert round(_millions(model)) == 78
+    assert lite.video
+    assert full.video
+    changed = lite.video.model_copy(
+        update={
+            "block_out_channels": full.video.block_out_channels,
+            "num_attention_heads": full.video.num_attention_heads,
+        }
+    )
+    assert changed == full.video
 
 
 @pytest.mark.parametrize(("views", "adaptor"), [(1, 0.45), (2, 0.61)])

@@ -11,8 +11,9 @@ import torch
 from orchestrator.testing.checkpoints import make_batch
 from orchestrator.testing.episodes import CONTRACT
 from orchestrator.training.ray_train import sharded
+from policy.batch import Counts
 from policy.checkpoint import new_model
-from policy.config import Recipe
+from policy.config import LossWeights, Recipe
 from policy.presets import policy_config
 from policy.trainer import Average, Trainer
 
@@ -172,3 +173,18 @@ def test_trainer_under_fsdp_equals_ddp_and_saves_whole_weights(tmp_path: Path) -
     assert whole_state.keys() == parts_state.keys()
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-5)
+
+
+def test_trainer_uses_the_betas_and_loss_weights_of_the_recipe() -> None:
+    own = trainer(betas=(0.5, 0.75))
+    assert own._optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+    clips, counts = make_batch(4), Counts.of(make_batch(4))
+    losses = own.model(clips, torch.Generator().manual_seed(0), counts)
+    torch.testing.assert_close(losses.total, losses.video + losses.action)
+    own.model.loss_weights = LossWeights(video=0.25, action=2.0)
+    weighted = own.model(clips, torch.Generator().manual_seed(0), counts)
+    torch.testing.assert_close(weighted.total, 0.25 * losses.video + 2 * losses.action)
+    assert torch.equal(weighted.video, losses.video), "as they are, for comparisons"
+    own.model.learn("action")
+    alone = own.model(clips, torch.Generator().manual_seed(0), counts)
+    torch.testing.assert_close(alone.total, alone.action)

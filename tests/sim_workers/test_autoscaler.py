@@ -1,9 +1,13 @@
 """The autoscaler: how many workers a policy server feeds, from measured rates, up to the requested number."""
 
+from typing import Any
+
 import pytest
 
-from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.placement import ResourcePlan, servers_alone
 from sim_workers.rollout.autoscaler import BUSY, PoolLoad, ServerUsage
+from sim_workers.rollout.pool import RolloutPool
+from sim_workers.rollout.pool_state import QueuedEpisode, Worker
 
 
 def balance(workers: int, sim_s: float, wait_s: float, answer_s: float, busy: float) -> PoolLoad:
@@ -55,9 +59,9 @@ def test_pool_load_text_is_one_line() -> None:
     [
         ({"CPU": 2.0}, 2, 1, 0.0),
         ({"CPU": 64.0}, 20, 3, 0.0),
-        ({"CPU": 16.0, "GPU": 1.0}, 8, 1, 0.25),
-        ({"CPU": 64.0, "GPU": 8.0}, 24, 1, 1.0),
-        ({"CPU": 256.0, "GPU": 8.0}, 200, 2, 1.0),
+        ({"CPU": 16.0, "GPU": 1.0}, 8, 1, 1.0),
+        ({"CPU": 64.0, "GPU": 8.0}, 24, 8, 1.0),
+        ({"CPU": 256.0, "GPU": 8.0}, 3, 3, 1.0),
     ],
 )
 def test_resource_plan_has_one_policy_server_per_group_of_cores_or_gpu(
@@ -65,6 +69,37 @@ def test_resource_plan_has_one_policy_server_per_group_of_cores_or_gpu(
 ) -> None:
     placement = ResourcePlan.fit(cluster, workers=1, rollout_actors=rollout_actors, arms=4)
     assert (placement.servers, placement.server_gpus) == (servers, gpus_each)
-    assert placement.concurrent_arms * placement.trainer.get("GPU", 0) + servers * gpus_each <= cluster.get(
-        "GPU", 0
-    )
+    assert servers_alone(cluster.get("GPU", 0.0), rollout_actors) == (servers, gpus_each)
+
+
+class Handle:
+    """A policy server's handle, of which only the query for its node is used."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.__ray_call__ = self
+
+    def remote(self, *_: Any) -> str:
+        return f"node of {self.name}"
+
+
+def test_pool_follows_servers_that_come_and_go_between_episodes() -> None:
+    one, two, three = (Handle(name) for name in ("one", "two", "three"))
+    pool = RolloutPool(0)
+    assert not pool._without_servers, "jobs may need none"
+    assert pool.use_servers(()) == ()
+    assert pool._without_servers
+    assert pool.use_servers((one, two)) == ()
+    assert not pool._without_servers
+    assert pool._servers
+    pool._servers.nodes[:] = ["node 1", "node 2"]
+    playing = Worker(None, None, "node 2", server=1, asks=two)
+    playing.entry = QueuedEpisode(None)  # type: ignore[arg-type]
+    idle = Worker(None, None, "node 1", server=0, asks=one)
+    pool._workers = [playing, idle]
+    assert pool.use_servers((two, three)) == (two,), "an episode in progress queries it"
+    assert (playing.server, idle.server) == (0, None)
+    assert pool._servers.nodes == ["node 2", ""], "what is known of a server that stays is kept"
+    assert pool.use_servers((three,)) == (two,), "it is no current server, and still used"
+    playing.entry = None
+    assert pool.use_servers((three,)) == ()

@@ -124,7 +124,7 @@ class WatchedRun:
         budget = SimpleNamespace(max_gpu_hours=None, max_episodes=100, max_wall=None)
         suite = SimpleNamespace(listed=10)
         named = SimpleNamespace(
-            name="s", budget=budget, rollout_actors=2, suite=suite, checkpoint_steps=lambda: [1]
+            name="s", budget=budget, rollout_actors=2, suite=suite, scored_steps=lambda: [1]
         )
         self.state = SimpleNamespace(
             held_out=(),

@@ -87,7 +87,7 @@ def test_report_updates_status_costs_storage_publisher_and_scorer(driver: Driver
     driver.run.handle(report(driver.arm_id, 4, checkpoint=""))
     assert (driver.arm.step, driver.arm.loss) == (4, 0.25)
     cost = driver.run.spending.of(driver.arm_id)
-    assert (cost.train_cpu_s, cost.train_gpu_s, cost.bytes_read) == (4.0, 3.0, 10)
+    assert (cost.train_cpu_s, cost.train_gpu_s, cost.bytes_read) == (4.0, 6.0, 10), "a whole GPU"
     assert [*driver.state.checkpoints(driver.arm_id)] == [3]
     assert driver.calls(driver.publisher) == ["training", "trained_on", "checkpoint", "training"]
     assert driver.evaluation.calls == [("submit", (driver.arm_id, 3, "fingerprint"))]

@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from safetensors.torch import load_file
 
-from backbones import svd_config, svd_folder, svd_policy
+from backbones import SENTENCE_DIM, svd_config, svd_folder, svd_policy
 from checkpoint_folder import CheckpointFolder
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.latent_cache import publish_index, write_latents, write_sentences
 from orchestrator.storage.base import open_storage
-from orchestrator.training.loop import TrainJob, train
-from policy.checkpoint import CheckpointError, load, load_weights
+from orchestrator.testing.episodes import CONTRACT
+from orchestrator.training.loop import TrainJob, _first_model, card_of, train
+from policy.batch import Batch, Counts
+from policy.checkpoint import CheckpointError, load, load_weights, new_model
 from policy.inference import TrainedPolicy
 from policy.interface import Observation
-from policy.latent_codec import latent_codec
+from policy.latent_codec import VaeLatents, latent_codec
+from policy.model import VideoActionModel
+from policy.presets import PRESETS, WEIGHTS
 from policy.text_encoder import sentence_encoder
 from selected_episodes import selected
 
@@ -150,3 +155,58 @@ def test_stage_one_id_is_shared_by_arms_that_differ_in_the_head_alone(
     # Three demos and three action-free episodes are all six, and so are six demos: the same films, different
     # only for the head.
     assert video_of(Arm(3, 1.0, 0)) == video_of(Arm(6, 0.0, 0))
+
+
+def test_preset_without_a_unet_starts_from_random_weights_or_named_ones(
+    lift_store: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WEIGHTS, "svd-128-lite", str(weights))
+    named = tmp_path / "named"
+    shutil.copytree(weights, named)
+    config = svd_policy().model_copy(update={"preset": "svd-128-lite"})
+    manifest = load_manifest(open_storage(str(lift_store)))
+
+    def first(source: str) -> dict[str, torch.Tensor]:
+        own = replace(job(lift_store, weights), config=config, weights=source)
+        model = _first_model(own, card_of(own, manifest), None, {}, tmp_path / "fetched")
+        assert isinstance(model, VideoActionModel)
+        assert isinstance(model.codec, VaeLatents)
+        assert model.codec.vae is not None, "the autoencoder is that of the weights"
+        return model.video.unet.state_dict()
+
+    kept = load_file(weights / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in first(str(named)).items())
+    fresh = first("")
+    assert not torch.equal(fresh["conv_in.weight"], kept["conv_in.weight"])
+
+
+@pytest.mark.full
+def test_lite_preset_trains_and_acts(weights: Path) -> None:
+    lite = PRESETS["svd-128-lite"]
+    assert lite.video
+    config = lite.model_copy(
+        update={"video": lite.video.model_copy(update={"cross_attention_dim": SENTENCE_DIM})}
+    )
+    contract = replace(CONTRACT, image_size=(128, 128))
+    model = new_model(config, contract, weights)
+    model.learn("joint")
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(rng.integers(0, 256, (2, 1, 4, 128, 128, 3), np.uint8))
+    batch = Batch(
+        frames,
+        torch.zeros(2, 9),
+        torch.zeros(2, 16, 7),
+        torch.ones(2, 16),
+        torch.ones(2, 4),
+        ["lift the red cube"] * 2,
+        [0, 1],
+    )
+    losses = model(batch, torch.Generator().manual_seed(0), Counts.of(batch))
+    losses.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    sampler = config.sampler
+    _, actions = model.eval().sample(
+        frames[:, :, 0], batch.proprio, batch.instructions, [(0, 1), (2, 3)], sampler
+    )
+    assert (tuple(actions.shape), sampler.execute) == ((2, 16, 7), 8)
+    assert torch.isfinite(actions).all()
