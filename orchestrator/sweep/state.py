@@ -449,7 +449,7 @@ class SweepState:
         )
         for name, none in (("sampler", {}), ("every", 1)):
             if suite[name] == none:
-                del suite[name]
+                del suite[name]  # the fields of earlier versions, whose decisions it finds
         return f"decisions/{self.sweep.name}/{digest([search, suite])}"
 
     def proposed(self) -> list[Arm]:
