@@ -180,7 +180,7 @@ def test_code_key_changes_with_a_constant_an_operator_or_an_import(
     score, training = copy()
     edits = {
         "policy/edm.py": ("(sigma**2 + 1)", "(sigma**2 + 2)"),
-        "policy/inference.py": ("import Batch, Counts, blocks", "import Batch, Counts, stacks"),
+        "policy/inference.py": ("import HALF, Batch, Counts, blocks", "import HALF, Batch, Counts, stacks"),
         "policy/interface.py": ("\nimport ", "\nimport json\nimport "),
     }
     for file, (old, new) in edits.items():

@@ -315,7 +315,7 @@ def test_curve_of_fewer_than_three_seeds_says_nothing_about_recipes(
     assert three.to_json()["claim"] == {"about": "recipe", "seeds": 3, "seeds_for_recipe": 3, "text": ""}
 
 
-def test_a_point_with_too_few_seeds_leaves_a_gap_in_the_band_and_no_measure_of_its_line() -> None:
+def test_point_with_too_few_seeds_leaves_a_gap_in_the_band() -> None:
     curve = several(gain=1.0, noise=0.1, missing=(2,))
     assert [point.band is None for point in curve.of_line(curve.lines[0])] == [False, False, False, True]
     assert curve.demos_to_reach(0.5) == []

@@ -44,7 +44,7 @@ def test_shift_difference_with_one_seed_and_no_change_is_no_evidence() -> None:
     assert (found.result.difference, found.result.p_value, found.verdict) == (
         0,
         1,
-        "no evidence of a difference",
+        "no evidence that the shift changes the success of these trained policies",
     )
 
 

@@ -161,7 +161,7 @@ class TestNodesSetApart:
             {"CPU": 16.0, "GPU": 4.0}, workers=1, rollout_actors=200, arms=9, cpus_apart=8.0
         )
         assert (placement.apart, placement.rollout_cpus, placement.trainer["CPU"]) == (True, 0.5, 1.0)
-        assert placement.concurrent_arms == 3
+        assert placement.concurrent_arms == 4
 
     def test_resource_plan_shares_nodes_where_training_would_not_fit(self) -> None:
         placement = ResourcePlan.fit({"CPU": 9.0}, workers=1, rollout_actors=20, arms=4, cpus_apart=8.0)

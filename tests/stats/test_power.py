@@ -48,7 +48,7 @@ def test_power_between_two_trained_policies_is_that_of_the_exact_mcnemar_test(
     assert planned.power(difference) == pytest.approx(exact, abs=0.025)
 
 
-def test_smallest_difference_is_found_with_the_power_and_shrinks_with_seeds_and_episodes() -> None:
+def test_smallest_difference_shrinks_with_seeds_and_episodes() -> None:
     planned = Comparison(seeds=5, episodes=100, compared=4)
     smallest = planned.smallest_difference()
     assert planned.power(smallest) == pytest.approx(0.8, abs=0.005)

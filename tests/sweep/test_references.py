@@ -62,7 +62,7 @@ def test_references_are_scored_once_and_drawn_without_any_comparison(folder: Pat
     assert run(asked)[1] == {}
     state = SweepState.open(asked)
     read = curve_from_mlflow(asked.mlflow, asked.name, state.store)
-    assert curve_from_ledger(state) == replace(read, arms=curve.arms) == curve
+    assert curve_from_ledger(state) == replace(read, arms=curve.arms, tags=curve.tags) == curve
     assert [(one.name, one.successes, one.episodes) for one in read.references] == [
         ("random", 0, 10),
         ("expert", 10, 10),

@@ -31,6 +31,7 @@ from policy.model import VideoActionModel
 from policy.presets import PRESETS, WEIGHTS
 from policy.text_encoder import sentence_encoder
 from selected_episodes import selected
+from sim_workers.arithmetic import Arithmetic
 
 pytestmark = pytest.mark.sim
 
@@ -168,7 +169,7 @@ def test_preset_without_a_unet_starts_from_random_weights_or_named_ones(
 
     def first(source: str) -> dict[str, torch.Tensor]:
         own = replace(job(lift_store, weights), config=config, weights=source)
-        model = _first_model(own, card_of(own, manifest), None, {}, tmp_path / "fetched")
+        model = _first_model(own, card_of(own, manifest, Arithmetic.here()), None, {}, tmp_path / "fetched")
         assert isinstance(model, VideoActionModel)
         assert isinstance(model.codec, VaeLatents)
         assert model.codec.vae is not None, "the autoencoder is that of the weights"
