@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.cluster.placement import Node
 from orchestrator.storage.base import PATIENCE
+from policy.errors import DemoscaleError
 from sim_workers.checkout import CHECKOUT
 
 # Ray reads these when it is imported or a process starts, so they are set before.
@@ -32,10 +33,19 @@ CPU = "cpu"
 ROLE = "demoscale-role"
 """Ray label of dedicated nodes: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
 
+STARTS = 3
+"""Attempts to start Ray: it gives its node 30 s, which is too short on a very busy machine."""
+SLOW_START = "timed out during startup"
+"""Part of the message of Ray's exception then, which has no type of its own."""
+
+
+class RayStartError(DemoscaleError):
+    """Ray did not start on this machine."""
+
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when already
-    connected.
+    connected. Raises RayStartError if Ray does not start in time.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -49,17 +59,28 @@ def connect() -> None:
     # answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
     terminated = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        # by default Ray would join the instance last started on this machine, dead or alive
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        namespace="demoscale",
-        log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
-        logging_level=logging.ERROR,
-        runtime_env={
-            "env_vars": variables,
-            "worker_process_setup_hook": "orchestrator.cluster.worker_logs.redact_output",
-        },
-    )
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                # by default Ray would join the instance last started on this machine, dead or alive
+                address=os.environ.get("RAY_ADDRESS", "local"),
+                namespace="demoscale",
+                log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
+                logging_level=logging.ERROR,
+                runtime_env={
+                    "env_vars": variables,
+                    "worker_process_setup_hook": "orchestrator.cluster.worker_logs.redact_output",
+                },
+            )
+            break
+        except Exception as error:
+            if SLOW_START not in str(error):
+                raise
+            if attempt == STARTS:
+                raise RayStartError(
+                    f"Ray did not start on this machine, {STARTS} times: it is too busy; run the command"
+                    " again when there is less other work"
+                ) from None
     # Ray replaces the SIGTERM handler; an earlier one is restored.
     if threading.current_thread() is threading.main_thread() and terminated not in (
         signal.SIG_DFL,
