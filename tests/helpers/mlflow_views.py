@@ -89,7 +89,7 @@ def check_views(folder: Path, store: str, uri: str) -> None:
     assert {"curve.html", "curve.png"} <= {file.path for file in mlflow.list_artifacts(sweep.info.run_id)}
     assert found[FAILED].data.tags["mlflow.note.content"] == "Failed: RuntimeError: the cable is out"
     arm = found["demos-2_ratio-0_seed-1"]
-    assert arm.data.tags["mlflow.note.content"] == "After 100 steps: 2/4 = 0.50 [0.15, 0.85]."
+    assert arm.data.tags["mlflow.note.content"] == "After 100 steps: 2/4 = 0.50 [0.10, 0.90]."
     (output,) = arm.outputs.model_outputs
     assert output.step == 100
     _check_model(uri, output.model_id)
