@@ -196,7 +196,9 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
     assert "Traceback" not in still.output
     proxy.will()
     proxy.upstream = server.url.removeprefix("http://")
-    told = CliRunner().invoke(main, rebuild, obj=settings, catch_exceptions=False)
+    # a server that is back may answer slowly on a busy machine
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    told = CliRunner().invoke(main, rebuild, obj=OutboxSettings(patience_s=60.0), catch_exceptions=False)
     assert told.exit_code == 0, told.output
     time.sleep(proxy.late_s if fault == "late" else 0)
     check(server.url, state, steps=2)
