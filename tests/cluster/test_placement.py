@@ -173,7 +173,5 @@ def test_sweep_on_fake_gpus_trains_on_all_and_scores_meanwhile_and_after(tmp_pat
     assert starts[0][0] > first, "no server before there is something to score"
     assert starts[0][1] == SHARED_GPU
     assert {gpus for at, gpus in starts if at > last} <= {1.0}
-    # how many depends on what is left to score then, which is a matter of time; their number is in SHAPES
-    assert any(gpus == 1.0 for _, gpus in starts), "scoring alone has servers with whole GPUs"
     assert any(what == "end" and gpus == SHARED_GPU for _, what, gpus in told["servers"])
     assert told["train_gpu_s"] > 0
