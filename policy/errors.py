@@ -19,6 +19,7 @@ DemoscaleError
 ├── ProtocolError         orchestrator.evaluation.scores           a policy cannot be scored on a suite
 ├── ProtocolsDifferError  orchestrator.report.compared_sweeps      two sweeps cannot be compared; exit code 2
 ├── PublishedError        orchestrator.report.published            published results: a mistake; exit code 2
+├── RayStartError         orchestrator.cluster.ray_runtime         Ray does not start in time; exit code 75
 ├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75
 ├── RemoteError           policy.http_protocol                     a policy server fails or answers invalidly
 ├── RobocasaError         sim_workers.envs.robocasa                RoboCasa is missing or has another version

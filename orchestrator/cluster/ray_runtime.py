@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.cluster.placement import Node
 from orchestrator.storage.base import PATIENCE
-from policy.errors import DemoscaleError
+from policy.errors import RESUMABLE, DemoscaleError
 from sim_workers.checkout import CHECKOUT
 
 # Ray reads these when it is imported or a process starts, so they are set before.
@@ -41,6 +41,8 @@ SLOW_START = "timed out during startup"
 
 class RayStartError(DemoscaleError):
     """Ray did not start on this machine."""
+
+    exit_code = RESUMABLE
 
 
 def connect() -> None:
