@@ -29,6 +29,7 @@ from orchestrator.report.curve_types import (
     lines_of,
     policy_lines,
 )
+from orchestrator.report.training_in_words import in_common, match_of
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.claims import POLICY_VERDICTS, Claim, enough_seeds
 from orchestrator.stats.fixed_sample import (
@@ -241,6 +242,26 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
             np.array([self._value(point) for point in points]),
             self._draws[:, mine],
         )
+
+    # -- how the arms were trained
+
+    @property
+    def match(self) -> str:
+        """What arms have in common: `train.match`."""
+        return match_of(self.sweep)
+
+    @property
+    def costs(self) -> list[Cost | None]:
+        """Costs of the arms; None where it is unknown."""
+        return [arm.cost for arm in self.arms]
+
+    def about_training(self) -> list[str]:
+        """Return the sentence on what arms have in common; none if it is the usual, as many steps, and the
+        lines are of one policy.
+        """
+        if not self.named and self.match == "steps":
+            return []
+        return [f"Between lines and demo counts, {in_common(self.sweep, self.costs)}."]
 
     # -- what the seeds allow to say
 

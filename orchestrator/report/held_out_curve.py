@@ -24,7 +24,7 @@ from orchestrator.report.curve_types import (
     TaskError,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
-from orchestrator.report.training_in_words import in_common, match_of, trained_for
+from orchestrator.report.training_in_words import trained_for
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
     Interval,
@@ -129,11 +129,9 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
 
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
-        told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
+        told = self.about_training()
+        told += [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
         told += self.about_policies()
-        if self.named or match_of(self.sweep) != "steps":
-            common = in_common(self.sweep, [measured.cost for measured in self.arms])
-            told.insert(0, f"Between lines and demo counts, {common}.")
         for line in self.lines:
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
@@ -182,7 +180,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             " each dimension",
             f"{self.points[0].episodes} recorded episodes that no arm trained on, the same for all",
         ]
-        if trained := trained_for(sweep, [measured.cost for measured in self.arms]):
+        if trained := trained_for(sweep, self.costs):
             said.append(f"{trained}, the last checkpoint measured")
         said.append(f"seeds {', '.join(map(str, self.seeds))}" + (", one thin line each" if several else ""))
         said.append("bars: 95 % intervals by Student's t over episodes")
@@ -208,7 +206,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "lower_is_better": True,
             "protocol": self.protocol,
             "caption": self.caption(),
-            "match": match_of(self.sweep),
+            "match": self.match,
             "answer": self.answer(),
             "claim": self.claim.to_json(),
             "lines": [

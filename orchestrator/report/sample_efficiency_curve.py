@@ -106,11 +106,6 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         """What the seeds of all points allow to say; every arm of a surface is a training of it."""
         return Claim(len(self.arms)) if self.surface else super().claim
 
-    @property
-    def match(self) -> str:
-        """What arms have in common: `train.match`."""
-        return str(self.sweep.get("train", {}).get("match", "steps"))
-
     def _values(self, arm: ScoredArm) -> Mapping[str, float]:
         return arm.outcomes
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.cost import Cost
 from orchestrator.report.arithmetic import acting_arithmetic, mixed_arithmetic, training_arithmetic
 from orchestrator.report.arms_curve import NO_BAND
 from orchestrator.report.curve_report import (
@@ -25,7 +24,7 @@ from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
 from orchestrator.report.surface_report import surface_in_words
-from orchestrator.report.training_in_words import in_common, trained_for
+from orchestrator.report.training_in_words import trained_for
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
@@ -63,10 +62,9 @@ def answer(curve: Curve) -> list[str]:
     """
     if curve.searched:
         return surface_in_words(curve)
-    told = [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    told = curve.about_training()
+    told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     told += curve.about_policies()
-    if curve.named or curve.match != "steps":
-        told.insert(0, f"Between lines and demo counts, {in_common(curve.sweep, _costs(curve))}.")
     for line in curve.lines:
         points = curve.of_line(line)
         rates = [rate for rate in RATES if rate <= max(point.success_rate for point in points)]
@@ -146,7 +144,7 @@ def caption(curve: Curve) -> str:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
     if suite.get("select"):
         said.append(f"decisions on {suite['select']} other episodes per task")
-    if trained := trained_for(sweep, _costs(curve)):
+    if trained := trained_for(sweep, curve.costs):
         said.append(f"{trained}, the last checkpoint scored")
     several = len(curve.seeds) > 1
     said.append(f"seeds {', '.join(map(str, curve.seeds))}" + (", one thin line each" if several else ""))
@@ -168,10 +166,6 @@ def caption(curve: Curve) -> str:
         )
     )
     return "; ".join(said) + f". Protocol {curve.protocol}."
-
-
-def _costs(curve: Curve) -> list[Cost | None]:
-    return [scored.cost for scored in curve.arms]
 
 
 def cost_axis(costs: Sequence[CostReport | None], among: Mapping[str, str] = COST_AXES) -> tuple[str, str]:
