@@ -513,7 +513,8 @@ class SuiteConfig(Section):
     training: sweeps that differ in them alone share their arms in one `storage`.
     """
     every: PositiveInt = 1
-    """Of an arm's checkpoints every so many are scored, 2 for every second one, and always the last."""
+    """Which checkpoints of an arm are scored: 1 for every one, 2 for every second one; the last one always.
+    """
     references: Annotated[tuple[Literal["random", "expert", "replay"], ...], AfterValidator(distinct)] = ()
     """Policies that anchor the scale, each scored once on the same episodes and drawn as a horizontal line
     that no comparison counts. random: actions within the range of the demonstrated ones; expert: the

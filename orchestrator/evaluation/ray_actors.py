@@ -67,7 +67,7 @@ class RayServerHost:
         self._rung, self._sweep, self._sampler, self._learners = rung, sweep, sampler, learners
 
     def start(self, gpus: float) -> Any:
-        """Start a server that claims so many GPUs; return its handle at once."""
+        """Start a server that claims this number of GPUs; return its handle at once."""
         return policy_servers(1, gpus, self._rung, self._sweep, self._learners, self._sampler)[0]
 
     def ready(self, servers: Collection[Any]) -> list[Any]:

@@ -17,7 +17,7 @@ class ServerHost(Protocol):
     """What starts and ends the processes of a fleet."""
 
     def start(self, gpus: float) -> Any:
-        """Start a server that claims so many GPUs; return its handle at once."""
+        """Start a server that claims this number of GPUs; return its handle at once."""
 
     def ready(self, servers: Collection[Any]) -> list[Any]:
         """Return those of the servers that answer, without waiting longer than a moment."""
@@ -71,8 +71,8 @@ class ServerFleet:
             return tuple(server for server in own if server in self._started)
 
     def resize(self, whole: int, shared: int) -> None:
-        """Have so many servers with a GPU of their own, and so many on the GPUs of training. Surplus ones
-        retire, those that do not answer first.
+        """Start or retire servers until `whole` have a GPU of their own and `shared` are on GPUs of training.
+        Those that do not answer retire first.
         """
         with self._lock:
             self._answering = set(self._host.ready([*self._claims]))

@@ -54,7 +54,7 @@ def what_it_takes(
 
 
 def with_size(sweep: SweepConfig, seeds: int, episodes: int) -> SweepConfig:
-    """Return the sweep with so many seeds, its own first, and episodes per task."""
+    """Return the sweep with this number of seeds, its own first, and of episodes per task."""
     more = _extended(sweep.seeds, seeds)
     suite = sweep.suite.model_copy(update={"episodes": episodes})
     return sweep.model_copy(update={"seeds": tuple(more), "suite": suite})
