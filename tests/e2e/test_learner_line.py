@@ -181,7 +181,7 @@ def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     assert "nothing to play" in told
     (checkpoint,) = place.folder.glob("runs/arms/slow_*/step_000012")
     asked = ("score", str(checkpoint), "--suite", str(place.folder / "sweep.yaml"), "--save", str(alone))
-    place.run("alone", *asked, "--workers", "1", "--storage", str(place.folder / "alone"))
+    place.run("alone", *asked, "--workers", "1", "--storage", str(place.folder / "alone_runs"))
     three, one = (
         [Outcome.from_json(json.loads(line)) for line in file.read_text().splitlines()]
         for file in (saved, alone)

@@ -298,18 +298,21 @@ def coming_and_going(
 
 def unfit(nodes: Nodes, folder: Path, servers: tuple[Any, ...]) -> dict[str, Any]:
     """Add two nodes before anything is played: one cannot render with EGL, one renders with another driver
-    than the reference.
+    than the reference. Play again if the fit nodes had played everything before the others had refused.
     """
     nodes.add(__EGL_VENDOR_LIBRARY_FILENAMES="/nowhere")
     nodes.add(GALLIUM_DRIVER="softpipe")
     storage, suite = open_storage(str(folder / "peaceful")), Suite(("Lift",), 12, EpisodeRules(24))
-    lines: list[str] = []
+    lines: set[str] = set()
     until(lambda: len(ray.nodes()) >= 5)
-    source = RayServedPolicy(servers, "beside-unfit-nodes")
-    facts = scored(
-        storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.append(why)
-    )
-    return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(set(lines))}
+    for repeat in range(5):
+        source = RayServedPolicy(servers, f"beside-unfit-nodes-{repeat}")
+        facts = scored(
+            storage, source, 5, suite, 0.6, lambda _: None, on_failure=lambda how, why: lines.add(why)
+        )
+        if all(any(reason in line for line in lines) for reason in ("cannot simulate", "refused to score")):
+            break
+    return {"complete": facts["complete"], "rows": facts["rows"], "failures": sorted(lines)}
 
 
 def cannot_start(nodes: Nodes, servers: tuple[Any, ...]) -> dict[str, Any]:
