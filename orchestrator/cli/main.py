@@ -19,6 +19,7 @@ from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
+from orchestrator.cli.forecast_command import forecast
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
@@ -285,6 +286,7 @@ for command in (
     encode,
     explain,
     export,
+    forecast,
     import_,
     new,
     policy,
