@@ -171,8 +171,8 @@ class SweepForecast:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper left", fontsize=9)
         caption = (
-            "Points: scores with 95 % intervals. Lines: median of the forecast over trainings and scenes, with"
-            f" {100 * CONFIDENCE:g} % bands."
+            "Points: scores with 95 % intervals. Lines: median of the forecast over trainings and scenes,"
+            f" with {100 * CONFIDENCE:g} % bands."
         )
         title = [self.curve.name, *textwrap.wrap(caption, 110)]
         figure.suptitle("\n".join(title), fontsize=7, x=0.01, ha="left")
@@ -186,8 +186,8 @@ def reach_in_words(found: DemosForecast) -> str:
     (low, high), most = found.interval, _number(found.tried * FURTHEST)
     if found.identified:
         return (
-            f"{100 * found.rate:g} % takes {_number(found.demos)} demos, {100 * CONFIDENCE:g} % interval of the"
-            f" forecast {_number(low)} to {_number(high)}; up to {found.tried:.0f} were tried."
+            f"{100 * found.rate:g} % takes {_number(found.demos)} demos, {100 * CONFIDENCE:g} % interval of"
+            f" the forecast {_number(low)} to {_number(high)}; up to {found.tried:.0f} were tried."
         )
     if low == math.inf:
         bounds = f"more than {most}"
