@@ -47,8 +47,14 @@ class World:
         reached = self.rates(FAR) >= RATE
         return float(FAR[reached.argmax()]) if reached.any() else inf
 
-    def arms(self, counts: Floats, ratios: tuple[float, ...], rng: np.random.Generator) -> Arms:
-        """Return a sweep's scores."""
+    def scenes(self, rng: np.random.Generator) -> Floats:
+        """Return the difficulty of a suite's scenes, in logits, (SCENES,)."""
+        return self.scene_sd * rng.standard_normal(SCENES)
+
+    def arms(
+        self, counts: Floats, ratios: tuple[float, ...], rng: np.random.Generator, scenes: Floats
+    ) -> Arms:
+        """Return a sweep's scores on a suite of scenes."""
         demos, mixed, _ = (
             column.ravel()
             for column in np.meshgrid(counts, np.array(ratios), np.arange(SEEDS), indexing="ij")
@@ -57,7 +63,6 @@ class World:
         average = expit(TABLE[:, None] + spread * NODES) @ WEIGHTS / WEIGHTS.sum()
         wanted = np.clip(self.rates(demos * (1 + mixed) ** self.video), 1e-6, 1 - 1e-6)
         middle = np.interp(wanted, average, TABLE) + self.training_sd * rng.standard_normal(len(demos))
-        scenes = self.scene_sd * rng.standard_normal(SCENES)
         won = (rng.random((len(demos), SCENES)) < expit(middle[:, None] + scenes)).astype(float)
         return Arms(demos, mixed, won.sum(axis=1), np.full(len(demos), float(SCENES)), scene_sd(won))
 
@@ -121,7 +126,7 @@ def one(seed: int) -> Found | None:
     counts = counts_of(truth, rng)
     if len(counts) < 4:
         return None
-    arms = truth.arms(counts, (0.0, 1.0), rng)
+    arms = truth.arms(counts, (0.0, 1.0), rng, truth.scenes(rng))
     answer = forecast(arms, seed=seed).demos_to_reach(RATE)
     return Found(truth.kind, truth.demos, *answer.interval, answer.identified, last_held(arms))
 

@@ -23,6 +23,7 @@ from orchestrator.cli.forecast_command import forecast
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
+from orchestrator.cli.next_command import next_
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
@@ -289,6 +290,7 @@ for command in (
     forecast,
     import_,
     new,
+    next_,
     policy,
     pretrain,
     score,

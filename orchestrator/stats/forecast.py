@@ -177,25 +177,48 @@ class Forecast:
         trained = rng.beta(rate * size, (1 - rate) * size, (len(rate), len(episodes)))
         return np.asarray(rng.binomial(episodes.astype(np.int64), trained))
 
-    def demos_to_reach(self, rate: float, ratio: float = 0.0) -> "DemosForecast":
-        """Return how many demos a rate takes at a ratio."""
+    def more_successes(self, arm: int, episodes: int, seed: int = 0) -> NDArray[np.int64]:
+        """Return draws of the successes that one of the arms would have in so many further episodes, given
+        those that it has, (D,).
+        """
+        rng, arms = np.random.default_rng(seed), self.arms
+        on_these_scenes = replace(self, _scenes=np.zeros_like(self._scenes))
+        rate = on_these_scenes.rates(arms.demos[arm : arm + 1], float(arms.ratios[arm]))[:, 0]
+        size = _size(np.concatenate([draws[:, -1] for draws in self._chosen]))
+        won, lost = arms.successes[arm], arms.episodes[arm] - arms.successes[arm]
+        return np.asarray(
+            rng.binomial(episodes, rng.beta(rate * size + won, (1 - rate) * size + lost)), np.int64
+        )
+
+    def needed(self, rate: float, ratio: float = 0.0) -> Floats:
+        """Return draws of the demos that a rate takes at a ratio, (D,): infinite where it takes more than
+        FURTHEST times the largest count tried, or is never reached.
+        """
         counts = self.arms.counts
         demos = np.geomspace(counts[0] / FURTHEST, counts[-1] * FURTHEST, 600)
         reached = self.rates(demos, ratio) >= rate
-        first = reached.argmax(axis=1)
-        needed = np.where(reached.any(axis=1), demos[first], inf)
+        return np.where(reached.any(axis=1), demos[reached.argmax(axis=1)], inf)
+
+    def demos_to_reach(self, rate: float, ratio: float = 0.0) -> "DemosForecast":
+        """Return how many demos a rate takes at a ratio."""
+        needed = self.needed(rate, ratio)
         return DemosForecast(
             rate,
             ratio,
             float(np.median(needed)),
             predicted(needed),
             float(np.isinf(needed).mean()),
-            float(counts[-1]),
+            float(self.arms.counts[-1]),
         )
 
+    @property
+    def powers(self) -> Floats:
+        """Draws of the power of (1 + ratio) by which video multiplies demos, (D,)."""
+        return np.concatenate([draws[:, -2] for draws in self._chosen])
+
     def worth(self) -> Interval:
-        """Return the predictive interval of the power of (1 + ratio) by which video multiplies demos."""
-        return predicted(np.concatenate([draws[:, -2] for draws in self._chosen]))
+        """Return the predictive interval of `powers`."""
+        return predicted(self.powers)
 
 
 @dataclass(frozen=True)
