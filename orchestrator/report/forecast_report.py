@@ -77,9 +77,24 @@ class PolicyForecast:
     labels: tuple[str, ...]
     """Names of the lines at the beginning of a sentence."""
     fitted: Forecast | None
-    refused: str
+    refused: str = ""
     """Why there is no forecast, in a sentence; empty if there is one."""
-    left_out: tuple[LeftOut, ...]
+
+    @cached_property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Back-tests of the lines; none if too few demo counts are left without the largest."""
+        if not self.fitted:
+            return ()
+        arms = self.fitted.arms
+        last = arms.demos == arms.counts[-1]
+        if len((without := arms.those(~last)).counts) < FEWEST_COUNTS:
+            return ()
+        earlier = forecast(without)
+        return tuple(
+            _left_out(earlier, arms, line.action_free_ratio, label)
+            for line, label in zip(self.lines, self.labels, strict=True)
+            if np.any(last & (arms.ratios == line.action_free_ratio))
+        )
 
 
 @dataclass(frozen=True)
@@ -232,17 +247,8 @@ def _policy(curve: Curve, lines: Sequence[Series]) -> PolicyForecast:
     arms = _arms(curve, lines)
     name = labels[0] if len(lines) == 1 else lines[0].policy
     if refused := _too_few(curve, lines, arms):
-        return PolicyForecast(tuple(lines), labels, None, f"{name}: {refused}", ())
-    fitted, without = forecast(arms), arms.those(arms.demos != arms.counts[-1])
-    left_out = list[LeftOut]()
-    if len(without.counts) >= FEWEST_COUNTS:
-        earlier = forecast(without)
-        left_out = [
-            _left_out(earlier, arms, line.action_free_ratio, label)
-            for line, label in zip(lines, labels, strict=True)
-            if np.any((arms.demos == arms.counts[-1]) & (arms.ratios == line.action_free_ratio))
-        ]
-    return PolicyForecast(tuple(lines), labels, fitted, "", tuple(left_out))
+        return PolicyForecast(tuple(lines), labels, None, f"{name}: {refused}")
+    return PolicyForecast(tuple(lines), labels, forecast(arms))
 
 
 def _left_out(earlier: Forecast, arms: Arms, ratio: float, label: str) -> LeftOut:

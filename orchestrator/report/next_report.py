@@ -170,7 +170,7 @@ def _training(cost: Cost) -> Cost:
 def _unit(prices: Prices, costs: list[Cost]) -> Any:
     """Return the name of the unit in which arms are compared, and what gives a cost in it."""
     if prices != Prices():
-        return "of money at the sweep's prices", lambda cost: cost.money(prices)
+        return "at the sweep's prices", lambda cost: cost.money(prices)
     if any(cost.gpu_s for cost in costs):
         return "GPU-hours", lambda cost: cost.gpu_s / 3600
     return "CPU-hours", lambda cost: cost.cpu_s / 3600

@@ -87,6 +87,8 @@ class Shape:
     """Maps parameters (D, K) and log demos (D or 1, G) to rates (D, G)."""
     prior: tuple[tuple[float, float], ...]
     """Mean and standard deviation of each parameter, normal and independent."""
+    weight: float = 1.0
+    """Prior weight, relative to those of other shapes."""
 
 
 def _logistic(parameters: Parameters, x: Floats) -> Floats:
@@ -104,9 +106,10 @@ def _stretched(parameters: Parameters, x: Floats) -> Floats:
     return np.asarray(expit(ceiling) * -np.expm1(-np.exp(np.minimum(np.exp(power) * (x - middle), 50))))
 
 
-KNOT_EVERY = 1.2
-"""Distance of the flexible shape's knots in log demos: a factor of 3.3."""
-KNOTS = 7
+KNOT_EVERY = 0.7
+"""Distance of the flexible shape's knots in log demos: a factor of two."""
+KNOTS_BEFORE, KNOTS = 3, 8
+"""Number of its knots before the middle of the counts tried, and of all."""
 
 
 def _flexible(parameters: Parameters, x: Floats) -> Floats:
@@ -114,7 +117,7 @@ def _flexible(parameters: Parameters, x: Floats) -> Floats:
     the counts tried as they were, more or less.
     """
     start, walk = parameters[:, :1], np.cumsum(parameters[:, 1 : 1 + KNOTS], axis=1)
-    left = -KNOT_EVERY * 3
+    left = -KNOT_EVERY * KNOTS_BEFORE
     logits = start + np.exp(walk[:, :1]) * np.minimum(x - left, 0)
     for place in range(KNOTS):
         low = left + place * KNOT_EVERY
@@ -128,7 +131,7 @@ SHAPES = (
     Shape("logistic in log demos", _logistic, (CEILING, MIDDLE, (0.0, 0.7))),
     Shape("power law in the error", _power_law, (CEILING, MIDDLE, (0.0, 0.9))),
     Shape("stretched exponential in the error", _stretched, (CEILING, MIDDLE, (-0.3, 0.6))),
-    Shape("flexible", _flexible, ((-2.5, 2.0), (-0.3, 0.8), *[(0.0, 0.5)] * (KNOTS - 1))),
+    Shape("flexible", _flexible, ((-1.5, 1.5), (-0.2, 0.7), *[(0.0, 0.6)] * (KNOTS - 1)), 3.0),
 )
 
 
@@ -253,6 +256,7 @@ def forecast(arms: Arms, shapes: tuple[Shape, ...] = SHAPES, draws: int = DRAWS,
     rng = np.random.default_rng(seed)
     fits = tuple(_fit(shape, arms, draws, rng) for shape in shapes)
     evidence = np.array([fit.evidence for fit in fits])
+    evidence += np.log([shape.weight for shape in shapes])
     weights = np.exp(evidence - logsumexp(evidence))
     shares = rng.multinomial(draws, weights)
     chosen = tuple(fit.draws[rng.permutation(draws)[:share]] for fit, share in zip(fits, shares, strict=True))

@@ -17,7 +17,8 @@ def curve() -> Curve:
     """Return a curve whose arms took an hour to train and 36 s per episode to score."""
     plain = several(gain=0.5, noise=0.2)
     cost = Cost(train_cpu_s=3600, sim_cpu_s=36 * EPISODES, episodes=EPISODES)
-    return replace(plain, arms=tuple(replace(arm, cost=cost) for arm in plain.arms))
+    arms = tuple(replace(arm, cost=cost) for arm in plain.arms)
+    return replace(plain, arms=arms, sweep={**plain.sweep, "prices": {}})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,8 @@ def test_next_arm_beyond_the_budget_stops(curve: Curve) -> None:
 
 
 def test_next_arm_without_costs_or_counts_is_refused_in_a_sentence(curve: Curve) -> None:
-    assert next_arms(several(gain=0.5, noise=0.2), "demos", 0.9, inf) == [
+    unknown = replace(curve, arms=tuple(replace(arm, cost=None) for arm in curve.arms))
+    assert next_arms(unknown, "demos", 0.9, inf) == [
         "video_action: the cost of its arms is not recorded, so nothing is proposed."
     ]
     few = next_arms(with_a_baseline(seeds=(0, 1, 2)), "area", 0.9, inf)

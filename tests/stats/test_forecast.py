@@ -35,9 +35,10 @@ def rising() -> Forecast:
 
 
 def test_forecast_of_a_rising_line_is_identified_and_holds_its_continuation(rising: Forecast) -> None:
-    found = rising.demos_to_reach(0.9)
-    assert found.identified
-    assert 80 < found.interval.low < 115 < found.interval.high
+    inside, beyond = rising.demos_to_reach(0.8), rising.demos_to_reach(0.9)
+    assert inside.identified
+    assert inside.interval.low < 66 < inside.interval.high
+    assert 80 < beyond.interval.low < 115 < beyond.interval.high
     assert sum(rising.weights) == pytest.approx(1)
     low, high = np.quantile(rising.rates(COUNTS), [0.05, 0.95], axis=0)
     assert ((low < [0.3, 0.5, 0.7, 0.85]) & (high > [0.3, 0.5, 0.7, 0.85])).all()
@@ -115,6 +116,23 @@ def test_evidence_of_a_shape_equals_that_of_a_sum_over_a_grid() -> None:
     assert fit.draws[:, 0].mean() == pytest.approx((weights * middle).sum() / weights.sum(), abs=0.03)
     assert fit.draws[:, 1].mean() == pytest.approx(VIDEO[0], abs=0.05), "the prior's"
     assert fit.effective > 1000
+
+
+def test_posterior_of_a_shape_equals_that_of_an_independent_sampler() -> None:
+    """Quantiles of PyMC's NUTS: tests/helpers/forecast_oracle.py, 20,000 draws."""
+    won = np.array([12, 15, 17, 22, 26, 25, 33, 36, 35, 44, 42, 41], float)
+    fitted = forecast(
+        Arms(np.repeat(COUNTS, 3), np.zeros(12), won, np.full(12, 50.0)), (LOGISTIC,), draws=20_000
+    )
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    ceiling, correlation = (np.quantile(fitted.fits[0].draws[:, column], levels) for column in (0, -1))
+    assert ceiling == pytest.approx([1.993, 2.779, 3.515, 4.357, 5.636], abs=0.12)
+    assert correlation == pytest.approx([-6.145, -5.307, -4.758, -4.230, -3.523], abs=0.12)
+    for rate, demos in (
+        (0.7, [33.951, 37.897, 40.961, 44.660, 51.718]),
+        (0.8, [52.203, 60.085, 67.036, 76.062, 98.881]),
+    ):
+        assert np.quantile(fitted.needed(rate), levels) == pytest.approx(demos, rel=0.04)
 
 
 def test_scene_sd_measures_how_far_a_suites_mean_lies_from_that_of_all_scenes() -> None:
