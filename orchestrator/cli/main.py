@@ -19,9 +19,11 @@ from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
+from orchestrator.cli.forecast_command import forecast
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
+from orchestrator.cli.next_command import next_
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
@@ -285,8 +287,10 @@ for command in (
     encode,
     explain,
     export,
+    forecast,
     import_,
     new,
+    next_,
     policy,
     pretrain,
     score,

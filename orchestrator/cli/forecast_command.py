@@ -1,0 +1,104 @@
+"""`demoscale forecast`: how many demonstrations a success rate will take."""
+
+import json
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import JSON, STORAGE
+from orchestrator.cli.parameters import OutputPath
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Success rate whose demonstrations are forecast.",
+)
+@click.option(
+    "--backtest",
+    is_flag=True,
+    help="Only say what would have been forecast of the largest demo counts, and what they scored; without"
+    " NAME for all sweeps of the storage.",
+)
+@STORAGE
+@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@click.option(
+    "--save",
+    type=OutputPath(path_type=Path),
+    help="Also draw the forecast of one sweep, as a .png, .svg or .pdf file.",
+)
+@JSON
+@report_user_errors
+def forecast(
+    names: tuple[str, ...],
+    rate: float,
+    backtest: bool,
+    storage: str,
+    mlflow: str | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Forecast how many demonstrations a success rate takes, from the sweeps NAME so far, read from MLflow.
+
+    The interval is of the prediction, over trainings and scenes. Where the scores do not identify an answer,
+    the command says so. It is always shown what would have been forecast without the largest demo count.
+
+    \b
+    demoscale forecast quickstart
+    demoscale forecast lift --rate 0.8 --save forecast.png
+    demoscale forecast --backtest --storage s3://robot/runs
+    """
+    from orchestrator.cli.mistakes import argument_error
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.forecast_report import SweepForecast
+    from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
+    from orchestrator.storage.base import open_storage
+    from orchestrator.storage.identity import store_of
+    from orchestrator.tracking.mlflow_writer import TrackingError, tracking_uri
+
+    quiet()
+    opened = open_storage(storage)
+    uri, place = tracking_uri(mlflow or "", opened.uri), opened.uri
+    every = not names
+    if every and not backtest:
+        raise argument_error("name a sweep, or give --backtest for all sweeps of the storage")
+    if every:
+        keys = sorted(key for key in opened.list("sweeps/") if key.endswith(".json"))
+        names = tuple(key.removeprefix("sweeps/").removesuffix(".json") for key in keys)
+    if save and len(names) != 1:
+        raise argument_error(f"--save draws one sweep, not {len(names)}")
+    found, skipped = list[SweepForecast](), list[str]()
+    for name in names:
+        try:
+            curve = read_curve(uri, name, store_of(place, name), place)
+        except TrackingError as error:
+            if not every:
+                raise
+            skipped.append(str(error))
+            continue
+        if isinstance(curve, HeldOutCurve):
+            sentence = f"{name}: it measures action errors, and no success is forecast from them"
+            if not every:
+                raise argument_error(sentence)
+            skipped.append(sentence)
+            continue
+        found.append(SweepForecast(curve, rate))
+    if save:
+        save.write_bytes(found[0].draw(save.suffix.removeprefix(".")))
+    if as_json:
+        return click.echo(json.dumps([one.to_json() for one in found], indent=1))
+    for one in found:
+        sentences = [*map(str, one.left_out)] if backtest else one.in_words()
+        for sentence in sentences:
+            click.echo(f"{one.curve.name}: {sentence}" if len(found) > 1 else sentence)
+    for sentence in skipped:
+        click.echo(f"skipped: {sentence}")
+    tested = [back for one in found for back in one.left_out]
+    if backtest:
+        held = sum(back.held for back in tested)
+        click.echo(f"{held} of {len(tested)} back-tests are inside the 90 % interval of their forecast")

@@ -1,0 +1,73 @@
+"""`demoscale next`: the arm that says most for its cost."""
+
+import json
+import math
+from typing import Any
+
+import click
+
+from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import JSON, STORAGE
+
+TARGETS = ("demos", "equivalence", "area")
+
+
+@click.command("next")
+@click.argument("name")
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="demos",
+    show_default=True,
+    help="What to know: the demos that --rate takes with the lowest ratio, what action-free video is worth in"
+    " demos, or the area under the curve.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Success rate of the target `demos`.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=math.inf,
+    help="Most that the next arm may cost, in the unit of the answer; unlimited by default.",
+)
+@STORAGE
+@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@JSON
+@report_user_errors
+def next_(
+    name: str, target: Any, rate: float, budget: float, storage: str, mlflow: str | None, as_json: bool
+) -> None:
+    """Propose what to run next in the sweep NAME: a further training of a demo count and ratio, or further
+    episodes of a trained arm, whichever narrows the target's interval most for its cost.
+
+    Costs are those of the sweep's arms so far, in money if it has prices, in GPU-hours or CPU-hours else.
+
+    \b
+    demoscale next lift
+    demoscale next lift --rate 0.8 --budget 2
+    demoscale next lift --target equivalence --json
+    """
+    from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
+    from orchestrator.report.next_report import next_arms
+    from orchestrator.storage.base import open_storage
+    from orchestrator.storage.identity import store_of
+    from orchestrator.tracking.mlflow_writer import tracking_uri
+
+    quiet()
+    place = open_storage(storage).uri
+    curve = read_curve(tracking_uri(mlflow or "", place), name, store_of(place, name), place)
+    if isinstance(curve, HeldOutCurve):
+        raise argument_error(f"{name}: it measures action errors, and no success is forecast from them")
+    found = next_arms(curve, target, rate, budget)
+    if as_json:
+        told = [{"refused": one} if isinstance(one, str) else one.to_json() for one in found]
+        return click.echo(json.dumps(told, indent=1))
+    for one in found:
+        for sentence in [one] if isinstance(one, str) else one.in_words():
+            click.echo(sentence)
