@@ -15,6 +15,7 @@ import click
 
 from orchestrator.cli.collect_command import collect
 from orchestrator.cli.compare_command import compare
+from orchestrator.cli.curve_output import print_curve
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
@@ -36,8 +37,6 @@ from orchestrator.cli.terminal import graceful_interrupt, print_wide
 if TYPE_CHECKING:
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.calibration import Calibration
-    from orchestrator.report.held_out_curve import HeldOutCurve
-    from orchestrator.report.sample_efficiency_curve import Curve
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
@@ -207,7 +206,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     console.print()
     say(sweep_run.ending or "done")
     if answer:
-        _print_curve(answer)
+        print_curve(answer)
         _print_places(sweep_run, answer)
     click.echo(f"spent    {_spent(sweep_run.spending.total(), sweep.prices)}")
 
@@ -262,7 +261,7 @@ def curve(
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:
-        _print_curve(answer)
+        print_curve(answer)
 
 
 @main.command()
@@ -309,30 +308,6 @@ def _spent(cost: Any, prices: Any) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _print_curve(answer: "Curve | HeldOutCurve") -> None:
-    """Print the points with their denominators, then the conclusions."""
-    from rich.table import Table
-
-    from orchestrator.report.held_out_curve import HeldOutCurve
-    from orchestrator.report.reference_lines import reference_lines
-    from orchestrator.report.shift_differences import shift_differences
-
-    columns = answer.table()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, _ in columns:
-        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
-    for row in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*row)
-    print_wide(table)
-    nominal = None if isinstance(answer, HeldOutCurve) else answer
-    for line in reference_lines(nominal) if nominal else ():
-        low, high = line.interval
-        click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
-    shifted = shift_differences(nominal) if nominal else ()
-    for sentence in (*answer.answer(), *answer.comparisons, *shifted):
-        click.echo(str(sentence))
 
 
 def _print_places(sweep_run: Any, answer: Any) -> None:

@@ -61,7 +61,7 @@ def answer(curve: Curve) -> list[str]:
     or, with too few seeds, which trained policies differ; of a search over ranges what its surface says.
     """
     if curve.searched:
-        return surface_in_words(curve)
+        return [*surface_in_words(curve), *mixed_arithmetic(curve.arms)]
     told = curve.about_training()
     told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     told += curve.about_policies()
