@@ -37,6 +37,7 @@ from orchestrator.cli.terminal import graceful_interrupt, print_wide
 if TYPE_CHECKING:
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.calibration import Calibration
+    from orchestrator.tracking.mlflow_reader import Checkpoint
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
@@ -225,10 +226,24 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     type=click.Path(dir_okay=False),
     help="Also write a self-contained HTML page with all results and films.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Which checkpoint of every arm to show. best: the best one on the scenes of suite.select, with its score"
+    " on the others; takes suite.report: best.",
+)
 @JSON
 @report_user_errors
 def curve(
-    name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
+    name: str,
+    storage: str,
+    mlflow: str | None,
+    save: str | None,
+    html: str | None,
+    checkpoint: "Checkpoint",
+    as_json: bool,
 ) -> None:
     """Print the sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
@@ -240,6 +255,7 @@ def curve(
     demoscale curve quickstart --save curve.png
     demoscale curve quickstart --html curve.html
     demoscale curve quickstart --json | jq .points
+    demoscale curve lift-select --checkpoint best
     """
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
@@ -251,7 +267,7 @@ def curve(
     quiet()
     place = open_storage(storage).uri
     uri = tracking_uri(mlflow or "", place)
-    answer = read_curve(uri, name, store_of(place, name), place)
+    answer = read_curve(uri, name, store_of(place, name), place, checkpoint)
     if save:
         answer.save(save)
     if html:
