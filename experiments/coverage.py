@@ -6,8 +6,8 @@
     python -m experiments.coverage --folder PLACE   keep the demonstrations and outcomes elsewhere
 
 The arm is one of `jobs/quickstart.yaml`: 20 demonstrations, no action-free video, two stages; each seed draws
-its demonstrations of 40. Every seed's policy plays the same 100 scenes, and its outcomes are kept at once, so a
-run that was stopped goes on with the next seed.
+its demonstrations of 40. Every seed's policy plays the same 100 scenes, and its outcomes are kept at once, so
+that a run that was stopped goes on with the next seed.
 
 Of these outcomes three seeds and 25 scenes are drawn, again and again, and their point on a curve is compared
 with the mean of all other seeds on all other scenes. That mean is not the recipe's rate: its own error counts
@@ -165,8 +165,8 @@ class Coverage:
 
 
 def coverage(outcomes: Mapping[int, Mapping[str, bool]], shown_scenes: int) -> Coverage:
-    """Return the coverage of the intervals of SHOWN_SEEDS seeds on `shown_scenes` scenes. outcomes: by seed and
-    episode id.
+    """Return the coverage of the intervals of SHOWN_SEEDS seeds on `shown_scenes` scenes. outcomes: by seed
+    and episode id.
     """
     rng, scenes, seeds = np.random.default_rng(0), sorted(next(iter(outcomes.values()))), sorted(outcomes)
     won = np.array([[outcomes[seed][scene] for scene in scenes] for seed in seeds])

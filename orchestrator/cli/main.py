@@ -231,8 +231,8 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     type=click.Choice(["last", "best"]),
     default="last",
     show_default=True,
-    help="Which checkpoint of every arm to show. best: the best one on the scenes of suite.select, with its score"
-    " on the others; takes suite.report: best.",
+    help="Which checkpoint of every arm to show. best: the best one on the scenes of suite.select, with its"
+    " score on the others; takes suite.report: best.",
 )
 @JSON
 @report_user_errors

@@ -534,8 +534,8 @@ class SuiteConfig(Section):
     are divided between the two. Empty: one list serves both.
     """
     report: Literal["last", "best"] = "last"
-    """With `select`: which checkpoints of an arm are scored on `episodes`. last: the last one; best: also the one
-    that is best on the scenes of `select`, for `demoscale curve --checkpoint best`.
+    """With `select`: which checkpoints of an arm are scored on `episodes`. last: the last one; best: also the
+    one that is best on the scenes of `select`, for `demoscale curve --checkpoint best`.
     """
 
     @field_validator("horizon", mode="before")
@@ -719,7 +719,9 @@ class SuiteConfig(Section):
         validated: tuple[str, ...] | int = validate(value)
         return validated
 
-    @field_validator("settle", "success", "shifts", "gl", "processors", "references", "decide", "select", "report")
+    @field_validator(
+        "settle", "success", "shifts", "gl", "processors", "references", "decide", "select", "report"
+    )
     @classmethod
     def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse with `held_out` what is about simulations."""

@@ -28,9 +28,9 @@ def check_selection(name: str, sweep: Mapping[str, Any]) -> None:
         )
     if not sweep.get("suite", {}).get("select"):
         raise NoSelectionError(
-            f"{name}: all of its scenes are reported, and on the scenes that chose it the best checkpoint looks"
-            " better than it is; set suite.select (such as 20) and suite.report: best and run it again, or"
-            " leave out --checkpoint best"
+            f"{name}: all of its scenes are reported, and on the scenes that chose it the best checkpoint"
+            " looks better than it is; set suite.select (such as 20) and suite.report: best and run it again,"
+            " or leave out --checkpoint best"
         )
 
 
@@ -47,9 +47,9 @@ def bias_in_words(curve: "Curve") -> list[str]:
     if not bias:
         return []
     low, high = bias.interval
+    select = curve.sweep["suite"]["select"]
     return [
-        f"Every arm's best checkpoint, chosen on {curve.sweep['suite']['select']} scenes per task and reported"
-        f" on others. On the scenes that chose them they succeed in {bias.chosen_on:.2f}, on the others in"
+        f"Every arm's best checkpoint, chosen on {select} scenes per task and reported on others. On the scenes that chose them they succeed in {bias.chosen_on:.2f}, on the others in"
         f" {bias.reported:.2f}: the scenes that chose them would flatter them by {bias.difference:+.2f} (95 %"
         f" interval {low:+.2f} to {high:+.2f})."
     ]

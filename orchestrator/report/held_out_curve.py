@@ -343,8 +343,8 @@ def read_curve(
     """Return a sweep's curve from MLflow alone: of success rates, or of action errors on held-out episodes.
     store, storage: select the sweep's storage, see `read_sweep`. checkpoint: which one of every arm.
 
-    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet, and
-    NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
+    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet,
+    and NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
     """
     if checkpoint == "best":
         return curve_from_mlflow(tracking_uri, name, store, storage, checkpoint)

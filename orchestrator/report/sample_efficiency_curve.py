@@ -303,8 +303,8 @@ def curve_from_mlflow(
     """Return a sweep's curve from MLflow alone. store, storage: select the sweep's storage, see `read_sweep`.
     checkpoint: which one of every arm.
 
-    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet, and
-    NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
+    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet,
+    and NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
     """
     check = check_selection if checkpoint == "best" else None
     tracked = read_sweep(tracking_uri, name, store, storage, checkpoint, check)

@@ -33,8 +33,8 @@ class SelectionBias:
 def selection_bias(
     chosen_on: Sequence[Mapping[str, bool]], reported: Sequence[Mapping[str, bool]]
 ) -> SelectionBias:
-    """Return the selection bias of chosen checkpoints, one per arm. chosen_on, reported: episode id -> success,
-    by arm.
+    """Return the selection bias of chosen checkpoints, one per arm. chosen_on, reported: episode id ->
+    success, by arm.
 
     Arms share scenes, so the variance is that of the sums over arms of each scene (Liang and Zeger 1986), of
     both blocks together, with the degrees of freedom of the smaller block. Assumes independent scenes. The

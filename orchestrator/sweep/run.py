@@ -517,8 +517,8 @@ class SweepRun:
         self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
 
     def _report_best(self, arm_id: str) -> None:
-        """Once every checkpoint of an arm has a score on the scenes of `suite.select`, enqueue the best one for
-        the episodes that the curve shows, if `suite.report` asks for it.
+        """Once every checkpoint of an arm has a score on the scenes of `suite.select`, enqueue the best one
+        for the episodes that the curve shows, if `suite.report` asks for it.
         """
         arm = self.board.arms[arm_id]
         step = None if arm.stopped is not None else self.state.best_checkpoint(arm_id, arm)

@@ -756,8 +756,8 @@ class SweepState:
         return board
 
     def best_checkpoint(self, arm_id: str, arm: ArmStatus) -> int | None:
-        """Return the step of the arm's best checkpoint on the scenes of `select`, of equal ones the last; None
-        before all have a complete score, and if `suite.report` does not ask for it.
+        """Return the step of the arm's best checkpoint on the scenes of `select`, of equal ones the last;
+        None before all have a complete score, and if `suite.report` does not ask for it.
         """
         if not arm.choosing or arm.steps not in arm.scores:
             return None

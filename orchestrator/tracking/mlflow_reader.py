@@ -56,7 +56,7 @@ CLIPS = "video_clips_id"
 """Metric: equal where the same clips were measured in the same way (`VideoScore.metrics`)."""
 
 Checkpoint = Literal["last", "best"]
-"""Which checkpoint of every arm a curve shows: the last one, or the best one on the scenes of `suite.select`."""
+"""Which checkpoint of every arm a curve shows: the last one, or the best on the scenes of `suite.select`."""
 
 OF_ONE_ARM = (TRAINED_ON, SIMULATED_ON, ACTED_ON, BEST_STEP)
 """Tags of an arm that are not the sweep's."""
@@ -83,8 +83,8 @@ class ScoredArm:
     trained_on: tuple[Arithmetic, ...] = ()
     """Arithmetics of the training processes, one after the other; none if not recorded."""
     acted_on: tuple[str, ...] = ()
-    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted; none of another
-    checkpoint.
+    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted; none of
+    another checkpoint.
     """
     shifted: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Shift -> episode id -> success, of complete scores under shifts."""
@@ -97,8 +97,8 @@ class ScoredArm:
     between imagined and executed video.
     """
     chosen_on: Mapping[str, bool] = field(default_factory=dict)
-    """Episode id -> success on the scenes of `suite.select`, by which this checkpoint was chosen; empty if it is
-    shown for being the last one.
+    """Episode id -> success on the scenes of `suite.select`, by which this checkpoint was chosen; empty if it
+    is shown for being the last one.
     """
 
     @property
@@ -294,8 +294,8 @@ def _read(
             if lacking := len(found_arms) - len(arms):
                 raise TrackingError(
                     f"{name}: {lacking} of {len(found_arms)} arms have no score of their best checkpoint on"
-                    " scenes that did not choose it; `demoscale run` with `--set suite.report=best` plays them"
-                    " and trains nothing again"
+                    " scenes that did not choose it; `demoscale run` with `--set suite.report=best` plays"
+                    " them and trains nothing again"
                 )
     anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in files else ()
     wanted_references = sweep.get("suite", {}).get("references") or ()

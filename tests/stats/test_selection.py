@@ -1,4 +1,4 @@
-"""Choosing the best checkpoint: its bias, and what it does to verdicts with and without scenes of their own."""
+"""Choosing the best checkpoint: its bias, and the verdicts on the scenes that chose it and on others."""
 
 from typing import Any
 
@@ -54,7 +54,9 @@ def test_selection_bias_weighs_arms_alike_and_one_scene_says_nothing() -> None:
 
 def differs(best: Won, other: Won) -> bool:
     """Return whether the curve finds a difference of two recipes. best, other: outcomes by seed, (R, E)."""
-    first, second = ({f"{place}": bool(one) for place, one in enumerate(won.ravel())} for won in (best, other))
+    first, second = (
+        {f"{place}": bool(one) for place, one in enumerate(won.ravel())} for won in (best, other)
+    )
     result = paired_comparison(first, second)
     if result.p_value >= 0.05:
         return False
