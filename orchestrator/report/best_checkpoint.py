@@ -49,7 +49,8 @@ def bias_in_words(curve: "Curve") -> list[str]:
     low, high = bias.interval
     select = curve.sweep["suite"]["select"]
     return [
-        f"Every arm's best checkpoint, chosen on {select} scenes per task and reported on others. On the scenes that chose them they succeed in {bias.chosen_on:.2f}, on the others in"
-        f" {bias.reported:.2f}: the scenes that chose them would flatter them by {bias.difference:+.2f} (95 %"
-        f" interval {low:+.2f} to {high:+.2f})."
+        f"Each arm is shown with its best checkpoint, chosen on {select} scenes per task and scored on others."
+        f" On the scenes that chose them these checkpoints succeed in {bias.chosen_on:.2f}, on the others in"
+        f" {bias.reported:.2f}: the scenes that chose them flatter them by {bias.difference:+.2f} (95 % interval"
+        f" {low:+.2f} to {high:+.2f})."
     ]

@@ -110,7 +110,7 @@ def test_searches_see_selecting_scenes_and_the_curve_others(
     assert [(sum(arm.chosen_on.values()), len(arm.chosen_on)) for arm in best.arms] == [(4, 4)] * 2
     (flattered, *_) = best.answer()
     assert "succeed in 1.00, on the others in 0.00" in flattered
-    assert "would flatter them by +1.00" in flattered
+    assert "flatter them by +1.00" in flattered
     assert "the best checkpoint scored" in best.to_json()["caption"]
     assert curve_from_mlflow(asked.mlflow, asked.name, state.store).arms == read.arms, "the last as before"
     assert {arm.state for arm in SweepState.open(asked).board().arms.values()} == {"scored"}
