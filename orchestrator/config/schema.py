@@ -751,7 +751,7 @@ class SuiteConfig(Section):
 
     @property
     def reports(self) -> int:
-        """Lists of `episodes` that an arm's checkpoints are scored on, at most, besides those of decisions."""
+        """Lists of `episodes` that an arm's checkpoints are scored on, at most, besides those that decide."""
         of_select = (2 if self.report == "best" else 1) if self.select else 0
         return len(self.shifts) + of_select
 

@@ -49,8 +49,8 @@ def bias_in_words(curve: "Curve") -> list[str]:
     low, high = bias.interval
     select = curve.sweep["suite"]["select"]
     return [
-        f"Each arm is shown with its best checkpoint, chosen on {select} scenes per task and scored on others."
-        f" On the scenes that chose them these checkpoints succeed in {bias.chosen_on:.2f}, on the others in"
-        f" {bias.reported:.2f}: the scenes that chose them flatter them by {bias.difference:+.2f} (95 % interval"
-        f" {low:+.2f} to {high:+.2f})."
+        f"Each arm is shown with its best checkpoint, chosen on {select} scenes per task and scored on"
+        f" others. On the scenes that chose them these checkpoints succeed in {bias.chosen_on:.2f}, on the"
+        f" others in {bias.reported:.2f}: the scenes that chose them flatter them by {bias.difference:+.2f}"
+        f" (95 % interval {low:+.2f} to {high:+.2f})."
     ]

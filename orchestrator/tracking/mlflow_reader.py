@@ -429,9 +429,7 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[
     )
 
 
-def _best_of_arm(
-    mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]
-) -> ScoredArm | None:
+def _best_of_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]) -> ScoredArm | None:
     """Return an arm with its best checkpoint; None if it has no score on scenes that did not choose it."""
     last, step = _last_step(run, now), int(run.data.tags.get(BEST_STEP, -1))
     names = [outcomes_artifact(step, part) for part in ("nominal", "select")]
