@@ -173,7 +173,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 
     \b
     demoscale run jobs/quickstart.yaml
-    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2]
+    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2,3,4]
     demoscale run jobs/quickstart.yaml --set search=asha --set budget.max_episodes=500
     demoscale run jobs/quickstart.yaml --retry-failed
     """
