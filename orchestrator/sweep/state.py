@@ -745,11 +745,11 @@ class SweepState:
                     }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.best = self.best_checkpoint(arm_id, state)
-            for step in {state.steps, state.best} & state.scoring.keys() if state.selecting else ():
-                checkpoint = self.checkpoints(arm_id)[step]
-                report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+            checkpoints = self.checkpoints(arm_id) if state.selecting else {}
+            for reported in {state.steps, state.best} & checkpoints.keys():
+                report, _ = self.score(state.arm, checkpoints[reported].fingerprint, "nominal")
                 if report.complete:
-                    state.reports[step] = report
+                    state.reports[reported] = report
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
         board.charge(CostLedger.read(self.storage, self.sweep.name).by_arm())
