@@ -745,11 +745,11 @@ class SweepState:
                     }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
             state.best = self.best_checkpoint(arm_id, state)
-            checkpoints = self.checkpoints(arm_id) if state.selecting else {}
-            for reported in {state.steps, state.best} & checkpoints.keys():
-                report, _ = self.score(state.arm, checkpoints[reported].fingerprint, "nominal")
-                if report.complete:
-                    state.reports[reported] = report
+            for step, checkpoint in self.checkpoints(arm_id).items() if state.selecting else ():
+                if step in (state.steps, state.best):
+                    report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                    if report.complete:
+                        state.reports[step] = report
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
         board.charge(CostLedger.read(self.storage, self.sweep.name).by_arm())
