@@ -1,6 +1,7 @@
-"""How long does a curve take from 100,000 logged episodes, and how much of that is reading them?
+"""How long does a curve take from 100,000 logged episodes, and how much of that is reading them? How long do
+three such sweeps take to compare?
 
-    python -m bench.curve                  a minute, most of it to log them
+    python -m bench.curve                  three minutes, most of it to log them
     python -m bench.curve --quick          a tenth of the episodes
 
 Simulated outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds), 1,000 episodes
@@ -23,6 +24,9 @@ from orchestrator.stats.fixed_sample import blaker
 DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3)
 
 READING = "only reading the files"
+COMPARING = "three sweeps, read and compared"
+COMPARED = ("curve", "second", "third")
+"""Names of the sweeps that are compared; the first one's curve is measured."""
 ROUNDS, READINGS = 5, 20
 
 
@@ -34,8 +38,8 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
     return (time.perf_counter() - wall) / times, (time.process_time() - cpu) / times
 
 
-def logged(folder: Path, episodes: int) -> str:
-    """Write the arms to a tracking database; return its URI."""
+def logged(folder: Path, name: str, episodes: int) -> str:
+    """Write the arms of a sweep to a tracking database; return its URI."""
     from orchestrator.tracking.mlflow_writer import (
         SCORE_METRICS,
         SCORED_STEP,
@@ -45,10 +49,10 @@ def logged(folder: Path, episodes: int) -> str:
 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = MlflowWriter(
-        uri, "curve", training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts")
+        uri, name, training="t", protocol="p", steps=100, artifacts=str(folder / "artifacts" / name)
     )
-    rng = np.random.default_rng(0)
-    hard = rng.standard_normal(episodes)
+    hard = np.random.default_rng(0).standard_normal(episodes)
+    rng = np.random.default_rng(1 + COMPARED.index(name))
     for number, arm in enumerate(expand_grid(DEMOS, RATIOS, SEEDS)):
         odds = np.log2(arm.demo_count / 50) + arm.action_free_ratio / 3 + 0.2 * rng.standard_normal() - hard
         won = rng.random(episodes) < 1 / (1 + np.exp(-odds))
@@ -69,41 +73,53 @@ def logged(folder: Path, episodes: int) -> str:
 def main(quick: bool) -> dict[str, object]:
     """Print a table; return the values of the last line."""
     from orchestrator.cluster.ray_runtime import quiet
+    from orchestrator.report.compared_sweeps import NamedSweep, compared
     from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.tracking.mlflow_reader import read_sweep
 
     quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        uri = logged(folder, 100 if quick else 1000)
+        for sweep in COMPARED:
+            uri = logged(folder, sweep, 100 if quick else 1000)
         curve = Curve.read(uri, "curve")  # modules are loaded, files are in the kernel's cache
         curve.draw("png")
 
         def reading() -> None:
-            for path in (folder / "artifacts").rglob("step_*.json"):
+            for path in (folder / "artifacts" / "curve").rglob("step_*.json"):
                 json.loads(path.read_text())
 
         def read() -> None:
             nonlocal curve
             curve = Curve.read(uri, "curve")
 
+        def compare() -> None:
+            sweeps = [NamedSweep(name, read_sweep(uri, name)) for name in COMPARED]
+            compared(sweeps).to_json()
+
         parts = {
             READING: lambda: timed(reading, READINGS),
             "read from MLflow": lambda: timed(read),
             "points, intervals, comparisons": lambda: timed(lambda: curve.to_json()),
             "picture": lambda: timed(lambda: curve.draw("png")),
+            COMPARING: lambda: timed(compare),
         }
         costs = harness.interleaved(parts, ROUNDS)
-    times = {name: median(wall for wall, _ in rounds) for name, rounds in costs.items() if name != READING}
-    only_reading = median(wall for wall, _ in costs[READING])
+    medians = {name: median(wall for wall, _ in rounds) for name, rounds in costs.items()}
+    times = {name: wall for name, wall in medians.items() if name not in (READING, COMPARING)}
+    cpu_of_comparing = median(cpu for _, cpu in costs[COMPARING])
     cpu_of_curve = [sum(costs[name][number][1] for name in times) for number in range(ROUNDS)]
     episodes, seconds = sum(arm.episodes for arm in curve.arms), sum(times.values())
     print(f"{len(curve.arms)} arms, {episodes:,} episodes, {len(curve.comparisons)} comparisons\n")
-    for title, value in {**times, "all": seconds, READING: only_reading}.items():
+    for title, value in {**times, "all": seconds, **medians}.items():
         print(f"{title:<34}{value:>8.2f} s")
     return {
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(median(cpu_of_curve), 2),
         "ratio_to_reading": round(harness.median_ratio(cpu_of_curve, [cpu for _, cpu in costs[READING]]), 1),
         "episodes": episodes,
+        "seconds_compare": round(medians[COMPARING], 2),
+        "cpu_seconds_compare": round(cpu_of_comparing, 2),
     }
 
 

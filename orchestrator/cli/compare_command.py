@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.curve_output import print_curve
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import JSON
 from orchestrator.cli.parameters import InputPath, OutputPath
@@ -58,7 +59,6 @@ def compare(
     demoscale compare lift lift --storage runs/tiny --storage s3://robot/runs --save both.png
     demoscale compare kitchen --published examples/published/robocasa-24.yaml
     """
-    from orchestrator.cli.main import _print_curve
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.compared_sweeps import NamedSweep, compared, differences, labels
     from orchestrator.report.published import read_published, warnings_for
@@ -91,7 +91,7 @@ def compare(
         save.write_bytes(draw(curve, save.suffix.removeprefix("."), results))
     if as_json:
         return click.echo(json.dumps(found, indent=1))
-    _print_curve(curve)
+    print_curve(curve)
     for result in results:
         click.echo(str(result))
     for sentence in warnings:

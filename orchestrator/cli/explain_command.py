@@ -24,9 +24,9 @@ def explain(name: str, arm: str, storage: str, as_json: bool) -> None:
     last run: only a run knows the cluster's.
 
     \b
-    demoscale explain quickstart demos-40_ratio-1_seed-0
-    demoscale explain jobs/quickstart.yaml demos-40_ratio-1_seed-0
-    demoscale explain quickstart demos-40_ratio-1_seed-0 --json | jq .consequence
+    demoscale explain quickstart demos-20_ratio-1_seed-0
+    demoscale explain jobs/quickstart.yaml demos-20_ratio-1_seed-0
+    demoscale explain quickstart demos-20_ratio-1_seed-0 --json | jq .consequence
     """
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.sweep.explain import explain as compared

@@ -15,6 +15,7 @@ import click
 
 from orchestrator.cli.collect_command import collect
 from orchestrator.cli.compare_command import compare
+from orchestrator.cli.curve_output import print_curve
 from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
@@ -38,8 +39,7 @@ from orchestrator.cli.terminal import graceful_interrupt, print_wide
 if TYPE_CHECKING:
     from orchestrator.config.sweep_config import SweepConfig
     from orchestrator.planning.calibration import Calibration
-    from orchestrator.report.held_out_curve import HeldOutCurve
-    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.tracking.mlflow_reader import Checkpoint
 
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
@@ -175,7 +175,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 
     \b
     demoscale run jobs/quickstart.yaml
-    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2]
+    demoscale run jobs/quickstart.yaml --set seeds=[0,1,2,3,4]
     demoscale run jobs/quickstart.yaml --set search=asha --set budget.max_episodes=500
     demoscale run jobs/quickstart.yaml --retry-failed
     """
@@ -209,7 +209,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     console.print()
     say(sweep_run.ending or "done")
     if answer:
-        _print_curve(answer)
+        print_curve(answer)
         _print_places(sweep_run, answer)
     click.echo(f"spent    {_spent(sweep_run.spending.total(), sweep.prices)}")
 
@@ -228,10 +228,24 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     type=click.Path(dir_okay=False),
     help="Also write a self-contained HTML page with all results and films.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Which checkpoint of every arm to show. best: the best one on the scenes of suite.select, with its"
+    " score on the others; takes suite.report: best.",
+)
 @JSON
 @report_user_errors
 def curve(
-    name: str, storage: str, mlflow: str | None, save: str | None, html: str | None, as_json: bool
+    name: str,
+    storage: str,
+    mlflow: str | None,
+    save: str | None,
+    html: str | None,
+    checkpoint: "Checkpoint",
+    as_json: bool,
 ) -> None:
     """Print the sample-efficiency curve of the sweep NAME, read from MLflow alone.
 
@@ -243,6 +257,7 @@ def curve(
     demoscale curve quickstart --save curve.png
     demoscale curve quickstart --html curve.html
     demoscale curve quickstart --json | jq .points
+    demoscale curve lift-select --checkpoint best
     """
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
@@ -254,7 +269,7 @@ def curve(
     quiet()
     place = open_storage(storage).uri
     uri = tracking_uri(mlflow or "", place)
-    answer = read_curve(uri, name, store_of(place, name), place)
+    answer = read_curve(uri, name, store_of(place, name), place, checkpoint)
     if save:
         answer.save(save)
     if html:
@@ -264,7 +279,7 @@ def curve(
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))
     else:
-        _print_curve(answer)
+        print_curve(answer)
 
 
 @main.command()
@@ -313,30 +328,6 @@ def _spent(cost: Any, prices: Any) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _print_curve(answer: "Curve | HeldOutCurve") -> None:
-    """Print the points with their denominators, then the conclusions."""
-    from rich.table import Table
-
-    from orchestrator.report.held_out_curve import HeldOutCurve
-    from orchestrator.report.reference_lines import reference_lines
-    from orchestrator.report.shift_differences import shift_differences
-
-    columns = answer.table()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, _ in columns:
-        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
-    for row in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*row)
-    print_wide(table)
-    nominal = None if isinstance(answer, HeldOutCurve) else answer
-    for line in reference_lines(nominal) if nominal else ():
-        low, high = line.interval
-        click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
-    shifted = shift_differences(nominal) if nominal else ()
-    for sentence in (*answer.answer(), *answer.comparisons, *shifted):
-        click.echo(str(sentence))
 
 
 def _print_places(sweep_run: Any, answer: Any) -> None:

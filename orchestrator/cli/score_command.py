@@ -314,7 +314,7 @@ def score(workers: int | None, as_json: bool, **_options: Any) -> None:
     demoscale score path/to/checkpoint --suite jobs/quickstart.yaml
     demoscale score s3://robot/runs/arms/ARM/step_002000 --storage s3://robot/runs --task Lift --episodes 200
     demoscale score models:/m-0123456789abcdef0123456789abcdef --suite jobs/quickstart.yaml --json
-    demoscale score demos-40_ratio-1_seed-0 --sweep quickstart --shift lighting
+    demoscale score demos-20_ratio-1_seed-0 --sweep quickstart --shift lighting
     demoscale score http://127.0.0.1:8000 --task Lift --shift every --fingerprint pi-2026-11
     demoscale score openpi://gpu-1:8000 --contract contract.json --layout libero --execute 5
     demoscale score examples.waypoints:make --episodes 50 --save waypoints.parquet

@@ -533,6 +533,10 @@ class SuiteConfig(Section):
     `episodes`, which the curve shows, so no reported rate has been chosen for being high. LIBERO's 50 scenes
     are divided between the two. Empty: one list serves both.
     """
+    report: Literal["last", "best"] = "last"
+    """With `select`: which checkpoints of an arm are scored on `episodes`. last: the last one; best: also the
+    one that is best on the scenes of `select`, for `demoscale curve --checkpoint best`.
+    """
 
     @field_validator("horizon", mode="before")
     @classmethod
@@ -715,13 +719,25 @@ class SuiteConfig(Section):
         validated: tuple[str, ...] | int = validate(value)
         return validated
 
-    @field_validator("settle", "success", "shifts", "gl", "processors", "references", "decide", "select")
+    @field_validator(
+        "settle", "success", "shifts", "gl", "processors", "references", "decide", "select", "report"
+    )
     @classmethod
     def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse with `held_out` what is about simulations."""
         default = cls.model_fields[str(info.field_name)].default
         if info.data.get("held_out") is not None and value != default:
             raise ValueError(f"{NOTHING_IS_PLAYED} {info.field_name} or suite.held_out")
+        return value
+
+    @field_validator("report")
+    @classmethod
+    def _with_select(cls, value: str, info: ValidationInfo) -> str:
+        if value == "best" and info.data.get("held_out") is None and not info.data.get("select", True):
+            raise ValueError(
+                "best takes scenes that choose the checkpoint and are not reported; set suite.select, such as"
+                " 20, or leave out suite.report"
+            )
         return value
 
     video_clips: NonNegativeInt = 8
@@ -732,6 +748,12 @@ class SuiteConfig(Section):
     def listed(self) -> int:
         """Episodes that a score is made of."""
         return self.episodes * len(self.tasks)
+
+    @property
+    def reports(self) -> int:
+        """Lists of `episodes` that an arm's checkpoints are scored on, at most, besides those that decide."""
+        of_select = (2 if self.report == "best" else 1) if self.select else 0
+        return len(self.shifts) + of_select
 
     @property
     def decided_on(self) -> Literal["nominal", "select"]:

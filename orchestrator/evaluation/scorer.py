@@ -82,7 +82,7 @@ class Scorer:
         # outcomes that others are compared with, by arm and step
         self._references: dict[tuple[str, int], dict[str, Outcome]] = {}
         self._dropped: set[str] = set()
-        self._accepting = True
+        self._accepting = self._expecting = True
         self.failure: BaseException | None = None
         """Exception that ended the thread; None while there is none."""
         self._closing = False
@@ -161,7 +161,8 @@ class Scorer:
 
     def _run(self) -> None:
         try:
-            while (self._accepting or self._open) and not self._closing:
+            # what handles a score may submit another checkpoint of the arm, while `drain` waits, too
+            while (self._expecting or self._open or not self._todo.empty()) and not self._closing:
                 self._take_in(wait_s=0 if self._pool.unfinished else POLL_S)
                 self._feed()
                 self._collect()
@@ -311,12 +312,12 @@ class Scorer:
             self._pool.resize(workers)
 
     def _wind_down(self) -> None:
-        self._accepting = False
+        self._accepting = self._expecting = False
         for entry in [*self._open.values()]:
             self._withdraw(entry)
 
     def _expect_no_more(self) -> None:
-        self._accepting = False
+        self._expecting = False
 
 
 def _rollout(job: EvalJob, spec: EpisodeSpec, contract: Contract, film: bool = False) -> RolloutJob:

@@ -266,14 +266,13 @@ def work_of(
         training(stage_one_kind(lines[video.line]), video.steps, video.steps, video.episodes)
         for video in planned_videos(sweep, manifest, quarantined, evaluation)
     ]
-    reports = len(sweep.suite.shifts) + bool(sweep.suite.select)
     by_line = {name: dict.fromkeys(BOUNDS, 0) for name in lines}
     for bound in BOUNDS:
         of_each = len(evaluation) or (sweep.suite.fewest if bound == "low" else sweep.suite.deciding)
         for arm, each in zip(arms, trainings, strict=True):
             end = each.steps_at(bound)
             scored = sum(step <= end for step in sweep.scored_steps(arm))
-            shifted = reports * (end == each.steps)
+            shifted = sweep.suite.reports * (end == each.steps)
             by_line[arm.kind][bound] += of_each * scored + sweep.suite.listed * shifted
     rollouts = {bound: sum(own[bound] for own in by_line.values()) for bound in BOUNDS}
     if evaluation:

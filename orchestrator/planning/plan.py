@@ -197,7 +197,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
     checkpoints = sum(len(sweep.checkpoint_steps(arm)) for arm in arms)
     suite, contract = sweep.to_suite(), sweep.suite.contract_of(manifest.contract)
     scored = sum(len(sweep.scored_steps(arm)) for arm in arms)
-    reports = len(arms) * (len(sweep.suite.shifts) + bool(sweep.suite.select)) + len(sweep.suite.references)
+    reports = len(arms) * sweep.suite.reports + len(sweep.suite.references)
     rollouts = scored * sweep.suite.deciding + reports * sweep.suite.listed
     lists = scored * (sweep.suite.select or suite.episodes) + reports * suite.episodes
     return Plan(

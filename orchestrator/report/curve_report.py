@@ -14,6 +14,8 @@ from orchestrator.report.shift_differences import ShiftDifference
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
+from orchestrator.stats.selection import SelectionBias
+from orchestrator.tracking.mlflow_reader import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class PointReport:
 
 @dataclass(frozen=True)
 class ArmReport:
-    """The last checkpoint of an arm."""
+    """The checkpoint of an arm that the curve shows."""
 
     arm: str
     """Name of the arm."""
@@ -279,6 +281,10 @@ class CurveReport:
     """Policies that anchor the scale (`suite.references`)."""
     shifts: tuple[ShiftDifference, ...] = ()
     """Differences between shifted and nominal scenes (`suite.shifts`)."""
+    checkpoint: Checkpoint = "last"
+    """Which checkpoint of every arm is shown."""
+    selection_bias: SelectionBias | None = None
+    """What choosing the best checkpoints did; None if the last ones are shown."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -298,7 +304,16 @@ class CurveReport:
             "provenance": [list(fact) for fact in self.provenance],
             "references": [line.to_json() for line in self.references],
             "shifts": [difference.to_json() for difference in self.shifts],
+            "checkpoint": self.checkpoint,
+            "selection_bias": _bias(self.selection_bias),
         }
+
+
+def _bias(bias: SelectionBias | None) -> dict[str, float] | None:
+    if bias is None:
+        return None
+    rates = {"chosen_on": bias.chosen_on, "reported": bias.reported, "difference": bias.difference}
+    return rates | bias.interval._asdict()
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

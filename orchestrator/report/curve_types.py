@@ -53,16 +53,20 @@ class Series:
         `with_video` is appended for policies with video.
         """
         if self.baseline:
-            return f"{demo_count} demos without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{demo_count} demos{with_video} {self._action_free}".rstrip()
+            return f"{_demos(demo_count)} without video ({WITHOUT_VIDEO[self.policy]})"
+        return f"{_demos(demo_count)}{with_video} {self._action_free}".rstrip()
 
     def named_words(self, demo_count: int) -> str:
         """Return one of its points in words among other policies."""
-        return f"{demo_count} demos, {self.named_label}"
+        return f"{_demos(demo_count)}, {self.named_label}"
 
     @property
     def _action_free(self) -> str:
         return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
+
+
+def _demos(count: int) -> str:
+    return f"{count} demo{'' if count == 1 else 's'}"
 
 
 Cell = tuple[Series, int]

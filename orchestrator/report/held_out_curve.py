@@ -23,7 +23,7 @@ from orchestrator.report.curve_types import (
     Series,
     TaskError,
 )
-from orchestrator.report.sample_efficiency_curve import Curve, curve_of_tracked
+from orchestrator.report.sample_efficiency_curve import Curve, curve_from_mlflow, curve_of_tracked
 from orchestrator.report.training_in_words import trained_for
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
@@ -33,7 +33,7 @@ from orchestrator.stats.fixed_sample import (
     mean_interval,
     paired_means,
 )
-from orchestrator.tracking.mlflow_reader import MeasuredArm, holds_out, read_sweep
+from orchestrator.tracking.mlflow_reader import Checkpoint, MeasuredArm, holds_out, read_sweep
 from orchestrator.tracking.mlflow_writer import DIMENSIONS, TrackingError
 
 
@@ -337,12 +337,17 @@ def _comparison_json(comparison: ErrorComparison) -> dict[str, Any]:
     }
 
 
-def read_curve(tracking_uri: str, name: str, store: str = "", storage: str = "") -> Curve | HeldOutCurve:
+def read_curve(
+    tracking_uri: str, name: str, store: str = "", storage: str = "", checkpoint: Checkpoint = "last"
+) -> Curve | HeldOutCurve:
     """Return a sweep's curve from MLflow alone: of success rates, or of action errors on held-out episodes.
-    store, storage: select the sweep's storage, see `read_sweep`.
+    store, storage: select the sweep's storage, see `read_sweep`. checkpoint: which one of every arm.
 
-    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
+    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet,
+    and NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
     """
+    if checkpoint == "best":
+        return curve_from_mlflow(tracking_uri, name, store, storage, checkpoint)
     tracked = read_sweep(tracking_uri, name, store, storage)
     if not holds_out(tracked.sweep):
         return curve_of_tracked(name, tracked)

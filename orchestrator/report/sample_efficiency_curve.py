@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.action_error import MEASURE
 from orchestrator.report.arms_curve import ArmsCurve
+from orchestrator.report.best_checkpoint import check_selection
 from orchestrator.report.curve_types import (
     Cell,
     Comparison,
@@ -35,7 +36,15 @@ from orchestrator.stats.fixed_sample import (
 from orchestrator.stats.sample_efficiency import Estimate, estimated
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.stats.success_surface import SuccessSurface, fit_surface
-from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, ScoredArm, TrackedSweep, holds_out, read_sweep
+from orchestrator.tracking.mlflow_reader import (
+    CLIPS,
+    VIDEO,
+    Checkpoint,
+    ScoredArm,
+    TrackedSweep,
+    holds_out,
+    read_sweep,
+)
 from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.tracking.references import ReferenceScore
 from orchestrator.tracking.rollout_videos import RolloutVideo
@@ -54,11 +63,20 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
 
     references: tuple[ReferenceScore, ...] = ()
     """Scores of the suite's references, which take part in no comparison."""
+    checkpoint: Checkpoint = "last"
+    """Which checkpoint of every arm is shown."""
 
     @classmethod
-    def read(cls, tracking_uri: str, name: str, store: str = "", storage: str = "") -> "Curve":
+    def read(
+        cls,
+        tracking_uri: str,
+        name: str,
+        store: str = "",
+        storage: str = "",
+        checkpoint: Checkpoint = "last",
+    ) -> "Curve":
         """Return a sweep's curve from MLflow; `curve_from_mlflow`."""
-        return curve_from_mlflow(tracking_uri, name, store, storage)
+        return curve_from_mlflow(tracking_uri, name, store, storage, checkpoint)
 
     # -- points
 
@@ -279,12 +297,18 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return page(self.report(), videos, self.sweep_file, surface=surface)
 
 
-def curve_from_mlflow(tracking_uri: str, name: str, store: str = "", storage: str = "") -> Curve:
+def curve_from_mlflow(
+    tracking_uri: str, name: str, store: str = "", storage: str = "", checkpoint: Checkpoint = "last"
+) -> Curve:
     """Return a sweep's curve from MLflow alone. store, storage: select the sweep's storage, see `read_sweep`.
+    checkpoint: which one of every arm.
 
-    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet.
+    Raises TrackingError if there is no such sweep, if there are several, or if no arm of it is scored yet,
+    and NoSelectionError if best checkpoints are asked for and no scenes are apart to choose them.
     """
-    return curve_of_tracked(name, read_sweep(tracking_uri, name, store, storage))
+    check = check_selection if checkpoint == "best" else None
+    tracked = read_sweep(tracking_uri, name, store, storage, checkpoint, check)
+    return replace(curve_of_tracked(name, tracked), checkpoint=checkpoint)
 
 
 def curve_of_tracked(name: str, tracked: TrackedSweep) -> Curve:

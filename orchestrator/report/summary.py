@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.report.arithmetic import acting_arithmetic, mixed_arithmetic, training_arithmetic
 from orchestrator.report.arms_curve import NO_BAND
+from orchestrator.report.best_checkpoint import bias_in_words, bias_of
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -41,6 +42,8 @@ def report(curve: Curve) -> CurveReport:
         name=curve.name,
         protocol=curve.protocol,
         caption=caption(curve),
+        checkpoint=curve.checkpoint,
+        selection_bias=bias_of(curve),
         match=curve.match,
         answer=tuple(answer(curve)),
         claim=curve.claim,
@@ -61,8 +64,8 @@ def answer(curve: Curve) -> list[str]:
     or, with too few seeds, which trained policies differ; of a search over ranges what its surface says.
     """
     if curve.searched:
-        return surface_in_words(curve)
-    told = curve.about_training()
+        return [*bias_in_words(curve), *surface_in_words(curve), *mixed_arithmetic(curve.arms)]
+    told = [*bias_in_words(curve), *curve.about_training()]
     told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     told += curve.about_policies()
     for line in curve.lines:
@@ -143,9 +146,9 @@ def caption(curve: Curve) -> str:
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
     if suite.get("select"):
-        said.append(f"decisions on {suite['select']} other episodes per task")
+        said.append(f"{_decisions(curve)} on {suite['select']} other episodes per task")
     if trained := trained_for(sweep, curve.costs):
-        said.append(f"{trained}, the last checkpoint scored")
+        said.append(f"{trained}, the {curve.checkpoint} checkpoint scored")
     several = len(curve.seeds) > 1
     said.append(f"seeds {', '.join(map(str, curve.seeds))}" + (", one thin line each" if several else ""))
     said.append(f"{curve.errors} errors, none of them counted as a failure" if curve.errors else "no errors")
@@ -177,6 +180,10 @@ def cost_axis(costs: Sequence[CostReport | None], among: Mapping[str, str] = COS
 
 
 # -- parts ---------------------------------------------------------------------------------------------------
+
+
+def _decisions(curve: Curve) -> str:
+    return "decisions" if curve.checkpoint == "last" else "best checkpoints chosen"
 
 
 def _line(curve: Curve, line: Series) -> SeriesReport:

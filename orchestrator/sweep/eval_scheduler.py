@@ -209,9 +209,8 @@ class EvalScheduler:
         state = self._state
         if step not in state.sweep.scored_steps(self._board.arms[arm_id].arm):
             return None
-        checkpoint = CheckpointRef(state.checkpoint_uri(arm_id, step), fingerprint)
         last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
-        source = self._backend.source(checkpoint, state.sweep.line(arm).imagines)
+        checkpoint, source = self._checkpoint(arm_id, step, fingerprint)
         if isinstance(self.scorer, HeldOutScorer):
             protocol = state.protocol_of("nominal", arm)
             return self.scorer.submit(
@@ -220,24 +219,40 @@ class EvalScheduler:
         decided_on = state.sweep.suite.decided_on
         reported = ("nominal", *state.sweep.suite.shifts) if last else ()
         for shift in dict.fromkeys((decided_on, *reported)):
-            suite = state.sweep.to_suite(shift)
             rule, reference = (
                 (state.rule(arm), state.sweep.is_reference(arm)) if shift == decided_on else (None, False)
             )
-            job = EvalJob(
-                arm_id=arm_id,
-                step=step,
-                checkpoint=checkpoint,
-                suite=suite,
-                protocol=state.protocol_of(shift, arm),
-                source=source,
-                films=last and shift != "select",
-                rule=rule,
-                reference=reference,
-                arm=arm.name,
-                unit=state.sweep.train.unit,
+            job = self._job(arm_id, step, checkpoint, source, shift)
+            films = last and shift != "select"
+            self.scorer.submit(replace(job, films=films, rule=rule, reference=reference))
+
+    def submit_report(self, arm_id: str, step: int, fingerprint: str) -> None:
+        """Enqueue the arm's checkpoint of this step for the episodes that the curve shows, without films."""
+        if isinstance(self.scorer, Scorer):
+            self.scorer.submit(
+                self._job(arm_id, step, *self._checkpoint(arm_id, step, fingerprint), "nominal")
             )
-            self.scorer.submit(job)
+
+    def _checkpoint(self, arm_id: str, step: int, fingerprint: str) -> tuple[CheckpointRef, PolicySource]:
+        checkpoint = CheckpointRef(self._state.checkpoint_uri(arm_id, step), fingerprint)
+        line = self._state.sweep.line(self._board.arms[arm_id].arm)
+        return checkpoint, self._backend.source(checkpoint, line.imagines)
+
+    def _job(
+        self, arm_id: str, step: int, checkpoint: CheckpointRef, source: PolicySource, shift: str
+    ) -> EvalJob:
+        """Return the job of a checkpoint's episodes under a shift, or of those of `select`."""
+        state, arm = self._state, self._board.arms[arm_id].arm
+        return EvalJob(
+            arm_id=arm_id,
+            step=step,
+            checkpoint=checkpoint,
+            suite=state.sweep.to_suite(shift),
+            protocol=state.protocol_of(shift, arm),
+            source=source,
+            arm=arm.name,
+            unit=state.sweep.train.unit,
+        )
 
     def submit_references(self) -> None:
         """Enqueue the references of the suite that have no complete score yet."""

@@ -61,6 +61,8 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX, *, m
     if scores:
         publish_curve(views, state, complete="" not in ends)
     for arm_id, status in board.arms.items():
+        if status.best is not None:
+            views.best(arm_id, status.best)
         views.end_arm(arm_id, status, "" if may_run else KILLED)
     if ends and (not may_run or not ends & {"", FAILED}):
         views.end(KILLED if "" in ends else FAILED if FAILED in ends else FINISHED)

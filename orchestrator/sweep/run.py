@@ -500,7 +500,7 @@ class SweepRun:
         if decides and not job.contract:
             self.board.record_score(job.arm_id, job.step, "nominal", score)
         elif part == "nominal" and not job.contract:
-            self.board.record_report(job.arm_id, score)
+            self.board.record_report(job.arm_id, job.step, score)
         elif not job.contract:
             self.board.record_score(job.arm_id, job.step, part, score)
         self.say(f"score {job}: {score}")
@@ -513,7 +513,21 @@ class SweepRun:
         if decides:
             self.evaluation.submit_video(job)
             self._search_on(job.arm_id, job.step, score)
+            self._report_best(job.arm_id)
         self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
+
+    def _report_best(self, arm_id: str) -> None:
+        """Once every checkpoint of an arm has a score on the scenes of `suite.select`, enqueue the best one
+        for the episodes that the curve shows, if `suite.report` asks for it.
+        """
+        arm = self.board.arms[arm_id]
+        step = None if arm.stopped is not None else self.state.best_checkpoint(arm_id, arm)
+        self.board.record_best(arm_id, step)
+        if step is None:
+            return
+        self._publisher.best(arm_id, step)
+        if step != arm.steps and step not in arm.reports:  # the last one is enqueued already
+            self.evaluation.submit_report(arm_id, step, self.state.checkpoints(arm_id)[step].fingerprint)
 
     def _on_action_errors(self, event: ActionErrorsRecorded) -> None:
         job = event.job
@@ -562,6 +576,7 @@ class SweepRun:
                 continue
             for step, checkpoint in self.state.checkpoints(arm_id).items():
                 self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
+            self._report_best(arm_id)
         self.evaluation.submit_references()
 
     def _unfinished(self) -> Iterator[str]:
@@ -575,11 +590,9 @@ class SweepRun:
                     f"{arm.name}: its last checkpoint has no score ({arm.state}, {arm.step} of {arm.steps}"
                     f" {arm.unit}); run again to go on"
                 )
-            if arm.selecting and arm.report is None and arm.steps in arm.scores and not self._retry_failed:
-                yield (
-                    f"{arm.name}: its last checkpoint has a score to select it and none to report; run again"
-                    " to go on"
-                )
+            if arm.stopped is None and arm.steps in arm.scores and not (arm.reported or self._retry_failed):
+                which = "last" if arm.report is None else "best"
+                yield f"{arm.name}: its {which} checkpoint has no score to report; run again to go on"
             for shift, score in {"": arm.scores.get(arm.steps), **arm.shifted}.items():
                 if score and not score.complete:
                     causes = "; ".join(sorted({cause for _, cause in score.causes}))

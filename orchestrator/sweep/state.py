@@ -445,7 +445,7 @@ class SweepState:
         # earlier versions had no such fields, and their searches go on
         later = {"processors"} if suite_config.processors == "one" else set[str]()
         suite = suite_config.model_dump(
-            mode="json", exclude={"video_clips", "references"} | later, exclude_none=True
+            mode="json", exclude={"video_clips", "references", "report"} | later, exclude_none=True
         )
         for name, none in (("sampler", {}), ("every", 1)):
             if suite[name] == none:
@@ -645,6 +645,7 @@ class SweepState:
             train.end,
             video.arm_id if video else "",
             selecting=self.sweep.suite.select is not None,
+            choosing=self.sweep.suite.report == "best",
             unit=train.unit,
         )
 
@@ -738,18 +739,31 @@ class SweepState:
                 if score.complete:
                     state.scores[step] = score
                 if step == state.steps:
-                    if self.sweep.suite.select:
-                        report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
-                        state.report = report if report.complete else None
                     shifted = {
                         shift: self.score(state.arm, checkpoint.fingerprint, shift)[0]
                         for shift in self.sweep.suite.shifts
                     }
                     state.shifted = {shift: score for shift, score in shifted.items() if score.complete}
+            state.best = self.best_checkpoint(arm_id, state)
+            for step, checkpoint in self.checkpoints(arm_id).items() if state.selecting else ():
+                if step in (state.steps, state.best):
+                    report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
+                    if report.complete:
+                        state.reports[step] = report
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
         board.charge(CostLedger.read(self.storage, self.sweep.name).by_arm())
         return board
+
+    def best_checkpoint(self, arm_id: str, arm: ArmStatus) -> int | None:
+        """Return the step of the arm's best checkpoint on the scenes of `select`, of equal ones the last;
+        None before all have a complete score, and if `suite.report` does not ask for it.
+        """
+        if not arm.choosing or arm.steps not in arm.scores:
+            return None
+        steps = self.checkpoints(arm_id).keys() & self.sweep.scored_steps(arm.arm)
+        scores = {step: score for step, score in arm.scores.items() if score.complete}
+        return max(steps, key=lambda step: (scores[step].merit, step)) if steps <= scores.keys() else None
 
     def rule(self, arm: Arm) -> StoppingRule | None:
         """Return the rule that decides how much of the suite, or of `suite.select`, an arm's checkpoints are

@@ -34,8 +34,14 @@ class ArmStatus:
     """Complete scores of the last checkpoint, by shift."""
     selecting: bool = False
     """Whether `scores` are on the episodes of `suite.select`."""
-    report: Score | None = None
-    """Complete score of the last checkpoint on the suite's own episodes, if `selecting`; else None."""
+    choosing: bool = False
+    """Whether the checkpoint that is best by `scores` is scored on the suite's own episodes, too."""
+    best: int | None = None
+    """Step of that checkpoint; None until every checkpoint has a score, and if not `choosing`."""
+    reports: dict[int, Score] = field(default_factory=dict)
+    """Complete scores on the suite's own episodes by checkpoint step, if `selecting`: of the last checkpoint
+    and of `best`.
+    """
     stopped: int | None = None
     """Step after whose score the search stopped the arm; None if it did not."""
     failure: str = ""
@@ -53,6 +59,18 @@ class ArmStatus:
         return self.arm.name
 
     @property
+    def report(self) -> Score | None:
+        """Complete score of the last checkpoint on the suite's own episodes, if `selecting`; else None."""
+        return self.reports.get(self.steps)
+
+    @property
+    def reported(self) -> bool:
+        """Whether no checkpoint still needs a score on the suite's own episodes besides those in `scores`."""
+        if not self.selecting:
+            return True
+        return self.steps in self.reports and (not self.choosing or self.best in self.reports)
+
+    @property
     def state(self) -> str:
         """Phase of the arm: failed, stopped, waiting, stage 1, training, scoring or scored."""
         if self.failure:
@@ -61,8 +79,7 @@ class ArmStatus:
             return "stopped"
         if self.step < self.steps:
             return "training" if self.step else "stage 1" if self.video_step else "waiting"
-        reported = self.report is not None or not self.selecting
-        return "scored" if self.steps in self.scores and reported else "scoring"
+        return "scored" if self.steps in self.scores and self.reported else "scoring"
 
 
 class SweepStatus:
@@ -105,10 +122,17 @@ class SweepStatus:
         with self.lock:
             self.arms[arm_id].scores[step] = score
 
-    def record_report(self, arm_id: str, score: Score) -> None:
-        """Record the score of an arm's last checkpoint on the episodes that the curve shows."""
+    def record_report(self, arm_id: str, step: int, score: Score) -> None:
+        """Record the score of an arm's checkpoint on the episodes that the curve shows."""
         with self.lock:
-            self.arms[arm_id].report = score if score.complete else None
+            self.arms[arm_id].reports.pop(step, None)
+            if score.complete:
+                self.arms[arm_id].reports[step] = score
+
+    def record_best(self, arm_id: str, step: int | None) -> None:
+        """Record the step of an arm's best checkpoint."""
+        with self.lock:
+            self.arms[arm_id].best = step
 
     def record_score(self, arm_id: str, step: int, shift: str, score: Score) -> None:
         """Record the score of an arm's checkpoint under a shift."""

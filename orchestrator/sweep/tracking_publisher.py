@@ -32,6 +32,7 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmStatus
 from orchestrator.tracking.mlflow_writer import (
     ACTED_ON,
+    BEST_STEP,
     DIMENSIONS,
     FAILED,
     FINISHED,
@@ -220,6 +221,10 @@ class TrackingPublisher:
         self._relay.enqueue(
             LogMetrics(arm_id=arm_id, step=step, values=told, at=_now_ms(), checkpoint=fingerprint)
         )
+
+    def best(self, arm_id: str, step: int) -> None:
+        """Publish which checkpoint of an arm is best on the scenes of `suite.select`."""
+        self._tags(arm_id, {BEST_STEP: str(step)})
 
     def action_error(self, arm_id: str, step: int, fingerprint: str, score: ActionErrorScore) -> None:
         """Publish a checkpoint's action error at its training step, and that of every held-out episode as a
@@ -413,9 +418,8 @@ def ended_as(arm: ArmStatus, shifts: Iterable[str]) -> str:
         return FAILED
     if arm.stopped is not None:
         return KILLED
-    report = [arm.report] if arm.selecting else []
-    scores = [arm.scores.get(arm.steps), *report, *(arm.shifted.get(shift) for shift in shifts)]
-    return FINISHED if all(score and score.complete for score in scores) else ""
+    scores = [arm.scores.get(arm.steps), *(arm.shifted.get(shift) for shift in shifts)]
+    return FINISHED if arm.reported and all(score and score.complete for score in scores) else ""
 
 
 def _ending(arm: ArmStatus) -> str:

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ from orchestrator.redaction import strip_credentials
 from orchestrator.tracking.mlflow_writer import (
     ACTED_ON,
     ARM,
+    BEST_STEP,
     CHECKPOINT,
     DESCRIBED,
     DESCRIPTION,
@@ -54,17 +55,23 @@ VIDEO = ("video_psnr", "video_ssim", "video_distance")
 CLIPS = "video_clips_id"
 """Metric: equal where the same clips were measured in the same way (`VideoScore.metrics`)."""
 
-OF_ONE_ARM = (TRAINED_ON, SIMULATED_ON, ACTED_ON)
+Checkpoint = Literal["last", "best"]
+"""Which checkpoint of every arm a curve shows: the last one, or the best on the scenes of `suite.select`."""
+
+OF_ONE_ARM = (TRAINED_ON, SIMULATED_ON, ACTED_ON, BEST_STEP)
 """Tags of an arm that are not the sweep's."""
 
 
 @dataclass(frozen=True)
 class ScoredArm:
-    """An arm with the complete score of its last checkpoint, as MLflow or the ledger has it."""
+    """An arm with the complete score of its last checkpoint, as MLflow or the ledger has it, or of its best
+    one.
+    """
 
     arm: Arm
     protocol: str
     step: int
+    """Training step of the checkpoint."""
     successes: int
     episodes: int
     errors: int
@@ -76,7 +83,9 @@ class ScoredArm:
     trained_on: tuple[Arithmetic, ...] = ()
     """Arithmetics of the training processes, one after the other; none if not recorded."""
     acted_on: tuple[str, ...] = ()
-    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted."""
+    """Arithmetics of the processes that computed the last checkpoint's actions, in words, sorted; none of
+    another checkpoint.
+    """
     shifted: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Shift -> episode id -> success, of complete scores under shifts."""
     run_id: str = ""
@@ -86,6 +95,10 @@ class ScoredArm:
     films: tuple[Mapping[str, Any], ...] = ()
     """Notes of the filmed episodes, shifted ones included, sorted by episode id: task, result, distances
     between imagined and executed video.
+    """
+    chosen_on: Mapping[str, bool] = field(default_factory=dict)
+    """Episode id -> success on the scenes of `suite.select`, by which this checkpoint was chosen; empty if it
+    is shown for being the last one.
     """
 
     @property
@@ -139,17 +152,25 @@ class TrackedSweep:
 _Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
 
 
-def read_sweep(uri: str, name: str, store: str = "", storage: str = "") -> TrackedSweep:
-    """Return the scored arms of a sweep.
+def read_sweep(
+    uri: str,
+    name: str,
+    store: str = "",
+    storage: str = "",
+    checkpoint: Checkpoint = "last",
+    check: Callable[[str, Mapping[str, Any]], None] | None = None,
+) -> TrackedSweep:
+    """Return the scored arms of a sweep. checkpoint: which one of every arm. check: called with the name and
+    the resolved sweep file before arms are read, to refuse it.
 
     store: identity of the sweep's storage (`SweepState.store`); empty if only the name is known. storage: URI
     of that storage, which chooses among several sweeps of the name if `store` is empty.
 
     Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of
-    one arm, or cannot be reached.
+    one arm, if best checkpoints are asked for and one has no score, or if the store cannot be reached.
     """
     try:
-        return _read(client(uri), uri, name, store, storage)
+        return _read(client(uri), uri, name, store, storage, checkpoint, check)
     except Exception as error:
         if not is_unavailable(error):
             raise
@@ -215,7 +236,15 @@ def _registered(mlflow: Any, place: str, name: str) -> str:
     return str(model_id)
 
 
-def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> TrackedSweep:
+def _read(
+    mlflow: Any,
+    uri: str,
+    name: str,
+    store: str,
+    storage: str,
+    checkpoint: Checkpoint,
+    check: Callable[[str, Mapping[str, Any]], None] | None,
+) -> TrackedSweep:
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     known = (
         mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"}), max_results=10_000)
@@ -251,13 +280,23 @@ def _read(mlflow: Any, uri: str, name: str, store: str, storage: str) -> Tracked
             f"{strip_credentials(uri)}: the sweep.yaml kept with {name} cannot be read"
             f" ({' '.join(str(error).split())[:200]})"
         ) from None
+    if check:
+        check(name, sweep)
     arms, measured = list[ScoredArm](), list[MeasuredArm]()
     with ThreadPoolExecutor(AT_ONCE) as requests:
         if holds_out(sweep):
             measured = list(requests.map(lambda run: _measured_arm(mlflow, run, now), scored))
         else:
             shifts = sweep.get("suite", {}).get("shifts") or ()
-            arms = list(requests.map(lambda run: _scored_arm(mlflow, run, now, shifts), scored))
+            read = _best_of_arm if checkpoint == "best" else _scored_arm
+            found_arms = list(requests.map(lambda run: read(mlflow, run, now, shifts), scored))
+            arms = [arm for arm in found_arms if arm]
+            if lacking := len(found_arms) - len(arms):
+                raise TrackingError(
+                    f"{name}: {lacking} of {len(found_arms)} arms have no score of their best checkpoint on"
+                    " scenes that did not choose it; `demoscale run` with `--set suite.report=best` plays"
+                    " them and trains nothing again"
+                )
     anchors = decode(_text(mlflow, parents[0], ARTIFACT)) if ARTIFACT in files else ()
     wanted_references = sweep.get("suite", {}).get("references") or ()
     references = tuple(score for score in anchors if score.name in wanted_references)
@@ -387,6 +426,31 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
         films=tuple(json.loads(_text(mlflow, run, name)) for name in sorted(notes, key=_stem)),
+    )
+
+
+def _best_of_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]) -> ScoredArm | None:
+    """Return an arm with its best checkpoint; None if it has no score on scenes that did not choose it."""
+    last, step = _last_step(run, now), int(run.data.tags.get(BEST_STEP, -1))
+    names = [outcomes_artifact(step, part) for part in ("nominal", "select")]
+    if step < 0 or not {*names} <= {*_files(mlflow, run, "outcomes")}:
+        return None
+    shown, chosen_on = (json.loads(_text(mlflow, run, name)) for name in names)
+    arm = _scored_arm(mlflow, run, now, shifts)
+    if step == last:
+        return replace(arm, chosen_on=chosen_on)
+    errors = {one.step: one.value for one in mlflow.get_metric_history(run.info.run_id, "errors")}
+    return replace(
+        arm,
+        step=step,
+        successes=sum(shown.values()),
+        episodes=len(shown),
+        errors=int(errors.get(step, 0)),
+        outcomes=shown,
+        chosen_on=chosen_on,
+        acted_on=(),
+        shifted={},
+        films=(),
     )
 
 

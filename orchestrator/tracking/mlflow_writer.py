@@ -65,6 +65,8 @@ REPLICATES = "demoscale.replicates"
 """Tag: equal for arms that differ only in their seed."""
 CHECKPOINT, STEP, PLACE = (f"demoscale.{name}" for name in ("checkpoint", "step", "uri"))
 """Tags of a logged model: the checkpoint's fingerprint, training step and URI."""
+BEST_STEP = "demoscale.best_step"
+"""Tag of an arm: training step of its best checkpoint on the scenes of `suite.select`, if asked for."""
 DIMENSIONS = "demoscale.action"
 """Tag of an arm whose action error is measured: names of the action dimensions, JSON."""
 TRAINED_ON, SIMULATED_ON, ACTED_ON = (

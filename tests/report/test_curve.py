@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from orchestrator.cli.main import _print_curve, main
+from orchestrator.cli.curve_output import print_curve
+from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
 from orchestrator.report import summary as report
 from orchestrator.report.held_out_curve import HeldOutCurve
@@ -126,12 +127,12 @@ def test_curve_of_a_baseline_alone_has_comparisons_and_a_picture() -> None:
 
 def test_print_curve_names_policies_only_with_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     both = with_a_baseline()
-    _print_curve(both)
+    print_curve(both)
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split()[:2] == ["policy", "demos"]
     assert "\ndiffusion_policy      8                     0     0.30      3/10" in printed
     assert "8 demos with video against 8 demos without video (diffusion policy): +0.30 [+" in printed
-    _print_curve(Curve("c", both.arms[:4]))
+    print_curve(Curve("c", both.arms[:4]))
     printed = capsys.readouterr().out
     assert "policy" not in printed
     assert "with video" not in printed
@@ -194,6 +195,20 @@ def test_read_sweep_returns_the_policy_of_each_arm(tracked: tuple[Path, Curve]) 
     )
     policies = [run.data.params.get("policy", "not named") for run in runs]
     assert sorted(policies) == ["diffusion_policy", "diffusion_policy", "not named", "video_action"]
+
+
+@pytest.mark.parametrize("sweep", ["{suite: {episodes: 10}}", "{suite: {held_out: 0.2}}"])
+def test_curve_of_best_checkpoints_is_refused_without_scenes_that_choose(
+    tracked: tuple[Path, Curve], sweep: str
+) -> None:
+    folder, _ = tracked
+    uri, name = f"sqlite:///{folder / 'mlflow.db'}", re.sub(r"\W+", "-", sweep).strip("-")
+    artifacts = str(folder / "mlartifacts")
+    tracker = MlflowWriter(uri, name, training="t", protocol="protocol", steps=100, artifacts=artifacts)
+    tracker.artifact(None, "sweep.yaml", sweep.encode())
+    done = CliRunner().invoke(main, ["curve", name, "--storage", str(folder), "--checkpoint", "best"])
+    assert done.exit_code == 2
+    assert done.stderr.count("leave out --checkpoint best") == 1
 
 
 def test_curve_command_distinguishes_policies(tracked: tuple[Path, Curve]) -> None:
@@ -274,7 +289,7 @@ RECIPE = re.compile(r"better|worse|is worth|is reached|to reach a success|replac
 
 def all_words(curve: Curve | HeldOutCurve, capsys: pytest.CaptureFixture[str]) -> str:
     """Return what a curve says as JSON, as a page, as a figure and on the command line."""
-    _print_curve(curve)
+    print_curve(curve)
     made = curve.page() if isinstance(curve, HeldOutCurve) else curve.page([])
     made = made.replace("lower is better", "").replace("the first is better", "")
     figure = curve.draw("svg").decode().replace("lower is better", "")

@@ -23,7 +23,7 @@ from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import make_outcome
 from orchestrator.testing.players import FakeEvalBackend
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.tracking.mlflow_writer import client
+from orchestrator.tracking.mlflow_writer import TrackingError, client
 from sim_workers.envs.libero import INIT_STATES
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import FIRST_EVALUATION_SEED
@@ -51,8 +51,12 @@ def of_select(job: RolloutJob) -> bool:
 
 
 def won_where_selected(job: RolloutJob) -> Outcome:
-    """Return a success on the scenes of `select` and a failure elsewhere."""
-    return make_outcome(job.spec, of_select(job))
+    """Return a success on the scenes of `select`, for the last checkpoint on all but one of them, and a failure
+    elsewhere.
+    """
+    first = 2 * FIRST_EVALUATION_SEED + INIT_STATES - SELECTED
+    lost = job.spec.scene_seed == first and "after 6 steps" in job.checkpoint
+    return make_outcome(job.spec, of_select(job) and not lost)
 
 
 @pytest.mark.ray
@@ -72,7 +76,7 @@ def test_searches_see_selecting_scenes_and_the_curve_others(
     curve = SweepRun(asked, lambda line: None, fit=FakeTrainer(), players=players).run()
     assert isinstance(curve, Curve)
     assert len(merits) == 4
-    assert set(merits) == {blaker(SELECTED, SELECTED).low}, "every decision was about episodes that were won"
+    assert set(merits) == {blaker(won, SELECTED).low for won in (SELECTED, SELECTED - 1)}, "of `select` alone"
     assert sum(map(of_select, pool.played)) == 2 * 2 * SELECTED, "every checkpoint"
     assert len(pool.played) == 2 * 2 * SELECTED + 2 * REPORTED, "and the last ones of two arms"
     assert [(one.successes, one.episodes) for one in curve.arms] == [(0, REPORTED)] * 2
@@ -95,8 +99,26 @@ def test_searches_see_selecting_scenes_and_the_curve_others(
     assert steps_of("success_rate_select") == [3, 6]
     assert steps_of("success_rate") == steps_of("scored_step") == [6]
     pool.played.clear()
-    assert SweepRun(asked, lambda line: None, fit=FakeTrainer(), players=players).run() == curve
-    assert not pool.played
+    with pytest.raises(TrackingError, match=r"2 of 2 arms .* `--set suite.report=best` plays them"):
+        curve_from_mlflow(asked.mlflow, asked.name, state.store, checkpoint="best")
+    asked = sweep(folder, store, report="best")
+    again = SweepRun(asked, lambda line: None, fit=FakeTrainer(), players=players).run()
+    assert isinstance(again, Curve)
+    assert [(arm.arm, arm.step, arm.outcomes) for arm in again.arms] == [
+        (arm.arm, arm.step, arm.outcomes) for arm in curve.arms
+    ]
+    assert len(pool.played) == 2 * REPORTED, "nothing but the best checkpoints on the reported scenes"
+    assert all("after 3 steps" in job.checkpoint and not of_select(job) for job in pool.played)
+    best = curve_from_mlflow(asked.mlflow, asked.name, state.store, checkpoint="best")
+    assert [(arm.step, arm.successes, arm.episodes) for arm in best.arms] == [(3, 0, REPORTED)] * 2
+    assert [(sum(arm.chosen_on.values()), len(arm.chosen_on)) for arm in best.arms] == [(4, 4)] * 2
+    (flattered, *_) = best.answer()
+    assert "succeed in 1.00, on the others in 0.00" in flattered
+    assert "flatter them by +1.00" in flattered
+    assert "the best checkpoint scored" in best.to_json()["caption"]
+    last = curve_from_mlflow(asked.mlflow, asked.name, state.store)
+    assert [(arm.step, arm.outcomes) for arm in last.arms] == [(arm.step, arm.outcomes) for arm in read.arms]
+    assert {arm.state for arm in SweepState.open(asked).board().arms.values()} == {"scored"}
 
 
 def test_sweep_with_select_keeps_the_keys_of_its_reported_scores(folder: Path, store: str) -> None:
@@ -111,6 +133,9 @@ def test_sweep_with_select_keeps_the_keys_of_its_reported_scores(folder: Path, s
     assert make_plan(plain.sweep).rollouts == 4 * REPORTED
     plan = make_plan(asked.sweep)
     assert plan.rollouts == 4 * SELECTED + 2 * REPORTED
+    best = SweepState.open(sweep(folder, store, report="best"))
+    assert (best.comparable, best._decisions) == (asked.comparable, asked._decisions)
+    assert make_plan(best.sweep).rollouts == plan.rollouts + 2 * REPORTED, "at most"
     assert plan.control_steps == plan.rollouts * 50
 
 
@@ -140,6 +165,8 @@ def test_select_of_more_scenes_than_libero_has_is_refused() -> None:
     assert why.endswith("has 50 scenes; 40 episodes and 11 to select would share some; lower one of them")
     with pytest.raises(ValidationError, match="select"):
         SuiteConfig.model_validate({"held_out": 0.2, "select": 4})
+    with pytest.raises(ValidationError, match=r"set suite.select, such as 20"):
+        SuiteConfig.model_validate(suite | {"report": "best"})
 
 
 def test_best_of_equal_checkpoints_is_better_only_on_the_scenes_that_chose_it() -> None:

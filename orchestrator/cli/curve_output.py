@@ -1,0 +1,35 @@
+"""A curve as the commands `run`, `curve` and `compare` print it."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.terminal import print_wide
+
+if TYPE_CHECKING:
+    from orchestrator.report.held_out_curve import HeldOutCurve
+    from orchestrator.report.sample_efficiency_curve import Curve
+
+
+def print_curve(answer: "Curve | HeldOutCurve") -> None:
+    """Print the points with their denominators, then the conclusions."""
+    from rich.table import Table
+
+    from orchestrator.report.held_out_curve import HeldOutCurve
+    from orchestrator.report.reference_lines import reference_lines
+    from orchestrator.report.shift_differences import shift_differences
+
+    columns = answer.table()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, _ in columns:
+        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*row)
+    print_wide(table)
+    nominal = None if isinstance(answer, HeldOutCurve) else answer
+    for line in reference_lines(nominal) if nominal else ():
+        low, high = line.interval
+        click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
+    shifted = shift_differences(nominal) if nominal else ()
+    for sentence in (*answer.answer(), *answer.comparisons, *shifted):
+        click.echo(str(sentence))
