@@ -19,6 +19,8 @@ from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
+from orchestrator.cli.export_policy_command import export_policy
+from orchestrator.cli.gc_command import gc
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
@@ -55,6 +57,8 @@ def main() -> None:
     demoscale curve quickstart               the answer
     demoscale compare first second           sweeps on one curve, or one beside published results
     demoscale explain quickstart ARM         why an arm would be trained or played again
+    demoscale gc quickstart --dry-run        checkpoints that nothing needs any more
+    demoscale export-policy ARM DST --sweep quickstart       an arm's policy as a folder of its own
 
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
@@ -285,6 +289,8 @@ for command in (
     encode,
     explain,
     export,
+    export_policy,
+    gc,
     import_,
     new,
     policy,
