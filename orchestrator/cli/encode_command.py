@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.data.latent_cache import LatentEntry
     from orchestrator.data.manifest import Manifest
     from orchestrator.storage.base import Storage
+    from policy.config import VideoConfig
     from policy.latent_codec import Latents
 
 WEIGHTS = "~/.cache/demoscale/weights"
@@ -121,7 +122,9 @@ def encode(
     damaged: list[EpisodeError] = []
     with progress_bar("encoding") as progress:
         for answer in progress.track(
-            _encoded(storage, manifest, codec, fingerprint, partial(latent_codec, video, folder), device),
+            _encoded(
+                storage, manifest, codec, fingerprint, partial(_codec, video, weights, kept_here), device
+            ),
             total=len(manifest),
         ):
             if isinstance(answer, LatentEntry):
@@ -143,6 +146,14 @@ def encode(
         f"{len(rows)} episodes, {size:.1f} MiB of latents {fingerprint}, in {time.monotonic() - began:.0f} s,"
         f" beside {storage.uri}"
     )
+
+
+def _codec(video: "VideoConfig", weights: str, downloads: Path) -> "Latents":
+    """Load the autoencoder on the node that encodes; arguments as of the command."""
+    from orchestrator.checkpoints.pretrained_weights import fetch_weights
+    from policy.latent_codec import latent_codec
+
+    return latent_codec(video, fetch_weights(weights, downloads))
 
 
 def _encoded(
