@@ -85,7 +85,7 @@ def encode(
     from policy.latent_codec import latent_codec
     from policy.presets import PRESETS, RECIPES
     from policy.text_encoder import OPENCLIP, sentence_encoder
-    from policy.weights import TEXT, local_folder, weights_fingerprint
+    from policy.weights import TEXT, has_text_tower, local_folder, weights_fingerprint
 
     began, kept_here = time.monotonic(), Path(downloads).expanduser()
     if preset not in PRESETS:
@@ -110,10 +110,8 @@ def encode(
     codec = latent_codec(video, folder)
     fingerprint = codec.fingerprint(manifest.contract.image_size)
     if video.text == "openclip":
-        its_own = (folder / "text_encoder").is_dir()
-        tower = local_folder(
-            fetch_weights(text, kept_here) if text else folder if its_own else OPENCLIP, TEXT
-        )
+        own = OPENCLIP if text or not has_text_tower(folder) else folder
+        tower = local_folder(fetch_weights(text, kept_here) if text else own, TEXT)
         num = write_sentences(
             storage, manifest, sentence_encoder(video, tower), weights_fingerprint(tower, TEXT)
         )
