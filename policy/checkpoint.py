@@ -4,16 +4,21 @@ checkpoint.json        configuration, contract, statistics and provenance of the
 unet/                  the video model in diffusers' layout:
                        UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet")
 vae/                   the autoencoder of a policy that has one, likewise
+text_encoder/          the text tower of a policy that has one, and its tokenizer/, in transformers'
+                       layout, for sentences that its training data do not have
 heads.safetensors      the other weights needed to act; absent for a video model of stage 1
 text.safetensors       the vectors of the sentences in its training data, if a downloaded text tower computed
                        them
 trainer.safetensors    additional state to resume training; not read for acting
 
+In a sweep's storage, files of weights that its training leaves as they are lie elsewhere, once for all
+checkpoints (policy/checkpoint_files.py).
+
 The weights are the ones used to act: their running average, if one is kept.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from policy.checkpoint_files import CARD, CARD_BYTES, stated_needs
+from policy.checkpoint_files import CARD, CARD_BYTES, stated_needs, whole_checkpoint
 from policy.checkpoint_files import CheckpointError as CheckpointError
 from policy.checkpoint_files import fingerprint as fingerprint
 from policy.config import PolicyConfig
@@ -66,12 +71,15 @@ def new_model(
     contract: Contract,
     weights: str | Path | None = None,
     known_sentences: Mapping[str, Tensor] | None = None,
+    text: Sequence[str | Path] = (),
+    download: bool = True,
 ) -> Learner:
     """Return the untrained network of a configuration; `weights` has the autoencoder and the text tower, if
-    the configuration needs them. Raises PluginError if another package's policy cannot be built.
+    the configuration needs them; `text` and `download`: as for `VideoActionModel`. Raises PluginError if
+    another package's policy cannot be built.
     """
     if config.video:
-        return VideoActionModel(config, contract, weights, known_sentences)
+        return VideoActionModel(config, contract, weights, known_sentences, text, download)
     return DiffusionPolicy(config, contract) if config.images else build_learner(config, contract)
 
 
@@ -112,6 +120,7 @@ def save(
         save_file(unet, folder / UNET_WEIGHTS, {"format": "pt"})
         if isinstance(model.codec, VaeLatents) and model.codec.vae:
             model.codec.vae.save_pretrained(folder / "vae")
+        model.sentences.save(folder)
         if model.sentences.known:
             save_file(
                 {sentence: token.contiguous() for sentence, token in model.sentences.known.items()},
@@ -124,8 +133,13 @@ def save(
 
 def load(folder: Path) -> tuple[Learner, Card]:
     """Return the model with its weights, in eval mode, and its card; raise CheckpointError unless the
-    checkpoint is complete and can act.
+    checkpoint is complete and can act. Files that its storage keeps once are read from there.
     """
+    with whole_checkpoint(folder) as whole:
+        return _load(whole)
+
+
+def _load(folder: Path) -> tuple[Learner, Card]:
     card = load_card(folder)
     if card.provenance.get("objective") == "video":
         raise CheckpointError(
@@ -146,8 +160,10 @@ def load(folder: Path) -> tuple[Learner, Card]:
             f"{folder}: the weights of {odd} hold a value that is not finite; train the policy again"
         )
     try:
-        model = new_model(card.config, card.contract, folder, known_sentences(folder))
+        model = new_model(card.config, card.contract, folder, known_sentences(folder), download=False)
         model.load_state_dict(weights)
+        if (folder / "text_encoder").is_dir() and isinstance(model, VideoActionModel):
+            model.sentences.load()  # now: the folder may be gone when a sentence needs it
     except (WeightsError, PluginError) as error:
         raise CheckpointError(
             f"{folder}: {error}" if isinstance(error, PluginError) else str(error)

@@ -53,7 +53,8 @@ class VideoActionModel(Learner):
     """Video model, adaptor and action head, for the conventions of one contract.
 
     `weights`: folder or hub id of the frozen parts that the configuration needs: the autoencoder and the text
-    tower.
+    tower. `text`: further sources of the text tower, for weights without one. `download`: whether it may come
+    from the hub, if none of these has one.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class VideoActionModel(Learner):
         contract: Contract,
         weights: str | Path | None = None,
         known_sentences: Mapping[str, Tensor] | None = None,
+        text: Sequence[str | Path] = (),
+        download: bool = True,
     ) -> None:
         super().__init__()
         assert config.video is not None
@@ -75,8 +78,9 @@ class VideoActionModel(Learner):
         rows, columns = (side // config.video.patch for side in contract.image_size)
         self.latent_shape = (config.video.latent_channels, rows, columns)
         self.codec = latent_codec(config.video, weights)
-        tower = weights if weights and (Path(weights) / "text_encoder").is_dir() else None
-        self.sentences = sentence_encoder(config.video, tower, dict(known_sentences or {}))
+        beside = (*([weights] if weights else []), *text)
+        known = dict(known_sentences or {})
+        self.sentences = sentence_encoder(config.video, None, known, beside=beside, download=download)
         self.video = VideoModel(config.video, contract.image_size)
         embed_dim = 4 * config.video.block_out_channels[0]
         self.adaptor = Adaptor(

@@ -72,6 +72,12 @@ class ModelCost:
         }.get(objective, self.video_parameters + self.head_parameters)
         return 4 * (acting + self.codec_parameters + 3 * trained)
 
+    def shared_bytes(self, objective: Objective) -> int:
+        """Return the bytes of a checkpoint that its storage keeps once for all checkpoints of a run: weights
+        that the run does not train.
+        """
+        return 4 * (self.codec_parameters + (self.video_parameters if objective == "action" else 0))
+
 
 def model_cost(config: PolicyConfig, contract: Contract) -> ModelCost:
     """Count a video-action policy. The first time takes seconds for a large one, and no memory."""

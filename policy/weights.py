@@ -116,6 +116,16 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
     raise WeightsError(f"{repository}: {mend}")
 
 
+def has_text_tower(source: str | Path) -> bool:
+    """Return whether a folder, or a hub repository, holds a text tower beside other parts; no weights are
+    downloaded. Raises WeightsError if the repository does not exist, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and HUB_ID.fullmatch(str(source)):
+        folder = _snapshot(str(source), [*_SMALL])
+    return (folder / "text_encoder" / "config.json").is_file()
+
+
 def part_folder(folder: Path, part: str) -> Path:
     """Return the folder of a part's `config.json`: the subfolder of that name, or the folder itself; raise
     WeightsError if neither has one.

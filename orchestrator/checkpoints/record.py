@@ -40,10 +40,16 @@ class CheckpointRecord(TrainingProgress):
     fingerprint: str
     trained_on: tuple[Arithmetic, ...] = ()
     """Arithmetics of the training processes up to here, one after the other; none if not recorded."""
+    removed: bool = False
+    """Whether its files were removed (`train.keep`, `demoscale gc`); its scores stay."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics, the checkpoint's fingerprint and what it was trained on, JSON-safe."""
-        made = {"trained_on": [one.to_json() for one in self.trained_on]} if self.trained_on else {}
+        """Return the metrics, the checkpoint's fingerprint, what it was trained on and, if so, that it was
+        removed, JSON-safe.
+        """
+        made: dict[str, Any] = {"removed": True} if self.removed else {}
+        if self.trained_on:
+            made["trained_on"] = [one.to_json() for one in self.trained_on]
         return {**self.metrics, "checkpoint": self.fingerprint, **made}
 
     @classmethod
@@ -59,6 +65,7 @@ class CheckpointRecord(TrainingProgress):
             action_free_ratio_consumed=note.get("action_free_ratio_consumed"),
             optimiser_steps=note.get("optimiser_steps"),
             trained_on=tuple(map(Arithmetic.from_json, note.get("trained_on", ()))),
+            removed=note.get("removed", False),
         )
 
 

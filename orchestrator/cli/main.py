@@ -20,7 +20,9 @@ from orchestrator.cli.data_commands import data
 from orchestrator.cli.encode_command import encode
 from orchestrator.cli.explain_command import explain
 from orchestrator.cli.export_command import export
+from orchestrator.cli.export_policy_command import export_policy
 from orchestrator.cli.forecast_command import forecast
+from orchestrator.cli.gc_command import gc
 from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
@@ -57,6 +59,8 @@ def main() -> None:
     demoscale curve quickstart               the answer
     demoscale compare first second           sweeps on one curve, or one beside published results
     demoscale explain quickstart ARM         why an arm would be trained or played again
+    demoscale gc quickstart --dry-run        checkpoints that nothing needs any more
+    demoscale export-policy ARM DST --sweep quickstart       an arm's policy as a folder of its own
 
     \b
     demoscale score path/to/checkpoint       any policy on any suite, without a sweep
@@ -303,6 +307,8 @@ for command in (
     explain,
     export,
     forecast,
+    export_policy,
+    gc,
     import_,
     new,
     next_,

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -221,6 +222,17 @@ class Data(Section):
         )
 
 
+ALL, LAST, BEST = "all", "last", "best"
+"""Values of `train.keep` besides `every n`."""
+
+
+def known_keep(keep: str) -> str:
+    """Return a value of `train.keep`. Raises ValueError for any other."""
+    if keep not in (ALL, LAST, BEST) and not re.fullmatch(r"every [1-9]\d{0,5}", keep):
+        raise ValueError(f"{keep!r} is unknown; write all, last, best or every n, such as every 5")
+    return keep
+
+
 class Train(Recipe):
     """How one arm is trained; `match` says what arms have in common. Without a value, a field of the recipe
     is that of the preset (`policy.presets.RECIPES`).
@@ -252,6 +264,11 @@ class Train(Recipe):
     checkpoint_every: PositiveInt
     """Steps between checkpoints, or seconds with `match: gpu_seconds`; every checkpoint is scored, the last
     step always is one."""
+    keep: Annotated[str, AfterValidator(known_keep)] = ALL
+    """Which checkpoints of an arm stay once they are scored: `all`, `last`, `best` (by its score, and the
+    last) or `every n` (every n-th, and the last). Scores stay, and so do checkpoints that a resumed run or a
+    model registered in MLflow needs. Changes no arm.
+    """
 
     @field_validator("seconds")
     @classmethod
@@ -289,8 +306,12 @@ class Train(Recipe):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an empty `seconds`, so that keys of sweeps without a budget stay as they were."""
+        """Leave out an empty `seconds` and `keep: all`, so that keys and files of sweeps without them stay as
+        they were.
+        """
         stated: dict[str, Any] = serialize(self)
+        if stated.get("keep") == ALL:
+            del stated["keep"]
         if stated.get("seconds", 0) is None:
             del stated["seconds"]
         return stated
@@ -324,6 +345,25 @@ class Train(Recipe):
     def objective(self) -> Objective:
         """Of the run whose checkpoints are scored."""
         return self.mode if self.mode in ("joint", "joint_detached") else "action"
+
+    def kept_of(self, checkpoints: int, video_model: bool = False) -> int:
+        """Return how many of a finished run's checkpoints stay; of a video model the last one does, unless
+        all do.
+        """
+        if self.keep == ALL:
+            return checkpoints
+        if self.keep == LAST or video_model:
+            return min(1, checkpoints)
+        if self.keep == BEST:
+            return min(2, checkpoints)
+        every = int(self.keep.removeprefix("every "))
+        return checkpoints // every + (checkpoints % every > 0)
+
+    def recorded(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields for keys and cards as `Recipe.recorded` does, without `keep`, which shapes no
+        checkpoint.
+        """
+        return super().recorded({*exclude, "keep"})
 
     def shaping(self) -> dict[str, Any]:
         """Return the fields that shape a policy's weights after a given step.

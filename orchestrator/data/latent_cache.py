@@ -16,7 +16,7 @@ names one.)
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -69,25 +69,48 @@ def write_latents(
     """Encode all frames and cameras of every episode of a manifest that is not encoded yet; yield one result
     per episode, in any order.
 
-    The result is an EpisodeError for an episode that is missing or damaged. The next episode is fetched and
-    decoded while one is encoded.
+    The result is an EpisodeError for an episode that is missing or damaged.
+    """
+    known, missing = encoded_before(storage, manifest, fingerprint)
+    yield from known
+    yield from encode_episodes(storage, manifest.contract.cameras, missing, codec, fingerprint, device)
+
+
+def encoded_before(
+    storage: Storage, manifest: Manifest, fingerprint: str
+) -> tuple[list[LatentEntry], list[EpisodeEntry]]:
+    """Return the rows of a manifest's episodes that an index of the codec names, and the other episodes,
+    shuffled, so that concurrent processes rarely encode the same one.
     """
     check_conditional_writes(storage)
-    known = {
+    rows = {
         row.episode: row
         for key in storage.list(f"latents/{fingerprint}/index/")
         for row in _rows(storage, key)
     }
     entries = list(manifest.entries)
-    random.shuffle(entries)  # so that concurrent processes rarely encode the same episode
+    missing = [entry for entry in entries if entry.sha256 not in rows]
+    random.shuffle(missing)
+    return [rows[entry.sha256] for entry in entries if entry.sha256 in rows], missing
+
+
+def encode_episodes(
+    storage: Storage,
+    cameras: tuple[str, ...],
+    entries: Sequence[EpisodeEntry],
+    codec: "Latents",
+    fingerprint: str,
+    device: "torch.device",
+) -> Iterator[LatentEntry | EpisodeError]:
+    """Encode episodes and yield one result each, in order, as `write_latents` does. The next episode is
+    fetched and decoded while one is encoded.
+    """
 
     def source(entry: EpisodeEntry) -> LatentEntry | Episode | EpisodeError:
         """Return the episode's latents if they are complete, else its pictures, else the error."""
         try:
-            found = known.get(entry.sha256) or _found(storage, fingerprint, entry)
-            return found or decode(
-                fetch(storage, entry), manifest.contract.cameras, with_actions=entry.labelled
-            )
+            found = _found(storage, fingerprint, entry)
+            return found or decode(fetch(storage, entry), cameras, with_actions=entry.labelled)
         except EpisodeError as error:
             return error
 
@@ -224,6 +247,15 @@ def has_latents(storage: Storage, manifest: Manifest, fingerprint: str) -> bool:
     of all its parts.
     """
     return not _without(storage, manifest, fingerprint)
+
+
+def latents_beside(storage: Storage, manifest: Manifest) -> list[str]:
+    """Return the URIs of the stores that have latents of a manifest's episodes, by any weights."""
+    return [
+        place.uri
+        for place, version in _places(storage, manifest)
+        if any(key.endswith(f"/index/{version}.parquet") for key in place.list("latents/"))
+    ]
 
 
 def why_pictures(

@@ -1,5 +1,5 @@
-"""Episodes through Ray Data: fetched, or fetched and decoded, ahead of a training worker. The only file with
-ray.data.
+"""Episodes through Ray Data: fetched, or fetched and decoded, ahead of a training worker. The one file of
+training with ray.data.
 
 A dataset of numbers of episodes, a stage that is one actor, and a streaming iterator that keeps the order.
 Ray Data's back-pressure holds the stage back once `clip_stream.AHEAD_BYTES` of its output wait in the object

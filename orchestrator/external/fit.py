@@ -471,7 +471,7 @@ class _Saver:
                 "demos": list(job.subset.demos),
                 "action_free": list(job.subset.action_free) if job.policy.manifest.action_free else [],
                 "export": self._export.digest,
-                "train": job.train.model_dump(mode="json"),
+                "train": job.train.model_dump(mode="json", exclude={"keep"}),
                 "knobs": job.knobs,
                 "data_fingerprint": self._manifest.fingerprint,
                 "data_version": job.version,

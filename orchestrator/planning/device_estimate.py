@@ -58,7 +58,9 @@ class DeviceEstimate:
     both to the horizon.
     """
     checkpoint_bytes: int
-    """Bytes of all checkpoints, those of video models included."""
+    """Bytes of the checkpoints that stay (`train.keep`), those of video models included; weights that a run
+    does not train count once per run.
+    """
     placed: str
     """Who gets the declared GPUs while it trains; empty if their number is not declared."""
     left_out: tuple[str, ...] = ()
@@ -111,7 +113,9 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         speed = full if recipe.precision == "fp32" else half
         train_s += recipe.seconds or 0  # a budget of time, in which there are no steps
         train_s += steps * recipe.batch_size * costs[name].clip(objective, recipe, draws) / speed
-        nbytes += checkpoints * costs[name].checkpoint_bytes(objective, recipe)
+        shared = costs[name].shared_bytes(objective)
+        own = costs[name].checkpoint_bytes(objective, recipe) - shared
+        nbytes += recipe.kept_of(checkpoints, objective == "video") * own + shared
     answer_s, score_s = dict.fromkeys(BOUNDS, 0.0), dict.fromkeys(BOUNDS, 0.0)
     horizon_steps = work.control_steps["high"] * (len(evaluation) or sweep.suite.listed)
     for bound in BOUNDS:

@@ -12,10 +12,12 @@ from orchestrator.config.schema import Optuna
 from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
 from orchestrator.cost import hours
 from orchestrator.data.clip_stream import memory_bound
+from orchestrator.data.latent_cache import latents_beside
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import select_episodes
 from orchestrator.planning.power_table import PowerTable
+from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS, RECIPES
 from sim_workers.envs.registry import not_lean
 
@@ -45,7 +47,7 @@ class Plan:
     store_episodes: int
     store_bytes: int
     notes: tuple[str, ...] = ()
-    """What to know of external lines, one sentence each."""
+    """What to know of external lines and of latents, one sentence each."""
     recipes: tuple[str, ...] = ()
     """How the presets with a recipe of their own are trained, one phrase each."""
     control: tuple[str, ...] = ()
@@ -227,7 +229,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         ),
         store_episodes=len(manifest),
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
-        notes=tuple(_notes(sweep)),
+        notes=(*_notes(sweep), *_unread_latents(sweep, pinned.place(sweep, manifest), manifest)),
         recipes=tuple(recipes_of(sweep)),
         control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
@@ -271,6 +273,27 @@ def _misfit(preset: str, manifest: Manifest) -> str:
     return (
         f"policy.preset: {preset} needs pictures whose sides are multiples of {unit}; the store's are {size}"
     )
+
+
+def _unread_latents(sweep: SweepConfig, episodes: str, manifest: Manifest) -> Iterator[str]:
+    """Yield a sentence if the stores have latents that colour jitter keeps the sweep from reading.
+
+    episodes: URI of the store that workers read.
+    """
+    jittered = [
+        line.name
+        for line in sweep.lines
+        if line.imagines
+        and (video := sweep.config_of(line).video)
+        and video.latents == "vae"
+        and sweep.line_train(line).color_jitter
+    ]
+    if jittered and (places := latents_beside(open_storage(episodes), manifest)):
+        yield (
+            f"{', '.join(jittered)}: the latents beside {', '.join(places)} are not read, since"
+            " train.color_jitter changes pictures before they are encoded; write train.color_jitter: false to"
+            " read them"
+        )
 
 
 def _notes(sweep: SweepConfig) -> Iterator[str]:

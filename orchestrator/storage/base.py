@@ -6,10 +6,12 @@ Credentials come from the environment or an instance role (the standard chain), 
 """
 
 import functools
+import io
 import itertools
 import os
 import random
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from weakref import WeakSet
 
 from orchestrator.storage.s3_errors import MEND_OF, passes
@@ -99,6 +101,20 @@ class Storage(Protocol):
         """Return every key that starts with `prefix`, sorted."""
         ...
 
+    def put_file(self, key: str, path: Path) -> None:
+        """Write an object with a file's content, of any size, as `put` does."""
+        ...
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of every object whose key starts with `prefix`, by key, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; do nothing if there is none. For what `demoscale gc` and `train.keep` name;
+        nothing else of a storage is ever removed.
+        """
+        ...
+
     def sync(self, prefix: str) -> None:
         """Flush to disk what any process wrote below `prefix`, which ends in `/`, so that it survives a power
         failure.
@@ -141,12 +157,17 @@ class LocalStorage:
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file through a temporary one and a rename. Raises StorageError if it cannot be written."""
-        with self._written(key, data) as part:
+        with self._written(key, io.BytesIO(data)) as part:
+            os.replace(part, self._path(key))
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy a file as `put` writes one. Raises StorageError if it cannot be written."""
+        with path.open("rb") as source, self._written(key, source) as part:
             os.replace(part, self._path(key))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write a file unless it exists, through a hard link; return whether this call wrote it."""
-        with self._written(key, data) as part:
+        with self._written(key, io.BytesIO(data)) as part:
             try:
                 os.link(part, self._path(key))
             except FileExistsError:
@@ -154,7 +175,7 @@ class LocalStorage:
             return True
 
     @contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[Path]:
+    def _written(self, key: str, data: BinaryIO) -> Iterator[Path]:
         """Write the data to a temporary file next to its destination, so that renaming it is one atomic step.
 
         It is flushed to disk before the rename: a power failure may lose the object, but never leaves an
@@ -165,7 +186,7 @@ class LocalStorage:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                file.write(data)
+                shutil.copyfileobj(data, file)
                 file.flush()
                 os.fsync(file.fileno())
             yield part
@@ -197,6 +218,31 @@ class LocalStorage:
                 whole = (name for name in names if not (name.startswith(".") and name.endswith(".part")))
                 keys += [Path(folder, name).relative_to(root).as_posix() for name in whole]
         return sorted(key for key in keys if key.startswith(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of every file whose key starts with `prefix`, by key, sorted."""
+        found = {}
+        for key in self.list(prefix):
+            with self._reading(key), suppress(FileNotFoundError):  # removed meanwhile
+                found[key] = self._path(key).stat().st_size
+        return found
+
+    def delete(self, key: str) -> None:
+        """Remove a file, and the folders that are empty without it. Raises StorageError if it cannot be
+        removed.
+        """
+        path, root = self._path(key), self.root.resolve()
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}: {key} cannot be removed ({error.strerror}); check its permissions"
+            ) from None
+        with suppress(OSError):  # not empty
+            for folder in path.parents:
+                if folder == root:
+                    break
+                folder.rmdir()
 
     def sync(self, prefix: str) -> None:
         """Flush the files and folders below `prefix` to disk. Raises StorageError if that fails."""
@@ -271,12 +317,16 @@ class S3Storage:
             self._pause(min(attempt, LONGEST_PAUSE))
 
     def _ask(self, method: str, **arguments: Any) -> Any:
+        from boto3.exceptions import S3UploadFailedError
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             with _FIRST_CALL:
                 client = _client(os.getpid())
-            answer = getattr(client, method)(Bucket=self._bucket, **arguments)
+            try:
+                answer = getattr(client, method)(Bucket=self._bucket, **arguments)
+            except S3UploadFailedError as failed:  # raised while the server's refusal was handled
+                raise failed.__context__ or failed from None
             _ANSWERED.add(client)
             return answer
         except ClientError as error:
@@ -333,6 +383,12 @@ class S3Storage:
         """Write an object, replacing an existing one. Raises StorageError if the server refuses it."""
         self._call("put_object", Key=self._prefix + key, Body=data)
 
+    def put_file(self, key: str, path: Path) -> None:
+        """Write an object in parts, since a single request takes 5 GB. Raises StorageError if the server
+        refuses it.
+        """
+        self._call("upload_file", Key=self._prefix + key, Filename=str(path))
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write with `If-None-Match: *`; return whether this call wrote it. Collisions are retried; raises
         StorageError if they persist.
@@ -362,6 +418,14 @@ class S3Storage:
     def list(self, prefix: str) -> list[str]:
         """Return every key that starts with `prefix`, sorted."""
         return sorted(key for key, _, _ in self.versions(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of every object whose key starts with `prefix`, by key, sorted."""
+        return {key: size for key, size, _ in self.versions(prefix)}
+
+    def delete(self, key: str) -> None:
+        """Remove an object. Raises StorageError if the server refuses it."""
+        self._call("delete_object", Key=self._prefix + key)
 
     def versions(self, prefix: str) -> Versions:
         """Return every key that starts with `prefix`, sorted; other content under a key has another ETag."""

@@ -204,10 +204,12 @@ class EvalScheduler:
 
     def submit(self, arm_id: str, step: int, fingerprint: str) -> None:
         """Enqueue the arm's checkpoint of this step, identified by its fingerprint, for scoring, unless
-        `suite.every` passes over it.
+        `suite.every` passes over it, or it was removed without a score on this suite.
         """
-        state = self._state
-        if step not in state.sweep.scored_steps(self._board.arms[arm_id].arm):
+        state, status = self._state, self._board.arms[arm_id]
+        if step not in state.sweep.scored_steps(status.arm):
+            return None
+        if step in status.removed and step not in status.scores:
             return None
         last, arm = step == self._board.arms[arm_id].steps, self._board.arms[arm_id].arm
         checkpoint, source = self._checkpoint(arm_id, step, fingerprint)
@@ -267,8 +269,9 @@ class EvalScheduler:
         """Enqueue the generated video of a scored checkpoint, if its policy generates any and it is to be
         scored.
         """
-        line = self._state.sweep.line(self._board.arms[job.arm_id].arm)
-        if self._backend.judge and line.imagines:
+        arm = self._board.arms[job.arm_id]
+        line = self._state.sweep.line(arm.arm)
+        if self._backend.judge and line.imagines and job.step not in arm.removed:
             self.videos.submit(job, line)
 
     @property

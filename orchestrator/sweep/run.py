@@ -52,6 +52,7 @@ from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_b
 from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.ray_tune import Fit, fit, resources_of, run_trials
 from orchestrator.sweep.republish import publish_curve
+from orchestrator.sweep.retention import CheckpointPruner
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher, ended_as
 from orchestrator.sweep.train_scheduler import TrainScheduler
@@ -150,6 +151,11 @@ class SweepRun:
         """
         return TrackingPublisher(self.state, self.say, settings=self._outbox)
 
+    @cached_property
+    def _checkpoints(self) -> CheckpointPruner:
+        """Removes checkpoints that `train.keep` does not name; created on first use, as the publisher."""
+        return CheckpointPruner(self.state, self.board, self.say)
+
     def _without_damaged(self, say: Callable[[str], None]) -> SweepState:
         """Return the sweep's state after reading every episode it needs once."""
         say("reading every episode the sweep needs, to set damaged ones aside")
@@ -217,6 +223,7 @@ class SweepRun:
                 self.evaluation.scorer.close()
                 self.evaluation.videos.wind_down()
                 self.spending.close()
+                self._checkpoints.close()
             if not self.state.held_out:
                 self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
@@ -254,6 +261,8 @@ class SweepRun:
             self._check_training()
             self.evaluation.scorer.drain()
             self.evaluation.videos.drain()
+            for arm_id in self.board.arms:
+                self._checkpoints.look(arm_id)
 
     @contextmanager
     def _ending_cleanly(self) -> Iterator[None]:
@@ -375,6 +384,7 @@ class SweepRun:
             case GeneratedVideoScored():
                 self.spending.add(event.job.arm_id, event.cost)
                 self._publisher.video(event.job.arm_id, event.job.step, event.score)
+                self._checkpoints.look(event.job.arm_id)
             case _:
                 self._on_train_event(event)
 
@@ -436,6 +446,7 @@ class SweepRun:
                 self._publisher.trained_on(run, event.trained_on)
                 self._publisher.checkpoint(run, step, event.checkpoint)
                 self.evaluation.submit(run, step, event.checkpoint)
+                self._checkpoints.look(run)
 
     def _on_finished(self, event: Finished) -> None:
         known = self.state.checkpoints(event.run)
@@ -515,6 +526,7 @@ class SweepRun:
             self._search_on(job.arm_id, job.step, score)
             self._report_best(job.arm_id)
         self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
+        self._checkpoints.look(job.arm_id)
 
     def _report_best(self, arm_id: str) -> None:
         """Once every checkpoint of an arm has a score on the scenes of `suite.select`, enqueue the best one
@@ -546,6 +558,7 @@ class SweepRun:
         self.evaluation.submit_video(job)
         self._search_on(job.arm_id, job.step, score)
         self._publisher.end_arm(job.arm_id, self.board.arms[job.arm_id])
+        self._checkpoints.look(job.arm_id)
 
     def _search_on(self, arm_id: str, step: int, score: Score | ActionErrorScore) -> None:
         """Let the search decide on a complete score: stop the arm, or learn its result."""
@@ -577,6 +590,7 @@ class SweepRun:
             for step, checkpoint in self.state.checkpoints(arm_id).items():
                 self.evaluation.submit(arm_id, step, checkpoint.fingerprint)
             self._report_best(arm_id)
+            self._checkpoints.look(arm_id)
         self.evaluation.submit_references()
 
     def _unfinished(self) -> Iterator[str]:

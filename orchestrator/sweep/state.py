@@ -5,7 +5,10 @@ sweeps/<name>.json                        the resolved sweep, its pinned data ve
                                           and held-out episodes, and the device class, package versions and
                                           weights of the run that wrote it last
 arms/<arm id>/step_000100/                checkpoints, written by Ray Train
-checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint
+frozen/<sha256>                           weights of checkpoints that their training left as they were,
+                                          policy/checkpoint_files.py
+checkpoints/<arm id>/step_000100.json     note of a complete checkpoint: its losses and fingerprint, and
+                                          whether it was removed since, orchestrator/sweep/retention.py
 outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/outcome_ledger.py
 action_errors/<checkpoint>/<protocol>     action errors, orchestrator/evaluation/action_error_ledger.py
 video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
@@ -194,7 +197,8 @@ class SweepState:
         shorter_before = not was or (alike and was[field] <= train.end)
         for arm_id, arm in self.arms().items():
             steps = self.sweep.train_of(arm).end
-            trained = sorted(read_records(self.storage, arm_id))
+            records = read_records(self.storage, arm_id)
+            trained = sorted(step for step, record in records.items() if not record.removed)
             if (last := max(trained, default=0)) <= steps or (steps in trained and shorter_before):
                 continue
             if steps not in trained and train.match != "epochs":
@@ -674,13 +678,20 @@ class SweepState:
             return {}
         return Ledger(self.storage, checkpoint.fingerprint, self.protocol_of("nominal", arm)).films()
 
+    def record_removal(self, run: str, step: int) -> None:
+        """Store that the checkpoint of this step is removed, if it was recorded; before it is, so that a
+        killed removal leaves no checkpoint that seems to be there.
+        """
+        if record := read_records(self.storage, run).get(step):
+            write_record(self.storage, run, step, replace(record, removed=True))
+
     def record_checkpoint(self, report: Reported) -> None:
         """Store that a checkpoint is complete, once it is durable: a power failure must not leave the note
         without the checkpoint.
         """
         self.storage.sync(f"arms/{report.run}/step_{report.step:06d}/")
         record = CheckpointRecord(
-            fingerprint=report.checkpoint, trained_on=report.trained_on, **report.metrics
+            fingerprint=report.checkpoint, trained_on=report.trained_on, removed=False, **report.metrics
         )
         write_record(self.storage, report.run, report.step, record)
 
@@ -701,6 +712,7 @@ class SweepState:
             for step, checkpoint in self.checkpoints(arm_id).items():
                 if (
                     step not in unscored
+                    or checkpoint.removed
                     or is_complete(self.checkpoint_uri(arm_id, step), checkpoint.fingerprint)
                     or not self.storage.list(f"arms/{arm_id}/")
                 ):
@@ -725,6 +737,8 @@ class SweepState:
             scored = self.sweep.scored_steps(state.arm)
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):
                 state.step, state.loss, state.trained_on = step, checkpoint.loss, checkpoint.trained_on
+                if checkpoint.removed:
+                    state.removed.add(step)
                 if step not in scored:
                     state.scoring[step] = 0, 0
                     continue
@@ -750,6 +764,8 @@ class SweepState:
                     report, _ = self.score(state.arm, checkpoint.fingerprint, "nominal")
                     if report.complete:
                         state.reports[step] = report
+            for step in state.removed - state.scores.keys():  # nothing of it can be played any more
+                state.scoring[step] = 0, 0
             state.stopped = stopped.get(arm_id)
             state.failure = failures.get(arm_id, "") if state.step < state.steps else ""
         board.charge(CostLedger.read(self.storage, self.sweep.name).by_arm())
@@ -797,7 +813,8 @@ def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfi
     state = SweepState.named(sweep, storage)
     arms = state.arms()
     arm_id = next((arm_id for arm_id, one in arms.items() if arm in (arm_id, one.name)), "")
-    steps = state.checkpoints(arm_id) if arm_id else {}
+    records = state.checkpoints(arm_id) if arm_id else {}
+    steps = [step for step, record in records.items() if not record.removed]
     if not steps:
         why = (
             "has no checkpoint yet"

@@ -30,6 +30,8 @@ class ArmStatus:
     scoring: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Checkpoint step -> (episodes with an outcome, or measured; episodes listed)."""
     scores: dict[int, Score | ActionErrorScore] = field(default_factory=dict)
+    removed: set[int] = field(default_factory=set)
+    """Steps whose checkpoints were removed (`train.keep`, `demoscale gc`)."""
     shifted: dict[str, Score] = field(default_factory=dict)
     """Complete scores of the last checkpoint, by shift."""
     selecting: bool = False

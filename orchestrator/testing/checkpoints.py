@@ -13,6 +13,7 @@ from policy.checkpoint import Card, new_model, save
 from policy.config import VIDEO_ACTION, PolicyConfig
 from policy.feature_stats import Stats
 from policy.interface import Contract, Observation
+from policy.model import VideoActionModel
 from policy.presets import PRESETS, policy_config
 
 TINY = PRESETS["tiny"]
@@ -49,6 +50,8 @@ def make_checkpoint(
     torch.set_num_threads(1)
     card = make_card()
     model = new_model(config, contract, weights, sentences)
+    if weights and isinstance(model, VideoActionModel):
+        model.sentences.load()
     folder.mkdir(parents=True)
     save(
         folder,

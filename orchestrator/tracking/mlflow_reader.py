@@ -225,15 +225,49 @@ def _registered(mlflow: Any, place: str, name: str) -> str:
                 f" models:/{registered}/latest or models:/{registered}@ALIAS"
             )
         version = mlflow.get_model_version(registered, number)
-    # a database keeps the model only in the version's source
-    source = re.search(r"\b(m-[0-9a-f]{32})\b", version.source or "")
-    model_id = version.model_id or (source[1] if source else "")
-    if not model_id:
+    if not (model_id := _model_of(version)):
         raise TrackingError(
             f"{place}: version {version.version} of {version.name} was not made of a logged model; register"
             " one that a sweep has logged, models:/m-..."
         )
-    return str(model_id)
+    return model_id
+
+
+def _model_of(version: Any) -> str:
+    """Return the id of the logged model that a version was made of; empty if it was not made of one."""
+    # a database keeps the model only in the version's source
+    source = re.search(r"\b(m-[0-9a-f]{32})\b", version.source or "")
+    return str(version.model_id or (source[1] if source else ""))
+
+
+def registered_checkpoints(uri: str) -> frozenset[str]:
+    """Return the fingerprints of the checkpoints that versions of registered models were made of; none if
+    the database at `uri` does not exist yet.
+
+    Raises TrackingError if the store at `uri` is unavailable.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return frozenset()
+    found, token = set[str](), None
+    try:
+        mlflow = client(uri)
+        while True:
+            page = mlflow.search_model_versions(max_results=1000, page_token=token)
+            for model_id in filter(None, map(_model_of, page)):
+                try:
+                    found.add(mlflow.get_logged_model(model_id).tags.get(CHECKPOINT, ""))
+                except Exception as error:
+                    if status_of(error) != 404:  # the logged model was deleted
+                        raise
+            if not (token := page.token):
+                return frozenset(found - {""})
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        raise TrackingError(
+            f"MLflow at {strip_credentials(uri)} {reason(error)}, so it is not known which checkpoints are"
+            " registered models; try again when it is back"
+        ) from None
 
 
 def _read(

@@ -129,6 +129,11 @@ class TrainJob:
         )
 
     @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Folders of a checkpoint with weights that this run leaves as they are."""
+        return ("vae", "text_encoder", *(("unet",) if self.objective == "action" else ()))
+
+    @property
     def start(self) -> str:
         """Source of the video model's initial weights on this machine; empty for random weights."""
         return weights_source(self.config.preset, self.weights) if self.config.video else ""
@@ -285,6 +290,8 @@ def train(
     torch.manual_seed(job.arm.seed)
     with tempfile.TemporaryDirectory() as name:
         model = _first_model(job, card, resume, read_sentences(storage, manifest), Path(name))
+        if isinstance(model, VideoActionModel) and _has_tower(job):
+            _load_sentences(model, job, manifest, resume, rank)
     check_imported(job.code)  # again, for the package of a Learner
     card = replace(card, needs=model.needs)
     shape = job.clip.model_copy(update={"history": model.needs.observation_steps - 1})
@@ -449,6 +456,7 @@ def _first_model(
     from policy.weights import load_unet
 
     source: str | Path = ""
+    text = list[str | Path]()
     from_start = not resume and not job.video_model
     if job.config.video:
         if resume:
@@ -458,15 +466,48 @@ def _first_model(
             source = folder
         elif job.start:
             source = fetch_weights(job.start, folder)
+        # a checkpoint of an earlier version has no text tower: that of the weights it started from
+        if _has_tower(job) and not from_start and not (Path(source) / "text_encoder").is_dir() and job.start:
+            text = [fetch_weights(job.start, folder / "start")]
     if isinstance(source, Path) and source.is_dir():
         sentences = known_sentences(source) | sentences
-    model = new_model(card.config, card.contract, source or None, sentences)
+    model = new_model(card.config, card.contract, source or None, sentences, text)
     if isinstance(model, VideoActionModel):
         model.feature_cache = FeatureCache(job.train.feature_cache_mb * 2**20)
         model.loss_weights = job.train.loss_weights
         if source and not (from_start and not has_unet(job.config.preset, job.weights)):
             load_unet(source, model.video.unet)
     return model
+
+
+def _has_tower(job: TrainJob) -> bool:
+    """Return whether a text tower embeds the job's sentences."""
+    return job.config.video is not None and job.config.video.text == "openclip"
+
+
+def _load_sentences(
+    model: "VideoActionModel", job: TrainJob, manifest: Manifest, resume: Path | None, rank: int
+) -> None:
+    """Load the text tower where it is needed: for sentences that are not stored beside the episodes, and in
+    the first worker for its checkpoints, which then understand sentences of no episode.
+
+    Raises WeightsError if sentences need it and it cannot be loaded, OtherTowerError if it is not the one of
+    the stored sentences. A run that needs it for its checkpoints alone goes on without it.
+    """
+    from policy.text_encoder import OtherTowerError
+    from policy.weights import WeightsError
+
+    entries = manifest.select(job.subset.episodes, with_stats=False)
+    unknown = {entry.instruction for entry in entries} - model.sentences.known.keys()
+    if not unknown and rank > 0:
+        return
+    try:
+        model.sentences.load()
+    except WeightsError as error:
+        if unknown or (isinstance(error, OtherTowerError) and not resume):
+            raise
+        model.sentences.unload()
+        _log.warning("checkpoints go without a text tower, for sentences of the episodes alone: %s", error)
 
 
 def _count(consumed: dict[str, float], clips: ClipBatch) -> dict[str, float]:

@@ -5,11 +5,12 @@ stores its checkpoints.
 import re
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.reader import keep_frozen, to_resume
 from orchestrator.checkpoints.record import read_records
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.storage.base import StorageError, open_storage
@@ -36,15 +37,24 @@ def _worker_loop(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(config["threads"])
 
+    storage = open_storage(config["storage"])
+
     def report(event: Reported, folder: Path | None) -> None:
+        if folder:
+            keep_frozen(folder, storage, job.frozen_parts)
         keep = ray.train.Checkpoint.from_directory(folder) if folder else None
         ray.train.report(event.to_metrics(), checkpoint=keep, checkpoint_dir_name=f"step_{event.step:06d}")
 
     device = ray.train.torch.get_device()
     wrap = sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
     last = ray.train.get_checkpoint()
-    with last.as_directory() if last else nullcontext() as folder:
-        resume = Path(folder) if folder else None
+    with ExitStack() as opened:
+        resume = None
+        if last:
+            folder = Path(opened.enter_context(last.as_directory()))
+            # the last three parts of its URI, by which its storage is found
+            place = f"{storage.uri}/arms/{job.arm_id}/{Path(last.path).name}"
+            resume = opened.enter_context(to_resume(folder, place))
         train(
             job,
             context.get_world_rank(),
@@ -148,7 +158,12 @@ def fit(
     check_imported(job.code)
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"job": job, "threads": max(1, int(resources["CPU"])), "channel": channel},
+        train_loop_config={
+            "job": job,
+            "threads": max(1, int(resources["CPU"])),
+            "channel": channel,
+            "storage": folder.removesuffix("/arms"),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=resources.get("GPU", 0) > 0,

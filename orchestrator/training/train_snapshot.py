@@ -43,10 +43,14 @@ def repair(storage: Storage, run: str, noted: dict[int, CheckpointRecord]) -> li
         listed = [
             (f"step_{step:06d}", record.to_json() | {"step": step}) for step, record in sorted(noted.items())
         ]
-    # Ray refuses a list that names a missing folder
+    # Ray refuses a list that names a missing folder. Older ones may have been removed on purpose.
     there = {key.split("/")[1] for key in storage.list(f"{run}/")}
+    named = len(listed)
+    newest = max((name for name, _ in listed if name in there), default="")
     problems += [
-        f"{storage.uri}/{run}/{name}: the checkpoint is not there" for name, _ in listed if name not in there
+        f"{storage.uri}/{run}/{name}: the checkpoint is not there"
+        for name, _ in listed
+        if name not in there and name > newest
     ]
     listed = [one for one in listed if one[0] in there]
     while listed and not is_complete(
@@ -54,7 +58,7 @@ def repair(storage: Storage, run: str, noted: dict[int, CheckpointRecord]) -> li
     ):
         problems.append(f"{place}: the checkpoint is damaged")
         listed.pop()
-    if problems:
+    if problems or len(listed) < named:
         storage.put(key, _written(listed))
     return problems
 

@@ -3,6 +3,7 @@ interruptions.
 """
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,9 +32,11 @@ from orchestrator.data.latent_cache import (
 )
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.merged_store import StorePart, merge, publish_merged
+from orchestrator.data.ray_encode import Encoders, encode_on_cluster
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.testing.episodes import CAMERA, make_episode
 from policy.config import ClipShape
+from policy.errors import DemoscaleError
 from policy.latent_codec import VaeLatents, latent_codec
 from policy.presets import PRESETS
 from policy.text_encoder import OpenClipText, sentence_encoder
@@ -327,3 +330,60 @@ def test_encode_command_mistake_is_one_sentence(store: Storage, svd: Path, tmp_p
     empty = command(str(tmp_path / "empty"), "--weights", str(svd))
     assert empty.exit_code == 1
     assert "there is no episode store here" in empty.output
+
+
+def test_encode_command_says_which_sweeps_read_the_latents_before_it_begins(
+    store: Storage, svd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun_with(*_: object) -> None:
+        raise DemoscaleError("it has begun")
+
+    monkeypatch.setattr("policy.latent_codec.latent_codec", begun_with)
+    begun = command(store.uri, "--weights", str(svd))
+    assert begun.stderr.index("it has begun") > begun.stderr.index("svd-256 trains with colour jitter")
+    assert "only sweeps with train.color_jitter: false read these latents" in begun.stderr
+
+
+@pytest.mark.parametrize(
+    ("cluster", "episodes", "said"),
+    [
+        ({"CPU": 32.0, "GPU": 8.0}, 1000, "8 workers with a GPU each"),
+        ({"CPU": 32.0, "GPU": 8.0}, 9, "3 workers with a GPU each"),
+        ({"CPU": 32.0}, 1000, "8 workers with 4 cores each"),
+        ({"CPU": 2.0}, 1000, "1 worker with 2 cores each"),
+        ({"CPU": 1.0, "GPU": 0.5}, 1, "1 worker with 1 core each"),
+    ],
+)
+def test_encoders_take_every_gpu_or_share_the_cores(
+    cluster: dict[str, float], episodes: int, said: str
+) -> None:
+    assert str(Encoders.fit(cluster, episodes)) == said
+
+
+@pytest.mark.full
+@pytest.mark.ray
+def test_encode_on_cluster_writes_the_latents_of_one_process(
+    store: Storage, svd: Path, codec: VaeLatents, ray_cluster: None
+) -> None:
+    fingerprint, manifest = codec.fingerprint((SIZE, SIZE)), load_manifest(store)
+    alone = {row.episode: row for row in write_latents(store, manifest, codec, fingerprint, CPU)}  # type: ignore[union-attr]
+    for key in store.list("latents/"):
+        store.delete(key)
+    whole = store.get(manifest["Lift-000002"].key)
+    store.put(manifest["Lift-000002"].key, whole[:-9])
+    found = [
+        *encode_on_cluster(
+            store.uri,
+            (CAMERA,),
+            (SIZE, SIZE),
+            [*manifest.entries],
+            partial(latent_codec, svd_config(), svd),
+            fingerprint,
+            Encoders(1, 1.0, 0.0),
+        )
+    ]
+    (damaged,) = (one for one in found if isinstance(one, EpisodeError))
+    assert "episode Lift-000002 is cut short" in str(damaged)
+    rows = {one.episode: one for one in found if isinstance(one, LatentEntry)}
+    assert rows == {sha256: row for sha256, row in alone.items() if sha256 in rows}
+    assert len(rows) == 3

@@ -241,6 +241,7 @@ CALLS = {
     "get_object": "s3:GetObject",
     "head_object": "s3:GetObject",
     "put_object": "s3:PutObject",
+    "upload_file": "s3:PutObject",
     "list_objects_v2": "s3:ListBucket",
     "delete_object": "s3:DeleteObject",
 }

@@ -1,14 +1,31 @@
 """Sentence embeddings do not depend on the batch, and the tower is loaded only for unknown sentences."""
 
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from backbones import SENTENCE_DIM, svd_config, text_folder
+from backbones import SENTENCE_DIM, svd_config, svd_folder, svd_policy, text_folder
+from orchestrator.testing.checkpoints import make_checkpoint
+from policy.checkpoint import known_sentences, load
+from policy.model import VideoActionModel
 from policy.presets import PRESETS
-from policy.text_encoder import OpenClipText, WordVectors, sentence_encoder
+from policy.text_encoder import OpenClipText, OtherTowerError, WordVectors, sentence_encoder
 from policy.weights import WeightsError
+
+
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test at the first connection to anywhere."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
 
 SENTENCES = ["lift the red cube", "open the door", ""]
 
@@ -107,3 +124,63 @@ def test_open_clip_text_of_another_width_raises(tower: Path) -> None:
         OpenClipText(64, tower).embed(["lift"])
     with pytest.raises(WeightsError, match="has 3 numbers, the model expects 32"):
         OpenClipText(SENTENCE_DIM, tower, {"lift": torch.zeros(3)})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint that knows one sentence, whose pretrained weights are gone."""
+    root = tmp_path_factory.mktemp("checkpoint")
+    weights = svd_folder(root / "weights")
+    known = OpenClipText(SENTENCE_DIM, weights).embed(["lift"])[0, 0]
+    folder = make_checkpoint(root / "policy", svd_policy(), weights=weights, sentences={"lift": known})
+    shutil.rmtree(weights)
+    return folder
+
+
+@pytest.mark.usefixtures("_offline")
+def test_checkpoint_embeds_sentences_never_met_after_its_files_are_gone(
+    checkpoint: Path, tower: Path, tmp_path: Path
+) -> None:
+    """With the tower of its weights, whose seed is that of `tower`; the loaded one needs no file and no hub."""
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    model, _ = load(copy)
+    shutil.rmtree(copy)
+    assert isinstance(model, VideoActionModel)
+    expected = OpenClipText(SENTENCE_DIM, tower).embed(["pour the tea", "lift"])
+    assert torch.equal(model.sentences.embed(["pour the tea", "lift"]), expected)
+
+
+@pytest.mark.usefixtures("_offline")
+def test_checkpoint_without_a_tower_asks_no_hub_and_names_the_sentence(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """As versions before 0.3 wrote them."""
+    old = shutil.copytree(checkpoint, tmp_path / "old")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(old / part)
+    # as `policy.checkpoint.load` makes it
+    sentences = OpenClipText(SENTENCE_DIM, None, known_sentences(old), beside=(old,), download=False)
+    assert sentences.embed(["lift"]).isfinite().all()
+    with pytest.raises(WeightsError, match="holds no text tower, and 'pour the tea' is none of the 1"):
+        sentences.embed(["pour the tea"])
+
+
+@pytest.mark.usefixtures("_offline")
+def test_tower_of_other_weights_comes_before_the_hub(tmp_path: Path, tower: Path) -> None:
+    without, own = tmp_path / "without", text_folder(tmp_path / "own", seed=1)
+    without.mkdir()
+    other = OpenClipText(SENTENCE_DIM, tower).embed(["lift"])
+    beside = OpenClipText(SENTENCE_DIM, beside=(without, own, tower))
+    assert torch.equal(beside.embed(["lift"]), OpenClipText(SENTENCE_DIM, own).embed(["lift"]))
+    assert not torch.equal(beside.embed(["lift"]), other)
+    mixed = OpenClipText(SENTENCE_DIM, None, {"lift": other[0, 0]}, beside=(own,))
+    with pytest.raises(OtherTowerError, match=f"{own}: its text tower is not the one"):
+        mixed.load()
+
+
+def test_tower_whose_config_describes_more_weights_than_its_file_raises(tmp_path: Path) -> None:
+    """Before memory is allocated: a configuration may come with an untrusted checkpoint."""
+    config = text_folder(tmp_path) / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 2000000'))
+    with pytest.raises(WeightsError, match=r"cut short or damaged .*describes .* weights"):
+        OpenClipText(SENTENCE_DIM, tmp_path).embed(["lift"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from checkpoint_folder import CheckpointFolder
+from orchestrator.checkpoints.reader import is_complete
 from orchestrator.config.arms import Arm
 from orchestrator.config.schema import Train
 from orchestrator.data.episode_format import EpisodeError
@@ -24,7 +25,7 @@ from orchestrator.training.loop import TrainJob, train
 from orchestrator.training.ray_train import fit
 from orchestrator.training.train_events import Reported, Retried, TrainEvent
 from orchestrator.training.worker_usage import USAGE, WorkerUsage
-from policy.checkpoint import fingerprint, load, load_card, load_trainer
+from policy.checkpoint import fingerprint, load, load_card, load_trainer, load_weights
 from policy.config import Recipe
 from policy.presets import PRESETS
 from policy.trainer import learning_rate_factor
@@ -249,6 +250,37 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
         # Continued by the same call, a finished run does nothing and still tells its checkpoints.
         assert fit(asked, str(tmp_path), {"CPU": 0.5}, channel) == reported
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_fit_keeps_frozen_weights_once_and_resumes_after_older_checkpoints_went(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    arm = job(lift_store, steps=4)
+    recipe = arm.train.model_copy(update={"checkpoint_every": 2, "schedule": "constant"})
+    arm = replace(arm, arm_id="head", objective="action", train=recipe)
+    storage, events = open_storage(str(tmp_path)), list[TrainEvent]()
+    with open_control_channel() as channel, receiving(channel, events.append):
+        first = fit(arm, f"{storage.uri}/arms", {"CPU": 0.5}, channel)
+        for key in storage.list("arms/head/step_000002/"):
+            storage.delete(key)
+        longer = replace(arm, train=recipe.model_copy(update={"steps": 6}))
+        second = fit(longer, f"{storage.uri}/arms", {"CPU": 0.5}, channel)
+    assert [report.step for report in first] == [2, 4]
+    assert [report.step for report in second] == [4, 6]
+    assert not [event for event in events if isinstance(event, Retried)], "nothing is said to be damaged"
+    assert len(storage.list("frozen/")) == 1
+    for report in second:
+        place = f"{storage.uri}/arms/head/step_{report.step:06d}"
+        assert is_complete(place, report.checkpoint)
+        assert not (Path(place) / "unet/diffusion_pytorch_model.safetensors").exists()
+    whole = CheckpointFolder(tmp_path / "whole")
+    whole.folder.mkdir()
+    train(longer, 0, 1, None, whole)
+    ours, theirs = load_weights(whole.folder / "step_000006"), load(Path(place))[0].state_dict()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
 @pytest.mark.full
