@@ -59,6 +59,10 @@ class DeviceEstimate:
     """
     checkpoint_bytes: int
     """Bytes of all checkpoints, those of video models included."""
+    state_bytes: int
+    """Bytes of a training worker's memory before activations, of the run that takes most."""
+    sharded: bool
+    """Whether its workers hold a part of that state each."""
     placed: str
     """Who gets the declared GPUs while it trains; empty if their number is not declared."""
     left_out: tuple[str, ...] = ()
@@ -73,6 +77,12 @@ class DeviceEstimate:
                 f"{_range(self.answer_s)} GPU-h, one score of the whole suite {_range(self.score_s)}",
             ),
             ("checkpoints", size(self.checkpoint_bytes)),
+            (
+                "memory",
+                f"{size(self.state_bytes)} per training worker for weights, gradients and optimiser"
+                + (", a part of the model each" if self.sharded else "")
+                + "; activations come on top",
+            ),
         ]
         if self.placed:
             lines.append(("GPUs", self.placed))
@@ -95,7 +105,7 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
     costs: dict[str, ModelCost] = {
         line.name: model_cost(sweep.config_of(line), contract) for line in _counted(sweep)
     }
-    train_s, nbytes = 0.0, 0
+    train_s, nbytes, state, shards = 0.0, 0, 0, sweep.train.shards
     runs: list[tuple[str, Objective, int, int]] = [
         (arm.kind, sweep.train_of(arm).objective, sweep.train_of(arm).steps, len(sweep.checkpoint_steps(arm)))
         for arm in planned_arms(sweep)
@@ -112,6 +122,8 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         train_s += recipe.seconds or 0  # a budget of time, in which there are no steps
         train_s += steps * recipe.batch_size * costs[name].clip(objective, recipe, draws) / speed
         nbytes += checkpoints * costs[name].checkpoint_bytes(objective, recipe)
+        workers = recipe.workers if shards else 1
+        state = max(state, costs[name].state_bytes(objective, recipe, workers))
     answer_s, score_s = dict.fromkeys(BOUNDS, 0.0), dict.fromkeys(BOUNDS, 0.0)
     horizon_steps = work.control_steps["high"] * (len(evaluation) or sweep.suite.listed)
     for bound in BOUNDS:
@@ -129,6 +141,8 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         answer_s,
         score_s,
         nbytes,
+        state,
+        shards,
         placed,
         tuple(line.name for line in sweep.lines if line.name not in costs),
     )

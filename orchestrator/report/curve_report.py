@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.labelled_tasks import LabelReport
 from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.shift_differences import ShiftDifference
 from orchestrator.stats.claims import Claim
@@ -279,6 +280,8 @@ class CurveReport:
     """Policies that anchor the scale (`suite.references`)."""
     shifts: tuple[ShiftDifference, ...] = ()
     """Differences between shifted and nominal scenes (`suite.shifts`)."""
+    labels: LabelReport | None = None
+    """Success on labelled and unlabelled tasks (`data.labelled_tasks`); None if all are labelled."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -292,36 +295,14 @@ class CurveReport:
             "lines": [line.to_json() for line in self.lines],
             "points": [point.to_json() for point in self.points],
             "arms": [arm.to_json() for arm in self.arms],
-            "comparisons": [_comparison(comparison) for comparison in self.comparisons],
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
             "video": self.video and self.video.to_json(),
             "protocol_facts": [list(fact) for fact in self.protocol_facts],
             "provenance": [list(fact) for fact in self.provenance],
             "references": [line.to_json() for line in self.references],
             "shifts": [difference.to_json() for difference in self.shifts],
+            **({"labels": self.labels.to_json()} if self.labels else {}),
         }
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    result = comparison.result
-    return {
-        "first": comparison.first,
-        "second": comparison.second,
-        "first_policy": comparison.first_policy,
-        "second_policy": comparison.second_policy,
-        **comparison.interval._asdict(),
-        "seeds": comparison.seeds,
-        "compared": comparison.compared,
-        "test": comparison.test,
-        "p_corrected": comparison.p_corrected,
-        "difference": result.difference,
-        "episodes": result.episodes,
-        "only_first": result.only_first,
-        "only_second": result.only_second,
-        "p_value": result.p_value,
-        "verdict": comparison.verdict,
-        "about": comparison.claim.about,
-        "text": str(comparison),
-    }
 
 
 def _bounded(value: float) -> float | None:
