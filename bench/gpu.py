@@ -500,12 +500,12 @@ def tests(_: Setting) -> list[Measure]:
 # -- running the parts ---------------------------------------------------------------------------------------
 
 PARTS = {
-    "placement": Part(60, placement),
-    "tests": Part(60, tests),
-    "rendering": Part(120, rendering),
-    "sweep": Part(120, sweep),
-    "acting": Part(240, acting),
-    "training": Part(290, training),
+    "placement": Part(90, placement),
+    "tests": Part(90, tests),
+    "rendering": Part(130, rendering),
+    "sweep": Part(150, sweep),
+    "acting": Part(200, acting),
+    "training": Part(240, training),
 }
 """Parts in the order in which they run: those that take long come last and get what others left."""
 

@@ -211,6 +211,8 @@ def label_report(curve: "Curve") -> LabelReport | None:
         for point in on(tasks).points
         if point.policy == name
     ]
+    if not points:
+        return None
     recipes = {line.recipe for line in labels.values()}
     counts = [{len(line.tasks) for line in labels.values() if line.recipe == recipe} for recipe in recipes]
     axis: Axis = "labelled tasks" if max(map(len, counts)) > 1 else "demos"
@@ -270,8 +272,8 @@ def _comparisons(
             tasks = fewer.group(group, scored)
             for pair in _pairs(cells, more, fewer) if tasks else ():
                 for comparison in on(tasks).compare([pair]):
-                    where = f"{group} in {fewer.name}" if about == "labels" else group
-                    said = replace(comparison, first=f"On {_tasks(len(tasks))} {where}, {comparison.first}")
+                    where = _where(len(tasks), group, fewer.name if about == "labels" else "")
+                    said = replace(comparison, first=f"On {where}, {comparison.first}")
                     compared.append(LabelComparison(group, about, tuple(sorted(tasks)), said))
         corrected = holm([each.comparison.result.p_value for each in compared])
         found += [
@@ -281,8 +283,10 @@ def _comparisons(
     return tuple(found)
 
 
-def _tasks(number: int) -> str:
-    return "1 task" if number == 1 else f"{number} tasks"
+def _where(number: int, group: Group, line: str) -> str:
+    """Return a group of tasks in words. line: name of the line in which they form it; empty: in both."""
+    tasks = "task" if number == 1 else "tasks"
+    return f"{number} {tasks} {group} in {line}" if line else f"{number} {group} {tasks}"
 
 
 def _amount(line: LineLabels) -> float:

@@ -135,10 +135,11 @@ def _by_labels(axes: Any, report: "LabelReport") -> None:
     """Draw success on labelled tasks as solid and on unlabelled ones as dashed lines, with intervals."""
     names = [*dict.fromkeys(trace.name for trace in report.traces)]
     places = sorted({report.place(point) for trace in report.traces for point in trace.points})
-    edge = 1.02 ** (len(report.traces) - 1)
-    for index, trace in enumerate(report.traces):
+    edge = 1.02 ** (len(names) - 1)
+    named = set[str]()
+    for trace in report.traces:
         own, points = names.index(trace.name), [own.point for own in trace.points]
-        x = [report.place(point) * 1.02 ** (2 * index) / edge for point in trace.points]
+        x = [report.place(point) * 1.02 ** (2 * own) / edge for point in trace.points]
         spread = [
             [max(0.0, p.success_rate - p.interval.low) for p in points],
             [max(0.0, p.interval.high - p.success_rate) for p in points],
@@ -151,15 +152,19 @@ def _by_labels(axes: Any, report: "LabelReport") -> None:
             color=COLOURS[own % len(COLOURS)],
             linestyle="-" if trace.group == "labelled" else "--",
             marker="o^Dv"[own % 4],
-            label=trace.label,
+            markerfacecolor=COLOURS[own % len(COLOURS)] if trace.group == "labelled" else "white",
+            label="_" if trace.name in named else trace.name or "all lines",
         )
+        named.add(trace.name)
         shade(axes, x, [point.band for point in points], COLOURS[own % len(COLOURS)])
     axes.set_xscale("log")
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
     axes.set_xlim(places[0] / 1.6, places[-1] * 1.6)
-    axes.set_xlabel(report.axis_label.removesuffix(" (log scale)"))
-    axes.legend(frameon=False, fontsize=6, loc="upper left")
+    axis = report.axis_label.removesuffix(" (log scale)")
+    axes.set_xlabel(f"{axis}; dashed, open: on unlabelled tasks", fontsize=8)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def _published(axes: Any, published: "Sequence[PublishedResult]") -> None:
