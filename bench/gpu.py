@@ -258,8 +258,8 @@ def _latency(setting: Setting, rung: str, number: int) -> tuple[Value, ...]:
     policy.sampler = setting.config.ladder[rung].model_copy(update={"precision": "bf16"})
     asked = observations(policy.contract, number)
     _release(setting)
-    if number == ASKED[0]:
-        policy.act(asked)  # a first one chooses kernels
+    if setting.config.ladder[rung].video_passes == 1:
+        policy.act(asked)  # a first one chooses kernels; the rungs that follow find them chosen
     answers, began = 0, time.perf_counter()
     while not answers or time.perf_counter() - began < slice_s:
         policy.act(asked)  # its answer lies in the CPU's memory: a GPU is done with it, too
@@ -281,20 +281,24 @@ def _independence(setting: Setting, precision: str, number: int) -> tuple[Value,
 
 
 def acting(setting: Setting) -> list[Measure]:
-    """List every rung, the cheap ones first, then whether an answer depends on its batch."""
-    rungs = [*reversed(setting.config.ladder)]
+    """List every rung with every number of observations, the cheap ones first, and after the first of them
+    whether an answer depends on its batch.
+    """
+    ladder = setting.config.ladder
 
-    def latencies(names: Sequence[str]) -> list[Measure]:
-        return [
-            Measure(
-                f"{setting.config.preset}, {rung}, bf16, {number} at once",
-                (f"replan_{rung}_{number}_ms", f"replan_{rung}_{number}_peak_gib"),
-                partial(_latency, setting, rung, number),
-            )
-            for rung in names
-            for number in ASKED
-        ]
+    def passes(cell: tuple[str, int]) -> float:
+        """Return the passes of the video network, times observations."""
+        rung = ladder[cell[0]]
+        return cell[1] * rung.video_passes * (1 if rung.guidance == 1 else 2)
 
+    latencies = [
+        Measure(
+            f"{setting.config.preset}, {rung}, bf16, {number} at once",
+            (f"replan_{rung}_{number}_ms", f"replan_{rung}_{number}_peak_gib"),
+            partial(_latency, setting, rung, number),
+        )
+        for rung, number in sorted(itertools.product(ladder, ASKED), key=passes)
+    ]
     independence = [
         Measure(
             f"{number} at once against one by one, one_pass, {precision}",
@@ -304,7 +308,7 @@ def acting(setting: Setting) -> list[Measure]:
         for precision in ("fp32", "bf16")
         for number in ASKED[1:]
     ]
-    return [*latencies(rungs[:1]), *independence, *latencies(rungs[1:])]
+    return [latencies[0], *independence, *latencies[1:]]
 
 
 # -- rendering -----------------------------------------------------------------------------------------------
