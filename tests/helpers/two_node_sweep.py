@@ -24,7 +24,7 @@ from orchestrator.training.train_events import Reported
 def fit(
     job: TrainJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
 ) -> list[Reported]:
-    """Train as a sweep does, and write what each worker claims beside the checkpoints."""
+    """Train as a sweep does, and write what each worker claims to a file next to the checkpoints."""
     Path(folder, "claims.json").write_text(json.dumps(resources))
     return ray_train.fit(job, folder, resources, channel, attempts)
 
