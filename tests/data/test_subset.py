@@ -152,7 +152,7 @@ def test_subset_of_tasks_without_labels_has_action_free_episodes_only() -> None:
         of_stack = [i for i in chosen.action_free if i.startswith("Stack")]
         assert (len(chosen.demos), len(of_stack)) == (count, videos)
         assert set(of_stack) <= {i for i in subset.action_free if i.startswith("Stack")} or videos > 5
-    with pytest.raises(SubsetError, match="Stack: 0 demos and 31 action-free episodes are asked for"):
+    with pytest.raises(SubsetError, match="Film: 0 demos and 31 action-free episodes are asked for"):
         select_episodes(store, Arm(5, 1.0, 0), labels=Labels(("Lift",), 31))
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
         select_episodes(store, Arm(5, 0, 0), labels=Labels(("Door",)))
