@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PYTHON312 ?= python3.12
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo lines test coverage test-full stress check setup debian browser libero pusht policies lerobot bench lock image-lock clean
+.PHONY: demo lines test coverage test-full stress gpu check setup debian browser libero pusht policies lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -33,6 +33,9 @@ test-full: coverage browser libero pusht  ## the rest as well: kills, network na
 
 stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
 	$(BIN)/pytest -m stress
+
+gpu: setup  ## on a machine with a GPU, within 15 minutes: the tests that need one, and what svd-256 costs on it, into bench/results/gpu.json
+	$(BIN)/python -m bench gpu
 
 check: setup  ## style, types, import layers
 	$(BIN)/ruff check .

@@ -39,16 +39,26 @@ Seconds = dict[tuple[str, int], float]
 """Per rung and number of observations."""
 
 
+SVD_WIDTHS = (128, 256, 512, 512)
+"""Channels of Stable Video Diffusion's autoencoder, from the finest level to the coarsest."""
+
+
 def policy_of(
-    config: PolicyConfig, cameras: Contract, device: str = "cpu", keep: Path | None = None
+    config: PolicyConfig,
+    cameras: Contract,
+    device: str = "cpu",
+    keep: Path | None = None,
+    widths: tuple[int, ...] = SVD_WIDTHS,
 ) -> TrainedPolicy:
-    """An untrained one, from a checkpoint of its own; `keep`: the folder to leave that in."""
+    """An untrained one, from a checkpoint of its own; `keep`: the folder to leave that in; `widths`: channels
+    of an autoencoder, by level.
+    """
     assert config.video
     model = VideoActionModel(
         config, cameras, known_sentences={INSTRUCTION: torch.randn(config.video.cross_attention_dim)}
     )
-    if config.video.latents == "vae":  # at Stable Video Diffusion's widths
-        kinds, widths = ("DownEncoderBlock2D",) * 4, (128, 256, 512, 512)
+    if config.video.latents == "vae":
+        kinds = ("DownEncoderBlock2D",) * len(widths)
         vae = AutoencoderKLTemporalDecoder(
             down_block_types=kinds, block_out_channels=widths, layers_per_block=2, latent_channels=4
         )

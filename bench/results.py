@@ -23,6 +23,8 @@ import click
 from sim_workers.envs.render_check import processor_name
 
 PACKAGES = ("ray", "torch", "diffusers", "robosuite", "mujoco")
+NOT_HERE = 69
+"""Exit code of a script that needs what this machine lacks, such as a GPU (EX_UNAVAILABLE of sysexits.h)."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class Collection:
         @click.option("--save", is_flag=True, help="Store the results of short runs as well.")
         @click.option("--page", is_flag=True, help="Run nothing: render the page from stored results.")
         def main(names: tuple[str, ...], short: bool, save: bool, page: bool) -> None:
-            """Run the scripts NAME, by default all. Stops at the first that fails; earlier results stay
-            stored.
+            """Run the scripts NAME, by default all that this machine can run. Stops at the first that fails;
+            earlier results stay stored.
             """
             if unknown := set(names) - set(self.names()):
                 raise click.BadParameter(
@@ -144,6 +146,8 @@ class Collection:
                 command = [sys.executable, "-m", f"{self.folder.name}.{name}", *["--quick"] * short]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 click.echo(done.stdout, nl=False)
+                if done.returncode == NOT_HERE and not names:
+                    continue  # the script has said what is missing
                 if done.returncode:
                     sys.exit(done.returncode)
                 if save or not short:

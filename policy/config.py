@@ -541,7 +541,7 @@ class Recipe(_Part):
     """Compute the video model's activations a second time instead of keeping them."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """How several workers share a model: each holds all of it, or each a part (FSDP2), where it does not fit
-    one GPU.
+    one GPU. Checkpoints are whole either way. One worker has nothing to share.
     """
     color_jitter: Annotated[
         Annotated[bool, Tag("switch")] | Annotated[ColorJitter, Tag("strengths")],

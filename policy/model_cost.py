@@ -66,11 +66,24 @@ class ModelCost:
         are trained once more, and Adam's two means of each.
         """
         acting = self.video_parameters + (0 if objective == "video" else self.head_parameters)
-        trained = {
+        return 4 * (acting + self.codec_parameters + 3 * self._trained(objective))
+
+    def state_bytes(self, objective: Objective, recipe: Recipe, shards: int = 1) -> int:
+        """Return the bytes of a training worker's memory before activations, all in fp32: weights, and of
+        those that are trained the gradient, Adam's two means and the running average.
+
+        shards: workers that hold a part of them each; the frozen autoencoder is whole in each.
+        """
+        kept = 3 + (recipe.ema_decay > 0)
+        whole = self.video_parameters + self.head_parameters + kept * self._trained(objective)
+        return 4 * (-(-whole // shards) + self.codec_parameters)
+
+    def _trained(self, objective: Objective) -> int:
+        """Return the number of parameters that an objective trains."""
+        return {
             "video": self.video_parameters,
             "action": self.head_parameters,
         }.get(objective, self.video_parameters + self.head_parameters)
-        return 4 * (acting + self.codec_parameters + 3 * trained)
 
     def shared_bytes(self, objective: Objective) -> int:
         """Return the bytes of a checkpoint that its storage keeps once for all checkpoints of a run: weights

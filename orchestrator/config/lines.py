@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
 from orchestrator.config.schema import Section, Train, distinct
@@ -62,6 +62,19 @@ RESERVED = ("demos-", "video-")
 """Prefixes of the names of arms and of stage-1 video models, which no line may have."""
 
 
+class LineData(Section):
+    """What a line learns from, in place of what `data` says."""
+
+    labelled: PositiveInt | Literal["all"] | None = None
+    """Number of labelled tasks, the first ones of `data.labelled_tasks`, or `all` tasks of the store; empty:
+    those of `data.labelled_tasks`.
+    """
+    unlabelled_videos: NonNegativeInt | None = None
+    """Videos of every task that is not labelled; 0: none, which makes the line a control for their worth.
+    Empty: `data.unlabelled_videos`.
+    """
+
+
 class Line(Section):
     """One line of the curve: a policy and how it is trained. Alone, a string is its `policy`."""
 
@@ -85,6 +98,8 @@ class Line(Section):
     """Values of this line's policy in place of those of `policy.settings`; not of an external policy."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Settings of an external policy, which its `policy.yaml` lists, or of a policy of another package."""
+    data: LineData | None = None
+    """Labelled tasks and videos of this line, in place of those of `data`."""
     action_free: bool | None = None
     """Whether it is trained at every action-free ratio, or on demos alone; empty: whatever the policy can."""
 
@@ -142,6 +157,14 @@ class Line(Section):
             raise ValueError(f"action_free: {self.policy} cannot learn from episodes without actions")
         return self
 
+    @model_validator(mode="after")
+    def _learns_from_videos(self) -> "Line":
+        if self.data and self.data.unlabelled_videos is not None and not self.swept:
+            raise ValueError(
+                f"data.unlabelled_videos: {self.policy} learns from demos alone; leave the field out"
+            )
+        return self
+
     @property
     def own(self) -> bool:
         """Whether the policy is trained in this package's processes: it is no external one."""
@@ -168,7 +191,7 @@ class Line(Section):
         return (
             self.policy in OWN_LINES
             and self.name == self.policy
-            and not (self.train or self.preset or self.weights or self.settings)
+            and not (self.train or self.preset or self.weights or self.settings or self.data)
         )
 
 

@@ -181,8 +181,12 @@ class Data(Section):
     or for Optuna also {low: 0, high: 3}.
     """
     labelled_tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
-    """Tasks that are demonstrated; empty: all. Of every other task in the store, `demo_count` episodes are
-    videos without actions.
+    """Tasks that are demonstrated; empty: all. Every other task in the store has videos without actions only.
+    A line of `policy.lines` may take the first ones of the list (`data: {labelled: 6}`).
+    """
+    unlabelled_videos: NonNegativeInt | None = None
+    """Videos of every task that is not labelled; a smaller number is always contained in a larger one. Empty:
+    `demo_count` of them; 0: none. A line of `policy.lines` may have another number.
     """
     on_corrupt: Literal["stop", "quarantine"] = "stop"
     """A damaged episode: `stop` names it and ends; `quarantine` reads all that the sweep needs beforehand,
@@ -323,6 +327,18 @@ class Train(Recipe):
         if batch_size % workers:
             raise ValueError(f"{workers} workers cannot share batch_size {batch_size} equally")
         return workers
+
+    @property
+    def shards(self) -> bool:
+        """Whether several workers hold a part of the model each."""
+        return self.sharding == "fsdp" and self.workers > 1
+
+    def recorded(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields for keys and cards; one worker has nothing to share, whatever `sharding` says."""
+        stated = super().recorded(exclude)
+        if "sharding" in stated and not self.shards:
+            stated["sharding"] = "ddp"
+        return stated
 
     @property
     def timed(self) -> bool:

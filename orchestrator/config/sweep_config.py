@@ -4,7 +4,7 @@ computation, no class paths.
 
 import difflib
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, cast
@@ -24,7 +24,7 @@ from pydantic import (
 
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_of
-from orchestrator.config.lines import Line, PolicyChoice, lines_of
+from orchestrator.config.lines import Line, LineData, PolicyChoice, lines_of
 from orchestrator.config.recipes import with_recipes, without_recipes
 from orchestrator.config.schema import (
     Budget,
@@ -44,12 +44,12 @@ from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import load_manifest
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import MergeError, merge, stores_key
-from orchestrator.data.subset import SubsetError, evaluation_episodes, select_episodes
+from orchestrator.data.subset import Labels, Subset, SubsetError, evaluation_episodes, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
 from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
-from policy.config import DIFFUSION_POLICY, PolicyConfig, PolicySettings, SamplerConfig
+from policy.config import DIFFUSION_POLICY, VIDEO_ACTION, PolicyConfig, PolicySettings, SamplerConfig
 from policy.errors import DemoscaleError
 from policy.presets import PRESETS, learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
@@ -212,9 +212,28 @@ class SweepConfig(Section):
         """Return how looks become actions in a line; None for an external policy, which does that itself."""
         return _sampler(self.policy, line, self.suite) if line.own else None
 
-    def largest(self, seed: int | None = None) -> Arm:
-        """Return the arm whose episodes contain those of every other arm of its seed (default: the first)."""
-        return Arm(self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed)
+    def largest(self, seed: int | None = None, line: str = VIDEO_ACTION) -> Arm:
+        """Return the arm whose episodes contain those of every other arm of its seed (default: the first) and
+        of lines with the same labels. line: its name; one that the file does not have has the labels of
+        `data`.
+        """
+        return Arm(
+            self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed, line
+        )
+
+    def labels_of(self, arm: Arm) -> Labels:
+        """Return the labelled tasks of an arm's line, and the number of videos of the others."""
+        return labels_of(self.data, next((line for line in self.lines if line.name == arm.kind), None))
+
+    def select(
+        self,
+        manifest: Manifest,
+        arm: Arm,
+        exclude: Set[str] = frozenset(),
+        evaluation: Set[str] = frozenset(),
+    ) -> Subset:
+        """Choose the episodes of an arm with the labels of its line, as `select_episodes` does."""
+        return select_episodes(manifest, arm, exclude, self.labels_of(arm), evaluation)
 
     def is_reference(self, arm: Arm) -> bool:
         """Whether other arms' scores are compared with it: it is trained first and scored whole."""
@@ -274,15 +293,20 @@ class SweepConfig(Section):
         quarantined: Iterable[str],
         evaluation: Iterable[str] = (),
         stores: Sequence[MergedPart] = (),
+        arm: Arm | None = None,
     ) -> dict[str, Any]:
-        """Return the parts of a training key that are of the data. evaluation, stores: as for
+        """Return the parts of a training key that are of the data. evaluation, stores, arm: as for
         `training_key`.
         """
+        labels = self.labels_of(arm) if arm else labels_of(self.data)
         parts: dict[str, Any] = {
             "data": manifest_fingerprint,
             "quarantined": sorted(quarantined),
-            "labelled tasks": sorted(self.data.labelled_tasks),
+            "labelled tasks": sorted(labels.tasks),
         }
+        sees_videos = arm is None or self.line(arm).swept
+        if labels.tasks and labels.videos is not None and sees_videos:
+            parts["unlabelled videos"] = labels.videos
         if self.suite.proprio is not None:
             parts["proprioception"] = list(self.suite.proprio)
         if held_out := sorted(evaluation):
@@ -320,7 +344,7 @@ class SweepConfig(Section):
         if settings.applied(PRESETS[preset]) != PRESETS[preset]:
             own["settings"] = settings.model_dump(mode="json", exclude_none=True)
         parts = {
-            **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores),
+            **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores, arm),
             "policy": {"preset": preset} | own,
             "weights": weights,
             "videos": [self.data.most_demos, self.data.highest_ratio] if train.videos == "sweep" else [],
@@ -331,6 +355,18 @@ class SweepConfig(Section):
         if learner_code:
             parts["learner_code"] = dict(learner_code)
         return Key("training", parts)
+
+
+def labels_of(data: Data, line: Line | None = None) -> Labels:
+    """Return the labelled tasks of a line, and the number of videos of the others; None: of lines that say
+    nothing themselves.
+    """
+    own = (line and line.data) or LineData()
+    tasks = data.labelled_tasks
+    if own.labelled is not None:
+        tasks = () if own.labelled == "all" else tasks[: own.labelled]
+    videos = data.unlabelled_videos if own.unlabelled_videos is None else own.unlabelled_videos
+    return Labels(tasks, videos)
 
 
 def settings_of(policy: PolicyChoice, line: Line) -> PolicySettings:
@@ -491,6 +527,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from _contradictions_of_settings(policy, suite)
     if policy and policy.lines:
         yield from _contradictions_of_lines(policy, train, optuna)
+    if data:
+        yield from _contradictions_of_labels(data, policy.lines if policy else ())
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
         yield (
             "train.match: a search compares arms after the same number of steps, and epochs gives arms with"
@@ -566,6 +604,25 @@ def _contradictions_of_lines(policy: PolicyChoice, train: Train | None, optuna: 
             Train.model_validate(train.model_dump() | dict(line.train))
         except ValidationError as error:
             yield from (f"policy.lines.{number}.train.{_sentence(Train, item)}" for item in error.errors())
+
+
+def _contradictions_of_labels(data: Data, lines: Sequence[Line]) -> Iterator[str]:
+    """Yield what contradicts `data.labelled_tasks`."""
+    named = len(data.labelled_tasks)
+    if data.unlabelled_videos is not None and not named:
+        yield (
+            "data.unlabelled_videos: every task is labelled; name the labelled ones in data.labelled_tasks,"
+            " or leave the field out"
+        )
+    for number, line in enumerate(lines):
+        where, own = f"policy.lines.{number}.data", line.data or LineData()
+        if isinstance(own.labelled, int) and own.labelled > named:
+            yield (
+                f"{where}.labelled: {own.labelled} tasks, and data.labelled_tasks names {named}; name as many"
+                " there, the first ones first"
+            )
+        elif own.unlabelled_videos is not None and not labels_of(data, line).tasks:
+            yield f"{where}.unlabelled_videos: every task of {line.name} is labelled; leave the field out"
 
 
 def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationError) -> list[str]:
@@ -645,13 +702,15 @@ def store_problems(
     quarantined: Collection[str] = (),
     evaluation: Collection[str] = (),
     pinned: str = "",
+    lines: Iterable[Line] = (),
 ) -> list[str]:
     """Return all problems of the episode store that would stop a sweep: no store, a task without
     demonstrations, too few episodes.
 
     version: version of the store; None: the newest. quarantined: episodes that no arm reads. evaluation:
     episodes that an earlier run held out; empty: they are chosen here, if the suite holds any out. pinned:
-    URI of the merged store of an earlier run (`merged_store.py`); empty: none.
+    URI of the merged store of an earlier run (`merged_store.py`); empty: none. lines: those with labels of
+    their own count.
     """
     tasks = suite.tasks
     try:
@@ -678,7 +737,8 @@ def store_problems(
     try:
         largest, damaged = Arm(data.most_demos, data.highest_ratio, seed=0), frozenset(quarantined)
         apart = frozenset(evaluation or evaluation_episodes(manifest, suite.held_out, damaged))
-        select_episodes(manifest, largest, damaged, data.labelled_tasks, apart)
+        for labels in dict.fromkeys([labels_of(data), *(labels_of(data, line) for line in lines)]):
+            select_episodes(manifest, largest, damaged, labels, apart)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")
     return problems

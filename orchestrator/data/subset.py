@@ -7,7 +7,7 @@ action error is measured (`evaluation_episodes`) are chosen before any arm, by a
 """
 
 import hashlib
-from collections.abc import Collection, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -41,6 +41,20 @@ class EpisodeCounts(Protocol):
     def seed(self) -> int:
         """Seed of the permutation of episodes."""
         ...
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Tasks that are demonstrated, and the number of videos of the others."""
+
+    tasks: tuple[str, ...] = ()
+    """All if empty."""
+    videos: int | None = None
+    """Action-free episodes of every other task; None: as many as an arm has demos of the labelled ones."""
+
+
+EVERY_TASK = Labels()
+"""Labels of a store whose tasks are all demonstrated."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +103,20 @@ def select_episodes(
     manifest: Manifest,
     arm: EpisodeCounts,
     exclude: Set[str] = frozenset(),
-    labelled_tasks: Collection[str] = (),
+    labels: Labels = EVERY_TASK,
     evaluation: Set[str] = frozenset(),
 ) -> Subset:
     """Choose the first `demo_count` episodes of every task as demos, and the last round(ratio x demo_count)
     as action-free ones.
 
-    exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labelled_tasks:
-    tasks with demos, all if empty; of every other task, `demo_count` episodes are taken as action-free ones.
+    exclude: ids of quarantined episodes; the next in order replace them, the counts stay. labels: tasks with
+    demos; of every other task the last `videos` episodes are taken as action-free ones, and no demos.
     evaluation: ids of the episodes that no arm may train on (`evaluation_episodes`); the next in order
     replace them too. Of a merged manifest's tasks that have videos only, no demos are taken, and their
     videos serve as action-free episodes in place of other tasks' demonstrations, never of their videos.
     Raises SubsetError for an unknown task or too few episodes.
     """
-    if unknown := sorted(set(labelled_tasks) - manifest.tasks.keys()):
+    if unknown := sorted(set(labels.tasks) - manifest.tasks.keys()):
         raise SubsetError(
             f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}"
         )
@@ -111,10 +125,10 @@ def select_episodes(
     action_free: list[str] = []
     films = _films(manifest, arm.seed, exclude)
     for task in (task for task in manifest.tasks if task not in manifest.video_tasks):
-        if not labelled_tasks or task in labelled_tasks:
+        if not labels.tasks or task in labels.tasks:
             demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
         else:
-            demo_count, free_count = 0, arm.demo_count
+            demo_count, free_count = 0, arm.demo_count if labels.videos is None else labels.videos
         order = permutation(manifest, task, arm.seed)
         if exclude or evaluation:
             left = [ids[place] not in exclude and ids[place] not in evaluation for place in order.tolist()]

@@ -16,7 +16,6 @@ from orchestrator.cost import Cost, added, hours, limits, size
 from orchestrator.data.clip_sampler import CLIPS_PER_VISIT, POOL_VISITS
 from orchestrator.data.clip_stream import CACHE_BYTES
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.subset import select_episodes
 from orchestrator.planning.calibration import KEPT, Calibration, Quantiles, stage_one_kind, step_kind
 from orchestrator.planning.plan import planned_arms, planned_videos
 
@@ -255,7 +254,7 @@ def work_of(
     arms = planned_arms(sweep)
     trainings = []
     for number, arm in enumerate(arms, 1):
-        subset = select_episodes(manifest, arm, quarantined, sweep.data.labelled_tasks, evaluation)
+        subset = sweep.select(manifest, arm, quarantined, evaluation)
         line, train = lines[arm.kind], sweep.train_of(arm)
         videos_too = train.objective != "action" if line.imagines else line.swept
         episodes = subset.episodes if videos_too else subset.demos

@@ -61,6 +61,10 @@ class DeviceEstimate:
     """Bytes of the checkpoints that stay (`train.keep`), those of video models included; weights that a run
     does not train count once per run.
     """
+    state_bytes: int
+    """Bytes of a training worker's memory before activations, of the run that takes most."""
+    sharded: bool
+    """Whether its workers hold a part of that state each."""
     placed: str
     """Who gets the declared GPUs while it trains; empty if their number is not declared."""
     left_out: tuple[str, ...] = ()
@@ -75,6 +79,12 @@ class DeviceEstimate:
                 f"{_range(self.answer_s)} GPU-h, one score of the whole suite {_range(self.score_s)}",
             ),
             ("checkpoints", size(self.checkpoint_bytes)),
+            (
+                "memory",
+                f"{size(self.state_bytes)} per training worker for weights, gradients and optimiser"
+                + (", a part of the model each" if self.sharded else "")
+                + "; activations come on top",
+            ),
         ]
         if self.placed:
             lines.append(("GPUs", self.placed))
@@ -97,7 +107,7 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
     costs: dict[str, ModelCost] = {
         line.name: model_cost(sweep.config_of(line), contract) for line in _counted(sweep)
     }
-    train_s, nbytes = 0.0, 0
+    train_s, nbytes, state, shards = 0.0, 0, 0, sweep.train.shards
     runs: list[tuple[str, Objective, int, int]] = [
         (arm.kind, sweep.train_of(arm).objective, sweep.train_of(arm).steps, len(sweep.checkpoint_steps(arm)))
         for arm in planned_arms(sweep)
@@ -116,6 +126,8 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         shared = costs[name].shared_bytes(objective)
         own = costs[name].checkpoint_bytes(objective, recipe) - shared
         nbytes += recipe.kept_of(checkpoints, objective == "video") * own + shared
+        workers = recipe.workers if shards else 1
+        state = max(state, costs[name].state_bytes(objective, recipe, workers))
     answer_s, score_s = dict.fromkeys(BOUNDS, 0.0), dict.fromkeys(BOUNDS, 0.0)
     horizon_steps = work.control_steps["high"] * (len(evaluation) or sweep.suite.listed)
     for bound in BOUNDS:
@@ -133,6 +145,8 @@ def device_estimate(sweep: SweepConfig, device: Device) -> DeviceEstimate:
         answer_s,
         score_s,
         nbytes,
+        state,
+        shards,
         placed,
         tuple(line.name for line in sweep.lines if line.name not in costs),
     )

@@ -25,7 +25,7 @@ from orchestrator.data.clip_stream import decode_entry
 from orchestrator.data.episode_store import fetch, latest_version
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.merged_store import publish_merged
-from orchestrator.data.subset import select_episodes
+from orchestrator.data.subset import Labels, select_episodes
 from orchestrator.planning.calibration import (
     KEPT,
     Calibration,
@@ -156,8 +156,8 @@ def _jobs(
     episodes: str,
 ) -> dict[str, TrainJob]:
     """Return the trainings to measure, by name, each as one worker of the largest arm would run it."""
-    arm, data, jobs = sweep.largest(), sweep.data, dict[str, TrainJob]()
-    subset = select_episodes(manifest, arm, quarantined, data.labelled_tasks, evaluation)
+    arm, jobs = sweep.largest(), dict[str, TrainJob]()
+    subset = sweep.select(manifest, arm, quarantined, evaluation)
     for line in (line for line in sweep.lines if line.own):
         recipe, config = sweep.line_train(line), sweep.config_of(line)
         short = recipe.model_copy(
@@ -193,12 +193,12 @@ def _jobs(
             and recipe.feature_cache_mb
         ):
             continue
-        task = (data.labelled_tasks or sweep.suite.tasks or [*manifest.tasks])[0]
+        task = (sweep.data.labelled_tasks or sweep.suite.tasks or [*manifest.tasks])[0]
         one_demo = Arm(1, 0.0, arm.seed)
         one = replace(
             job,
             arm=one_demo,
-            subset=select_episodes(manifest, one_demo, quarantined, (task,), evaluation),
+            subset=select_episodes(manifest, one_demo, quarantined, Labels((task,)), evaluation),
         )
         # the clips of an epoch are shuffled
         clips = manifest[one.subset.demos[0]].length + POOL_VISITS * CLIPS_PER_VISIT

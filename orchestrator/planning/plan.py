@@ -9,13 +9,12 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.policy_manifest import ManifestError, load
 from orchestrator.config.recipes import chosen_fields
 from orchestrator.config.schema import Optuna
-from orchestrator.config.sweep_config import SweepConfig, SweepError, store_problems
+from orchestrator.config.sweep_config import SweepConfig, SweepError, labels_of, store_problems
 from orchestrator.cost import hours
 from orchestrator.data.clip_stream import memory_bound
 from orchestrator.data.latent_cache import latents_beside
 from orchestrator.data.manifest import Manifest, MergedPart
 from orchestrator.data.merged_store import weights_of
-from orchestrator.data.subset import select_episodes
 from orchestrator.planning.power_table import PowerTable
 from orchestrator.storage.base import open_storage
 from policy.presets import PRESETS, RECIPES
@@ -62,6 +61,8 @@ class Plan:
     """Number of their recorded actions."""
     seconds: int = 0
     """Budget of time of every arm's training, of all its GPUs or processes; 0 if training ends at a step."""
+    labels: tuple[str, ...] = ()
+    """Labelled tasks and videos of the others, one phrase per line; empty where all tasks are labelled."""
     power: PowerTable | None = None
     """Differences that the sweep can show; None if its number of episodes is not fixed or it plays none."""
 
@@ -116,6 +117,7 @@ class Plan:
                 ),
             ),
             *(("recipe", told) for told in self.recipes),
+            *(("labels", told) for told in self.labels),
             ("episode store", f"{self.store_episodes} episodes, {self.store_bytes / 2**20:.1f} MiB"),
             *(("control step", f"robosuite's own, several times slower: {why}") for why in self.control),
             *(
@@ -166,8 +168,8 @@ def planned_videos(
         train = sweep.train_of(arm)
         if train.mode != "two_stage" or not sweep.line(arm).imagines:
             continue
-        videos = sweep.largest(arm.seed) if train.videos == "sweep" else arm
-        subset = select_episodes(manifest, videos, quarantined, sweep.data.labelled_tasks, evaluation)
+        videos = sweep.largest(arm.seed, arm.kind) if train.videos == "sweep" else arm
+        subset = sweep.select(manifest, videos, quarantined, evaluation)
         trained[StageOne(arm.kind, arm.seed, train.video_steps or train.steps, subset.episodes)] = None
     return [*trained]
 
@@ -180,7 +182,13 @@ def make_plan(sweep: SweepConfig) -> Plan:
     pinned = PinnedData.read(sweep)
     quarantined = pinned.quarantined.keys()
     if problems := store_problems(
-        sweep.data, sweep.suite, pinned.version, quarantined, pinned.held_out, pinned.merged
+        sweep.data,
+        sweep.suite,
+        pinned.version,
+        quarantined,
+        pinned.held_out,
+        pinned.merged,
+        sweep.lines,
     ):
         raise SweepError(sweep.name, problems)
     manifest = pinned.manifest(sweep)
@@ -190,7 +198,11 @@ def make_plan(sweep: SweepConfig) -> Plan:
         raise SweepError(sweep.name, problems)
     arms = planned_arms(sweep)
     evaluation = pinned.evaluation(sweep, manifest)
-    largest = select_episodes(manifest, sweep.largest(), quarantined, sweep.data.labelled_tasks, evaluation)
+    most = [sweep.largest(line=line.name) for line in sweep.lines]
+    largest = max(
+        (sweep.select(manifest, arm, quarantined, evaluation) for arm in most),
+        key=lambda subset: len(subset.episodes),
+    )
     entries = manifest.select((*largest.demos, *largest.action_free))
     batch_size = sweep.train.batch_size // sweep.train.workers
     video_models = planned_videos(sweep, manifest, quarantined, evaluation)
@@ -231,6 +243,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
         store_bytes=sum(manifest.column("nbytes").to_pylist()),
         notes=(*_notes(sweep), *_unread_latents(sweep, pinned.place(sweep, manifest), manifest)),
         recipes=tuple(recipes_of(sweep)),
+        labels=tuple(labels_in_words(sweep, len(set(manifest.tasks) - set(manifest.video_tasks)))),
         control=tuple(dict.fromkeys(filter(None, (not_lean(contract, task) for task in suite.tasks)))),
         parts=manifest.parts,
         held_out=len(evaluation),
@@ -252,6 +265,23 @@ def recipes_of(sweep: SweepConfig) -> Iterator[str]:
         )
         told[f"{preset}: {values}"] = None
     yield from told
+
+
+def labels_in_words(sweep: SweepConfig, tasks: int) -> Iterator[str]:
+    """Yield one phrase per line on what it learns from; none if all tasks of every line are labelled.
+
+    tasks: number of the store's tasks.
+    """
+    own = {line.name: labels_of(sweep.data, line) for line in sweep.lines}
+    if not any(labels.tasks for labels in own.values()):
+        return
+    for line in sweep.lines:
+        labels = own[line.name]
+        videos = "as many videos as demos" if labels.videos is None else f"{labels.videos} videos"
+        if not line.swept or labels.videos == 0:
+            videos = "no videos"
+        others = f", {videos} of each of the others" if labels.tasks else ""
+        yield f"{line.name}: {len(labels.tasks) or tasks} of {tasks} tasks{others}"
 
 
 def _value(value: Any) -> str:

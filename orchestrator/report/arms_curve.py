@@ -339,15 +339,16 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
     def comparisons(self) -> list[ComparisonT]:
         """Comparisons of the points that `compared_cells` names."""
         counts = sorted({arm.arm.demo_count for arm in self.arms})
-        found = []
-        for pairs in compared_cells(self.lines, counts):
-            both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
-            corrected = holm([result.p_value for _, result in both])
-            found += [
-                self._comparison(pair, result, p, len(both))
-                for (pair, result), p in zip(both, corrected, strict=True)
-            ]
-        return found
+        return [one for pairs in compared_cells(self.lines, counts) for one in self.compare(pairs)]
+
+    def compare(self, pairs: Sequence[tuple[Cell, Cell]]) -> list[ComparisonT]:
+        """Return the comparisons of pairs of points with common episodes, corrected for their number."""
+        both = [(pair, result) for pair in pairs if (result := self._compared(*pair))]
+        corrected = holm([result.p_value for _, result in both])
+        return [
+            self._comparison(pair, result, p, len(both))
+            for (pair, result), p in zip(both, corrected, strict=True)
+        ]
 
     def _common_seeds(self, first: Cell, second: Cell) -> set[int]:
         seeds = [{arm.arm.seed for arm in self._cells.get(cell, [])} for cell in (first, second)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.labelled_tasks import LabelReport
 from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.shift_differences import ShiftDifference
 from orchestrator.stats.claims import Claim
@@ -285,6 +286,8 @@ class CurveReport:
     """Which checkpoint of every arm is shown."""
     selection_bias: SelectionBias | None = None
     """What choosing the best checkpoints did; None if the last ones are shown."""
+    labels: LabelReport | None = None
+    """Success on labelled and unlabelled tasks (`data.labelled_tasks`); None if all are labelled."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -298,7 +301,7 @@ class CurveReport:
             "lines": [line.to_json() for line in self.lines],
             "points": [point.to_json() for point in self.points],
             "arms": [arm.to_json() for arm in self.arms],
-            "comparisons": [_comparison(comparison) for comparison in self.comparisons],
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
             "video": self.video and self.video.to_json(),
             "protocol_facts": [list(fact) for fact in self.protocol_facts],
             "provenance": [list(fact) for fact in self.provenance],
@@ -306,6 +309,7 @@ class CurveReport:
             "shifts": [difference.to_json() for difference in self.shifts],
             "checkpoint": self.checkpoint,
             "selection_bias": _bias(self.selection_bias),
+            **({"labels": self.labels.to_json()} if self.labels else {}),
         }
 
 
@@ -314,29 +318,6 @@ def _bias(bias: SelectionBias | None) -> dict[str, float] | None:
         return None
     rates = {"chosen_on": bias.chosen_on, "reported": bias.reported, "difference": bias.difference}
     return rates | bias.interval._asdict()
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    result = comparison.result
-    return {
-        "first": comparison.first,
-        "second": comparison.second,
-        "first_policy": comparison.first_policy,
-        "second_policy": comparison.second_policy,
-        **comparison.interval._asdict(),
-        "seeds": comparison.seeds,
-        "compared": comparison.compared,
-        "test": comparison.test,
-        "p_corrected": comparison.p_corrected,
-        "difference": result.difference,
-        "episodes": result.episodes,
-        "only_first": result.only_first,
-        "only_second": result.only_second,
-        "p_value": result.p_value,
-        "verdict": comparison.verdict,
-        "about": comparison.claim.about,
-        "text": str(comparison),
-    }
 
 
 def _bounded(value: float) -> float | None:

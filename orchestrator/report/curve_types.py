@@ -238,6 +238,29 @@ class Comparison:
             f" the second), {self.test} p = {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON-safe object."""
+        result = self.result
+        return {
+            "first": self.first,
+            "second": self.second,
+            "first_policy": self.first_policy,
+            "second_policy": self.second_policy,
+            **self.interval._asdict(),
+            "seeds": self.seeds,
+            "compared": self.compared,
+            "test": self.test,
+            "p_corrected": self.p_corrected,
+            "difference": result.difference,
+            "episodes": result.episodes,
+            "only_first": result.only_first,
+            "only_second": result.only_second,
+            "p_value": result.p_value,
+            "verdict": self.verdict,
+            "about": self.claim.about,
+            "text": str(self),
+        }
+
 
 @dataclass(frozen=True)
 class TaskError:

@@ -18,7 +18,16 @@ from PIL import Image
 
 from orchestrator.redaction import redact
 from orchestrator.report.curve_report import CurveReport
-from orchestrator.report.svg_plots import Plot, cost_plot, curve_plot, distance_plot, outcomes_plot, styles
+from orchestrator.report.svg_plots import (
+    Plot,
+    cost_plot,
+    curve_plot,
+    distance_plot,
+    label_plot,
+    label_styles,
+    outcomes_plot,
+    styles,
+)
 from orchestrator.stats.claims import POLICY_VERDICTS
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Estimate
@@ -49,7 +58,7 @@ def page(
     """
     shown, left_out = _that_fit(films, films_bytes)
     points = [point.point for point in report.points]
-    cost = cost_plot(report, "cost-wide", 430, 392)
+    cost, labels = cost_plot(report, "cost-wide", 430, 392), report.labels
     tasks = sorted({task for point in points for task in point.by_task})
     return (
         environment()
@@ -78,6 +87,19 @@ def page(
                 outcomes_plot(report, "outcomes-narrow", 344, 260),
             ),
             forest=forest([(c.result.difference, c.interval) for c in report.comparisons]),
+            label_plots=[
+                label_plot(labels, "labels-wide", 1080, 392),
+                label_plot(labels, "labels-narrow", 344, 340),
+            ]
+            if labels
+            else [],
+            label_styles=label_styles(labels.traces) if labels else [],
+            label_forest=forest(
+                [
+                    (one.comparison.result.difference, one.comparison.interval)
+                    for one in (labels.comparisons if labels else ())
+                ]
+            ),
             looks=LOOKS,
             costs=[
                 (name, words)

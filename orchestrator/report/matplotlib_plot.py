@@ -17,6 +17,7 @@ from orchestrator.stats.fixed_sample import Interval
 from orchestrator.tracking.mlflow_reader import VIDEO
 
 if TYPE_CHECKING:
+    from orchestrator.report.labelled_tasks import LabelReport
     from orchestrator.report.published import PublishedResult
     from orchestrator.report.sample_efficiency_curve import Curve
 
@@ -35,7 +36,8 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
         return draw_surface(curve, curve.surface, kind)
     costs, imagined = [curve.cost_report(point.cost) for point in curve.points], curve.imagined
     spent, unit = cost_axis(costs, HOURS)
-    panels = 1 + bool(spent) + bool(imagined)
+    labels = curve.labels
+    panels = 1 + bool(spent) + bool(imagined) + bool(labels)
     figure = Figure(figsize=(7 + 3.6 * (panels - 1), 5), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, width_ratios=[1.9, *[1.0] * (panels - 1)], squeeze=False)[0]
     _against_demos(axes[0], curve)
@@ -43,10 +45,11 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
     for panel in axes[1:]:
         panel.set_ylim(-0.03, 1.03)
         panel.grid(alpha=0.25)
+    if labels:
+        _by_labels(axes[1], labels)
     if spent:
-        _against_cost(
-            axes[1], curve, unit, [None if cost is None else getattr(cost, spent) for cost in costs]
-        )
+        known = [None if cost is None else getattr(cost, spent) for cost in costs]
+        _against_cost(axes[1 + bool(labels)], curve, unit, known)
     if imagined:
         axes[-1].plot(
             [distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7
@@ -126,6 +129,42 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
     axes.set_xlabel("demonstrations per task (episodes with actions)")
     axes.set_ylabel("success rate")
     axes.grid(alpha=0.25)
+
+
+def _by_labels(axes: Any, report: "LabelReport") -> None:
+    """Draw success on labelled tasks as solid and on unlabelled ones as dashed lines, with intervals."""
+    names = [*dict.fromkeys(trace.name for trace in report.traces)]
+    places = sorted({report.place(point) for trace in report.traces for point in trace.points})
+    edge = 1.02 ** (len(names) - 1)
+    named = set[str]()
+    for trace in report.traces:
+        own, points = names.index(trace.name), [own.point for own in trace.points]
+        x = [report.place(point) * 1.02 ** (2 * own) / edge for point in trace.points]
+        spread = [
+            [max(0.0, p.success_rate - p.interval.low) for p in points],
+            [max(0.0, p.interval.high - p.success_rate) for p in points],
+        ]
+        axes.errorbar(
+            x,
+            [point.success_rate for point in points],
+            spread,
+            capsize=3,
+            color=COLOURS[own % len(COLOURS)],
+            linestyle="-" if trace.group == "labelled" else "--",
+            marker="o^Dv"[own % 4],
+            markerfacecolor=COLOURS[own % len(COLOURS)] if trace.group == "labelled" else "white",
+            label="_" if trace.name in named else trace.name or "all lines",
+        )
+        named.add(trace.name)
+        shade(axes, x, [point.band for point in points], COLOURS[own % len(COLOURS)])
+    axes.set_xscale("log")
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()
+    axes.set_xlim(places[0] / 1.6, places[-1] * 1.6)
+    axis = report.axis_label.removesuffix(" (log scale)")
+    axes.set_xlabel(f"{axis}; dashed, open: on unlabelled tasks", fontsize=8)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def _published(axes: Any, published: "Sequence[PublishedResult]") -> None:

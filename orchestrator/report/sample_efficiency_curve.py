@@ -1,7 +1,7 @@
 """Scores -> sample-efficiency curve: success over demo count, one line per policy and action-free ratio."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from orchestrator.report.curve_types import (
     Series,
     TaskScore,
 )
+from orchestrator.report.labelled_tasks import LabelReport, label_report
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
@@ -79,6 +80,16 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return curve_from_mlflow(tracking_uri, name, store, storage, checkpoint)
 
     # -- points
+
+    def on_tasks(self, tasks: Collection[str]) -> "Curve":
+        """Return the curve of the episodes of some tasks. Errors, which are not known by task, are 0."""
+        arms = []
+        for arm in self.arms:
+            own = {name: won for name, won in arm.outcomes.items() if EpisodeSpec.task_of(name) in tasks}
+            if own:
+                wins = sum(own.values())
+                arms.append(replace(arm, outcomes=own, successes=wins, episodes=len(own), errors=0))
+        return replace(self, arms=tuple(arms))
 
     @property
     def errors(self) -> int:
@@ -163,6 +174,13 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         )
 
     # -- measures and comparisons
+
+    @cached_property
+    def labels(self) -> LabelReport | None:
+        """The curve by labelled and unlabelled tasks; None if all tasks are labelled, or if a search proposed
+        the arms.
+        """
+        return None if self.searched else label_report(self)
 
     def area(self, line: Series) -> Estimate | None:
         """Return the area under a line over log demos, as a fraction of the largest possible; None if the

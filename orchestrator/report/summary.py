@@ -56,6 +56,7 @@ def report(curve: Curve) -> CurveReport:
         provenance=_provenance(curve),
         references=reference_lines(curve),
         shifts=tuple(shift_differences(curve)),
+        labels=curve.labels,
     )
 
 
@@ -67,6 +68,7 @@ def answer(curve: Curve) -> list[str]:
         return [*bias_in_words(curve), *surface_in_words(curve), *mixed_arithmetic(curve.arms)]
     told = [*bias_in_words(curve), *curve.about_training()]
     told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    told += curve.labels.answer if curve.labels else []
     told += curve.about_policies()
     for line in curve.lines:
         points = curve.of_line(line)

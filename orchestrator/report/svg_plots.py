@@ -12,6 +12,7 @@ from typing import Protocol, TypeGuard, TypeVar
 
 from orchestrator.report.curve_report import CurveReport, SeriesReport, VideoReport
 from orchestrator.report.curve_types import Series
+from orchestrator.report.labelled_tasks import LabelReport, LabelTrace
 from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.summary import cost_axis
@@ -222,6 +223,53 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
         rule,
         labelled,
         () if task else _references(report.references, y),
+    )
+
+
+def label_styles(traces: Sequence[LabelTrace]) -> list[Style]:
+    """Return the style of every line of `label_plot`: lines that differ in the group of tasks alone share
+    tone and shape; those of unlabelled tasks are dashed.
+    """
+    names = [*dict.fromkeys(trace.name for trace in traces)]
+    dashes = {"labelled": "", "unlabelled": "6 4"}
+    return [
+        Style(TONES[(own := names.index(trace.name)) % 4], SHAPES[(own + own // 4) % 4], dashes[trace.group])
+        for trace in traces
+    ]
+
+
+def label_plot(report: LabelReport, name: str, width: float, height: float) -> Plot:
+    """Plot success on labelled and on unlabelled tasks against the number of labelled tasks, or against demos
+    if all lines have equal numbers of them.
+    """
+    frame = Frame(width, height, 46.0, width - 10)
+    places = sorted({report.place(point) for trace in report.traces for point in trace.points})
+    room = 16.0 + NUDGE * len(report.traces)
+    x, y = log_scale(places, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
+    traces = []
+    for index, (trace, style) in enumerate(zip(report.traces, label_styles(report.traces), strict=True)):
+        dots, edges = [], list[tuple[float, float, float] | None]()
+        for own in trace.points:
+            point, place = own.point, x(report.place(own)) + _nudge(index, len(report.traces))
+            low, high = point.interval
+            words = (
+                f"{trace.label}, {own.labelled} labelled tasks, {point.demo_count} demos:"
+                f" {point.successes}/{point.episodes} = {point.success_rate:.2f} [{low:.2f}, {high:.2f}]"
+            )
+            dots.append(Marker(place, y(point.success_rate), y(low), y(high), words))
+            edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
+        path = polyline((dot.x, dot.y) for dot in dots)
+        traces.append(Trace(style, tuple(dots), path, area(edges)))
+    return Plot(
+        name,
+        f"Success on labelled and on unlabelled tasks against {report.axis}",
+        "; ".join(dot.words for trace in traces for dot in trace.dots),
+        frame,
+        report.axis_label,
+        "success rate",
+        spread([Tick(x(place), f"{place}") for place in places]),
+        rate_ticks(y),
+        tuple(traces),
     )
 
 

@@ -38,7 +38,7 @@ from orchestrator.cost import CostLedger
 from orchestrator.data.episode_store import check_all, latest_version
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.merged_store import publish_merged
-from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes, select_episodes
+from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes
 from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
 from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, ActionErrorScore
 from orchestrator.evaluation.held_out_clips import HeldOut
@@ -322,7 +322,7 @@ class SweepState:
         line = self.sweep.line(arm)
         if not line.own:
             parts = self.sweep.data_parts(
-                self.manifest.fingerprint, self.quarantined, self.held_out, self.manifest.parts
+                self.manifest.fingerprint, self.quarantined, self.held_out, self.manifest.parts, arm
             )
             return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
         return self.sweep.training_key(
@@ -510,13 +510,7 @@ class SweepState:
         if arm in self._subsets:
             return self._subsets[arm]
         try:
-            subset = select_episodes(
-                self.manifest,
-                arm,
-                self.quarantined.keys(),
-                self.sweep.data.labelled_tasks,
-                frozenset(self.held_out),
-            )
+            subset = self.sweep.select(self.manifest, arm, self.quarantined.keys(), frozenset(self.held_out))
         except SubsetError as error:
             mend = "give the sweep another name to use the store as it is now"
             where = self.episodes if self.manifest.parts else self.sweep.data.episodes
@@ -529,9 +523,13 @@ class SweepState:
 
     def used(self) -> frozenset[str]:
         """Return every episode that an arm may read, and the quarantined ones; the largest arm of each seed
-        contains all others.
+        and line contains all others of them.
         """
-        subsets = [self.subset(self.sweep.largest(seed)) for seed in self.sweep.seeds]
+        subsets = [
+            self.subset(self.sweep.largest(seed, line.name))
+            for line in self.sweep.lines
+            for seed in self.sweep.seeds
+        ]
         return frozenset(self.quarantined).union(*(subset.episodes for subset in subsets))
 
     def video_test(self, line: Line) -> VideoBenchmark | None:
@@ -637,7 +635,7 @@ class SweepState:
         """
         if not self.sweep.line(arm).imagines or self.sweep.train_of(arm).mode != "two_stage":
             return None
-        videos = self.sweep.largest(arm.seed) if self.sweep.train.videos == "sweep" else arm
+        videos = self.sweep.largest(arm.seed, arm.kind) if self.sweep.train.videos == "sweep" else arm
         return self.own_job(arm).stage_one(self.manifest, self.subset(videos))
 
     def arm_state(self, arm: Arm) -> ArmStatus:

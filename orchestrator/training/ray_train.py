@@ -46,7 +46,7 @@ def _worker_loop(config: dict[str, Any]) -> None:
         ray.train.report(event.to_metrics(), checkpoint=keep, checkpoint_dir_name=f"step_{event.step:06d}")
 
     device = ray.train.torch.get_device()
-    wrap = sharded(device) if job.train.sharding == "fsdp" else ray.train.torch.prepare_model
+    wrap = sharded(device) if job.train.shards else ray.train.torch.prepare_model
     last = ray.train.get_checkpoint()
     with ExitStack() as opened:
         resume = None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.arms import Arm
 from orchestrator.data.manifest import EpisodeEntry, Manifest
-from orchestrator.data.subset import Subset, SubsetError, held_out, num_action_free, select_episodes
+from orchestrator.data.subset import Labels, Subset, SubsetError, held_out, num_action_free, select_episodes
 from orchestrator.testing.episodes import CONTRACT
 from policy.feature_stats import Stats
 
@@ -142,13 +142,20 @@ def test_subset_of_tasks_without_labels_has_action_free_episodes_only() -> None:
     episodes.
     """
     store = store_of(entries(20), entries(30, "Stack"), entries(10, "Film", labelled=False))
-    subset = select_episodes(store, Arm(5, 1.0, 0), labelled_tasks=["Lift"])
+    subset = select_episodes(store, Arm(5, 1.0, 0), labels=Labels(("Lift",)))
     assert subset.demos == tuple(i for i in select_episodes(store_of(entries(20)), Arm(5, 1.0, 0)).demos)
     assert [
         len([i for i in subset.action_free if i.startswith(task)]) for task in ("Lift", "Stack", "Film")
     ] == [5, 5, 5]
+    for count, videos in ((5, 0), (5, 3), (2, 8)):
+        chosen = select_episodes(store, Arm(count, 1.0, 0), labels=Labels(("Lift",), videos))
+        of_stack = [i for i in chosen.action_free if i.startswith("Stack")]
+        assert (len(chosen.demos), len(of_stack)) == (count, videos)
+        assert set(of_stack) <= {i for i in subset.action_free if i.startswith("Stack")} or videos > 5
+    with pytest.raises(SubsetError, match="Film: 0 demos and 31 action-free episodes are asked for"):
+        select_episodes(store, Arm(5, 1.0, 0), labels=Labels(("Lift",), 31))
     with pytest.raises(SubsetError, match="Door: the store has no such task; it has"):
-        select_episodes(store, Arm(5, 0, 0), labelled_tasks=["Door"])
+        select_episodes(store, Arm(5, 0, 0), labels=Labels(("Door",)))
 
 
 # -- held-out episodes ---------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ def paper_sweep(kitchens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("paper_demo_counts", 16, 2),
         ("paper_sampler", 1, 1),
         ("paper_execute", 1, 1),
+        # 300 episodes per task: demos and videos are other episodes, so each line has a video model
+        ("paper_unlabelled_tasks", 9, 7),
     ],
 )
 def test_plan_accepts_the_papers_sweep_files(
@@ -96,6 +98,12 @@ def test_sampler_ablations_share_one_training(paper_sweep: Callable[..., SweepCo
 
 
 EIGHT = ("device.card=A100", "device.gpus=8")
+
+
+def _sharded(paper_sweep: Callable[..., SweepConfig]) -> tuple[SweepConfig, Device]:
+    own = paper_sweep("robocasa24", *EIGHT, "train.sharding=fsdp")
+    assert own.device
+    return own, own.device
 
 
 @pytest.mark.full
@@ -156,6 +164,11 @@ def test_plan_command_prints_gpu_hours_of_declared_gpus(
     assert rows["device"].startswith("A100 at 20 % of 312 TFLOPS in half and 19.5 in full precision")
     assert rows["to train"].endswith("GPU-h")
     assert "GiB" in rows["checkpoints"] or "scored" in rows["checkpoints"]
+    whole, shared = (
+        float(own.split()[0])
+        for own in (rows["memory"], str(device_estimate(*_sharded(paper_sweep))).partition("memory")[2])
+    )
+    assert shared < whole / 6, "but for the autoencoder an eighth"
     assert rows["not counted"] == "diffusion_policy"
 
 
@@ -189,3 +202,7 @@ def test_model_cost_of_tiny_is_that_of_its_networks() -> None:
     trained = {"video": cost.video_parameters, "action": cost.head_parameters}
     assert cost.checkpoint_bytes("video", recipe) == 4 * 4 * trained["video"]
     assert cost.checkpoint_bytes("action", recipe) == 4 * (sum(trained.values()) + 3 * trained["action"])
+    whole = cost.state_bytes("video", recipe)
+    assert whole == 4 * (sum(trained.values()) + 4 * trained["video"]), "gradient, two means and an average"
+    assert cost.state_bytes("video", recipe, shards=2) == pytest.approx(whole / 2, abs=4)
+    assert cost.state_bytes("video", recipe.model_copy(update={"ema_decay": 0.0})) < whole

@@ -104,7 +104,7 @@ def test_plan_is_of_the_pinned_data_version(store: str) -> None:
 
 
 def test_sweep_state_selects_the_episodes_of_an_arm_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.sweep import state as module
+    from orchestrator.config import sweep_config as module
 
     selected = []
     select = module.select_episodes
