@@ -25,6 +25,7 @@ from orchestrator.cli.new_commands import new
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
+from orchestrator.cli.replay_command import replay
 from orchestrator.cli.score_command import score
 from orchestrator.cli.serve_command import serve
 from orchestrator.cli.sheet_command import sheet
@@ -67,6 +68,7 @@ def main() -> None:
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
     demoscale import demo.hdf5 data/lift     recordings of other programs into one; export is the reverse
+    demoscale replay demo.hdf5 data/lift     recordings with states, played again and drawn by this machine
     demoscale data ls data/lift              the episodes of a store, and more about it
     demoscale encode data/lift --weights weights/svd         its latents, kept for training
     demoscale pretrain data/lift --out weights/lift          a video model that training begins with
@@ -289,6 +291,7 @@ for command in (
     new,
     policy,
     pretrain,
+    replay,
     score,
     serve,
     sheet,
@@ -318,6 +321,7 @@ def _print_curve(answer: "Curve | HeldOutCurve") -> None:
     from orchestrator.report.held_out_curve import HeldOutCurve
     from orchestrator.report.reference_lines import reference_lines
     from orchestrator.report.shift_differences import shift_differences
+    from orchestrator.report.simulator_versions import simulator_of
 
     columns = answer.table()
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -327,6 +331,8 @@ def _print_curve(answer: "Curve | HeldOutCurve") -> None:
         table.add_row(*row)
     print_wide(table)
     nominal = None if isinstance(answer, HeldOutCurve) else answer
+    if nominal and (played_on := simulator_of(nominal.tags)):
+        click.echo(f"played on {played_on}")
     for line in reference_lines(nominal) if nominal else ():
         low, high = line.interval
         click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
