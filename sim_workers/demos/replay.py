@@ -216,8 +216,11 @@ def _started(
             f"its states have {states.shape[1]} numbers, {demo.task} here has {width} (time, positions,"
             " velocities): it was recorded with another robot or version"
         )
-    env.set_flat_state(states[0])
-    env.anchor_controllers()
+    env.set_flat_state(states[0], afresh=True)
+    if model == "installed":
+        # A recorder leaves the controllers as the recorded model's reset left them. The installed model's
+        # reset has another pose of the arm, to which they would pull it back.
+        env.anchor_controllers()
     return env, model
 
 

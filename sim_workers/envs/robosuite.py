@@ -267,8 +267,12 @@ class SimEnv:
         flat: npt.NDArray[np.float64] = self._env.sim.get_state().flatten()
         return flat
 
-    def set_flat_state(self, state: npt.NDArray[np.float64]) -> None:
-        """Put the simulation into a recorded state; the controllers keep their goals."""
+    def set_flat_state(self, state: npt.NDArray[np.float64], afresh: bool = False) -> None:
+        """Put the simulation into a recorded state; the controllers keep their goals. afresh: also forget the
+        solver's warm start, as robosuite's recorder does before the first state.
+        """
+        if afresh:
+            self._env.sim.reset()
         self._env.sim.set_state_from_flattened(state)
         self._env.sim.forward()
         if track := getattr(self._env, "_post_process", None):  # LIBERO: what it derives from the state

@@ -112,7 +112,9 @@ def test_versions_of_the_simulator_are_compared_only_where_asked() -> None:
         compared(sweeps)
     report = compared(sweeps, across_versions=True).to_json()
     assert "played on robosuite 1.5.2, mujoco 3.9.0 and robosuite 1.5.2, mujoco 3.3.2" in report["caption"]
-    other = NamedSweep("other", tracked(scored(8, 0, 4), rules=older | {"suite": {"episodes": 20}}))
+    other = NamedSweep(
+        "other", tracked(scored(8, 0, 4), rules=older | {"suite": RULES["suite"] | {"episodes": 20}})
+    )
     with pytest.raises(ProtocolsDifferError, match=r"suite\.episodes: 10 / 20"):
         compared([sweeps[0], other], across_versions=True)
 
