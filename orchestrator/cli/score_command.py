@@ -416,4 +416,4 @@ def _print(evaluation: "StandaloneEval", as_json: bool) -> None:
     lines = evaluation.lines()
     for of, one in lines:
         click.echo(str(one) if len(lines) == 1 else f"{of}: {one}")
-    click.echo(f"played on {evaluation.subject.contract.simulator}")
+    click.echo(f"played on {evaluation.subject.contract.simulator}", err=True)
