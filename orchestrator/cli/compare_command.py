@@ -34,6 +34,12 @@ from orchestrator.cli.parameters import InputPath, OutputPath
     help="YAML file of published results, which are shown beside the sweep; examples/published/ has some.",
 )
 @click.option(
+    "--across-versions",
+    is_flag=True,
+    help="Also compare sweeps that were played on other versions of the simulator's packages, and on nothing"
+    " else that differs.",
+)
+@click.option(
     "--save",
     type=OutputPath(path_type=Path),
     help="Also write the curve to a .png, .svg, .pdf or .json file.",
@@ -45,12 +51,13 @@ def compare(
     storages: tuple[str, ...],
     servers: tuple[str, ...],
     published: str | None,
+    across_versions: bool,
     save: Path | None,
     as_json: bool,
 ) -> None:
     """Compare sweeps that were scored by the same protocol, read from MLflow alone: one curve, and
     comparisons on the scenes that they share. Sweeps of different protocols are refused with the field that
-    differs.
+    differs, versions of the simulator included.
 
     Exit codes: 0 compared, 1 a sweep cannot be read, 2 the protocols differ or a mistake in what was asked.
 
@@ -76,7 +83,7 @@ def compare(
     ]
     for sweep in sweeps:
         single = curve_of_tracked(sweep.label, sweep.tracked)  # refuses one without scores
-    curve = compared(sweeps) if len(sweeps) > 1 else single
+    curve = compared(sweeps, across_versions) if len(sweeps) > 1 else single
     differing, warnings = differences(sweeps), warnings_for(curve, results) if results else []
     found = curve.to_json() | {
         "differences": [{"field": one.field, "values": list(one.values)} for one in differing],

@@ -18,6 +18,7 @@ def print_curve(answer: "Curve | HeldOutCurve") -> None:
     from orchestrator.report.held_out_curve import HeldOutCurve
     from orchestrator.report.reference_lines import reference_lines
     from orchestrator.report.shift_differences import shift_differences
+    from orchestrator.report.simulator_versions import simulator_of
 
     columns = answer.table()
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -27,6 +28,8 @@ def print_curve(answer: "Curve | HeldOutCurve") -> None:
         table.add_row(*row)
     print_wide(table)
     nominal = None if isinstance(answer, HeldOutCurve) else answer
+    if nominal and (played_on := simulator_of(nominal.tags)):
+        click.echo(f"played on {played_on}")
     for line in reference_lines(nominal) if nominal else ():
         low, high = line.interval
         click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")

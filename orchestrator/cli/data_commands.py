@@ -135,6 +135,7 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
     """
     from orchestrator.data import store_summary as report
     from orchestrator.data import store_summary_text as report_text
+    from orchestrator.data.drawn_by import drivers_of
     from orchestrator.data.episode_store import Version, read_version
 
     storage, number, manifest = _opened(store, version)
@@ -149,14 +150,16 @@ def show(store: str, episode: str | None, version: int | None, sheet: Path | Non
         else:
             made = read_version(storage, number)
         pictured = report.spread_out(manifest, SHEET)
+        drivers = drivers_of(storage)
         plain = {
             "store": storage.uri,
+            "drivers": list(drivers),
             "version": number,
             "created": made.created,
             "note": made.note,
             **asdict(summary),
         }
-        parts = report_text.of_store(storage.uri, made, contract, summary)
+        parts = report_text.of_store(storage.uri, made, contract, summary, drivers)
     else:
         entry = report.find(manifest, episode, storage.uri)
         pictured = [entry]

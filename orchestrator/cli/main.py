@@ -30,6 +30,7 @@ from orchestrator.cli.next_command import next_
 from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
+from orchestrator.cli.replay_command import replay
 from orchestrator.cli.score_command import score
 from orchestrator.cli.serve_command import serve
 from orchestrator.cli.sheet_command import sheet
@@ -73,6 +74,7 @@ def main() -> None:
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
     demoscale import demo.hdf5 data/lift     recordings of other programs into one; export is the reverse
+    demoscale replay demo.hdf5 data/lift     recordings with states, played again and drawn by this machine
     demoscale data ls data/lift              the episodes of a store, and more about it
     demoscale encode data/lift --weights weights/svd         its latents, kept for training
     demoscale pretrain data/lift --out weights/lift          a video model that training begins with
@@ -314,6 +316,7 @@ for command in (
     next_,
     policy,
     pretrain,
+    replay,
     score,
     serve,
     sheet,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.sequential_rule import StoppingRule
     from orchestrator.evaluation.standalone import StandaloneEval
     from orchestrator.storage.base import Storage
-    from sim_workers.rollout.suite import Suite
+    from sim_workers.rollout.suite import Reset, Suite
 
 EVERY = "every"
 NAMELESS = (
@@ -63,6 +63,7 @@ class ScoreRequest:
     """Whether the programs in a checkpoint of an external policy may run."""
     gl: Literal["egl", "osmesa", "mixed"] = "egl"
     processors: Literal["one", "mixed"] = "one"
+    libero_reset: "Reset" = "settled"
     rule: "StoppingRule | None" = None
 
     @classmethod
@@ -95,7 +96,7 @@ class ScoreRequest:
         values: dict[str, Any] = {"shifts": ("nominal", *suite.shifts)}
         values |= {
             name: getattr(suite, name)
-            for name in ("tasks", "episodes", "horizon", "settle", "success", "rung")
+            for name in ("tasks", "episodes", "horizon", "settle", "success", "libero_reset", "rung")
         }
         # there is no other arm to compare with
         decide = None if suite.select else suite.decide
@@ -115,6 +116,7 @@ class ScoreRequest:
         Raises CheckpointError, StorageError or TrackingError if the policy cannot be read.
         """
         from orchestrator.evaluation.policy_ref import PolicyRefError
+        from sim_workers.envs.libero import LIBERO
         from sim_workers.envs.registry import TASKS, is_plugin, is_task, refusal, task_names, unfit
 
         known = [task for task in self.tasks if is_task(task)]
@@ -130,6 +132,11 @@ class ScoreRequest:
         ):
             problems.append(
                 f"--horizon: the suite has none for {', '.join(lacking)}; write --horizon auto, or a number"
+            )
+        if self.libero_reset != "settled" and (others := [task for task in known if task not in LIBERO]):
+            problems.append(
+                f"--libero-reset: {self.libero_reset} is a reset of LIBERO's tasks, not of"
+                f" {', '.join(others)}"
             )
         shifts = [shift for shift in self.shifts if shift != EVERY]
         problems += [f"--shift: {why}" for task in known for shift in shifts if (why := refusal(task, shift))]
@@ -173,6 +180,7 @@ class ScoreRequest:
             replace(
                 suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, self.block, shift),
                 processors=self.processors,
+                reset=self.libero_reset,
             )
             for shift, tasks in of_shift.items()
             if tasks
@@ -230,6 +238,14 @@ class ScoreRequest:
     cls=SuiteOption,
     show_default=True,
     help="Count a task as done if it was done at any step, or in the last one played.",
+)
+@click.option(
+    "--libero-reset",
+    type=click.Choice(["settled", "libero", "openvla"]),
+    cls=SuiteOption,
+    show_default=True,
+    help="How episodes of LIBERO begin: settled, or with the resets and idle steps of LIBERO's own evaluation"
+    " or of OpenVLA's.",
 )
 @click.option(
     "--shift",
@@ -400,3 +416,4 @@ def _print(evaluation: "StandaloneEval", as_json: bool) -> None:
     lines = evaluation.lines()
     for of, one in lines:
         click.echo(str(one) if len(lines) == 1 else f"{of}: {one}")
+    click.echo(f"played on {evaluation.subject.contract.simulator}", err=True)

@@ -15,6 +15,7 @@ from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import SET
 from orchestrator.cli.parameters import check_arguments
 from orchestrator.cli.pretrain_command import pretrain
+from orchestrator.cli.replay_command import replay
 from orchestrator.cli.score_command import score
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ JOBS = {
     "pretrain": pretrain,
     "encode": encode,
     "export": export,
+    "replay": replay,
 }
 """Commands that run on a cluster, by the names of `--job`; `ingest` is `import`'s former name."""
 

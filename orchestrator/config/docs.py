@@ -29,6 +29,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `demoscale collect --episodes N --store STORE` | `collect.py` | scripted demonstrations of a task into an episode store |
 | `demoscale import SRC STORE` | `ingest.py` | other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
 | `demoscale export STORE PATH` | `export.py` | an episode store as a LeRobot v3 data set or a robomimic file |
+| `demoscale replay SRC STORE` | `replay.py` | recordings with states or actions, played again in the installed simulator and drawn by this machine |
 | `demoscale encode STORE --weights W` | `encode.py` | latents of all pictures and tokens of all sentences, stored with an episode store for `svd-256` without colour jitter |
 | `demoscale pretrain STORE --out FOLDER` | `pretrain.py` | a video model of the `tiny` preset pretrained on a store's videos |
 | `demoscale score P` | `score.py` | the score of any policy, without a sweep |

@@ -49,7 +49,7 @@ from sim_workers.envs.registry import (
     is_task,
     task_names,
 )
-from sim_workers.rollout.suite import SELECT_BLOCK, EpisodeRules, Suite
+from sim_workers.rollout.suite import SELECT_BLOCK, EpisodeRules, Reset, Suite
 
 
 def _known_task(task: str) -> str:
@@ -334,8 +334,10 @@ class Train(Recipe):
         return self.sharding == "fsdp" and self.workers > 1
 
     def recorded(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """Return the fields for keys and cards; one worker has nothing to share, whatever `sharding` says."""
-        stated = super().recorded(exclude)
+        """Return the fields for keys and cards as `Recipe.recorded` does, without `keep`, which shapes no
+        checkpoint; one worker has nothing to share, whatever `sharding` says.
+        """
+        stated = super().recorded({*exclude, "keep"})
         if "sharding" in stated and not self.shards:
             stated["sharding"] = "ddp"
         return stated
@@ -374,12 +376,6 @@ class Train(Recipe):
             return min(2, checkpoints)
         every = int(self.keep.removeprefix("every "))
         return checkpoints // every + (checkpoints % every > 0)
-
-    def recorded(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """Return the fields for keys and cards as `Recipe.recorded` does, without `keep`, which shapes no
-        checkpoint.
-        """
-        return super().recorded({*exclude, "keep"})
 
     def shaping(self) -> dict[str, Any]:
         """Return the fields that shape a policy's weights after a given step.
@@ -560,6 +556,12 @@ class SuiteConfig(Section):
     single bit refuses. mixed: workers on another kind of processor play too if its self-test differs in
     rounding alone; `experiments/processors.py` measures how many episodes then end otherwise.
     """
+    libero_reset: Reset = "settled"
+    """How episodes of LIBERO's tasks begin. settled: the arm rests in the fixed state. libero: LIBERO's own
+    `reset(); set_init_state()` and five idle steps, equal to the last bit; the arm drifts by millimetres.
+    openvla: the same with OpenVLA's ten idle steps with an open gripper, which most published scores of
+    vision-language-action models use. Scores of different values are not compared.
+    """
     rung: Literal["", "faithful", "unguided", "truncated", "one_pass"] = ""
     """How an observation becomes actions, from 30 joint denoising steps with guidance down to one video pass;
     empty: the preset's own.
@@ -739,7 +741,7 @@ class SuiteConfig(Section):
         `auto`.
         """
         suite = suite_of(tasks, self.episodes, self.horizon, self.settle, self.success, block, shift)
-        return replace(suite, processors=self.processors)
+        return replace(suite, processors=self.processors, reset=self.libero_reset)
 
     def to_select_suite(self) -> Suite:
         """Return the list of episodes of `select`, whose scenes are not among those of `episodes`."""
@@ -776,7 +778,16 @@ class SuiteConfig(Section):
         return validated
 
     @field_validator(
-        "settle", "success", "shifts", "gl", "processors", "references", "decide", "select", "report"
+        "settle",
+        "success",
+        "shifts",
+        "gl",
+        "processors",
+        "libero_reset",
+        "references",
+        "decide",
+        "select",
+        "report",
     )
     @classmethod
     def _simulated(cls, value: Any, info: ValidationInfo) -> Any:
@@ -799,6 +810,16 @@ class SuiteConfig(Section):
     video_clips: NonNegativeInt = 8
     """Held-out clips per task on which every checkpoint's generated video is compared with what happened, as
     MLflow metrics; they are cut from episodes that no arm trains on. 0: none. No score depends on it."""
+
+    @field_validator("libero_reset")
+    @classmethod
+    def _of_libero(cls, value: Reset, info: ValidationInfo) -> Reset:
+        others = [task for task in info.data.get("tasks") or () if task not in LIBERO]
+        if value != "settled" and others:
+            raise ValueError(
+                f"{value} is a reset of LIBERO's tasks; {', '.join(others)} has none; leave it out"
+            )
+        return value
 
     @property
     def listed(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from orchestrator.data.drawn_by import note_driver
 from orchestrator.data.episode_format import Episode, EpisodeError
 from orchestrator.data.episode_store import newest_manifest, put_episode
 from orchestrator.data.manifest import EpisodeEntry
@@ -10,6 +11,7 @@ from orchestrator.storage.base import Storage, open_storage
 from policy.interface import Contract
 from sim_workers.demos.recorder import Demonstration, demonstrate
 from sim_workers.envs.registry import instruction_of, make_env
+from sim_workers.envs.render_check import driver_of
 from sim_workers.rollout.divergence import EpisodeFaultError
 from sim_workers.rollout.episode import Env
 
@@ -48,10 +50,15 @@ class Recorder:
     def __init__(self, task: str, contract: Contract, store_uri: str) -> None:
         self._env = make_env(task, contract)
         self._storage = open_storage(store_uri)
+        self._noted = False
 
     def record(self, demonstration: Demonstration) -> EpisodeEntry:
         """Play and store one demonstration; raise EpisodeError if the simulation fails."""
-        return record(self._env, self._storage, demonstration)
+        entry = record(self._env, self._storage, demonstration)
+        if not self._noted:
+            note_driver(self._storage, driver_of(self._env), "demoscale collect")
+            self._noted = True
+        return entry
 
 
 def missing(storage: Storage, demonstrations: list[Demonstration]) -> list[Demonstration]:

@@ -184,8 +184,10 @@ def _number(value: float) -> str:
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -> list[Part]:
-    """Return the parts of the text about a version of a store."""
+def of_store(
+    uri: str, version: Version, contract: Contract, summary: Summary, drivers: Sequence[str] = ()
+) -> list[Part]:
+    """Return the parts of the text about a version of a store. drivers: that drew its pictures, if known."""
     lengths, count = summary.lengths, summary.episodes
     facts = [
         ("store", uri),
@@ -199,6 +201,7 @@ def of_store(uri: str, version: Version, contract: Contract, summary: Summary) -
         ("episodes", f"{count}: {summary.labelled} labelled, {summary.action_free} action-free"),
         ("frames", f"{lengths.total}, {time_of(lengths.total / contract.control_hz)}" if lengths else "none"),
         ("size", f"{size(summary.nbytes)}, {size(summary.nbytes / max(1, count))} per episode"),
+        *(("drawn by", one_line(driver)) for driver in drivers),
     ]
     parts = [("", fields(facts)), ("conventions", contract_lines(contract))]
     if lengths:

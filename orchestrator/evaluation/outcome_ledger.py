@@ -33,7 +33,7 @@ lists as one table, `outcomes/*/*.parquet`:
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
@@ -258,6 +258,8 @@ class RenderReferences:
         self._storage, self._prefix, self._mixed = storage, f"portraits/{simulation}/", mixed
         self._processors = processors
         self._known: dict[str, RenderFingerprint] = {}
+        self.on_drawn: Callable[[str], None] = lambda driver: None
+        """Called with the driver of every portrait, in the thread that puts it."""
 
     def get(self, scene: Scene) -> RenderFingerprint | None:
         """Return the scene's portrait; None if there is none, or if `mixed` or `processors`: driver and
@@ -269,6 +271,7 @@ class RenderReferences:
         """Write the scene's portrait unless there is one; return the stored portrait, which must be
         matched.
         """
+        self.on_drawn(portrait.driver)
         first = self._keep(self._key(scene), portrait)
         if self._processors and first.processor != portrait.processor:
             if not portrait.rounds_like(first, pictures=not self._mixed):
@@ -297,6 +300,7 @@ class RenderReferences:
 
     def _key(self, scene: Scene, driver: str = "") -> str:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
+        world += "" if scene.reset == "settled" else f"-{scene.reset}"
         drawn = f"-{digest(driver)}" if driver else ""
         task = scene.task.replace("/", ".")
         return f"{self._prefix}{task}{world}-{digest(scene.contract.to_json())}{drawn}.json"

@@ -321,4 +321,13 @@ class Scorer:
 
 
 def _rollout(job: EvalJob, spec: EpisodeSpec, contract: Contract, film: bool = False) -> RolloutJob:
-    return RolloutJob(spec, job.suite.rules_of(spec.task), contract, job.source, job.key, film, str(job))
+    return RolloutJob(
+        spec,
+        job.suite.rules_of(spec.task),
+        contract,
+        job.source,
+        job.key,
+        film,
+        str(job),
+        reset=job.suite.reset,
+    )

@@ -226,6 +226,7 @@ class StandaloneEval:
         return {
             "policy": self.subject.name,
             "fingerprint": self.subject.fingerprint,
+            "simulator": self.subject.contract.simulator,
             "protocols": self.protocols,
             "episodes_played": self.played,
             "scores": [{"of": of, **_told(score)} for of, score in self.lines()],

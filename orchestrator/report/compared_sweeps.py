@@ -7,14 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from orchestrator.provenance import SIMULATING_PACKAGES
 from orchestrator.report.curve_types import OWN, policy_lines
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.simulator_versions import SIMULATOR_TAG, VERSION_TAG, simulator_of
 from orchestrator.tracking.mlflow_reader import ScoredArm, TrackedSweep
 from policy.errors import DemoscaleError
 
 NOT_COMPARED = ("name", "storage", "mlflow", "seeds", "budget", "prices", "search", "rollout_actors")
 """Fields of a sweep file that are not listed as differences: they shape neither a policy nor a score."""
 MOST_LISTED = 12
+VERSION_FIELDS = frozenset(
+    {
+        "simulator",
+        *(f"{place}{name}" for place in ("packages.", VERSION_TAG) for name in SIMULATING_PACKAGES),
+    }
+)
+"""Fields of a protocol, and tags, with versions of the simulator's packages."""
+PROTOCOL_FIX = "score the last checkpoints of one on the suite of the other (`demoscale score`)"
+VERSIONS_FIX = (
+    "a policy's success rate depends on the version of the simulator: score the last checkpoints of one with"
+    " the versions of the other (`demoscale score`), or add --across-versions"
+)
 
 
 class ProtocolsDifferError(DemoscaleError):
@@ -40,6 +54,11 @@ class FieldDifference:
     values: tuple[Any, ...]
     """Values in the order of the sweeps; None where a file lacks the field."""
 
+    @property
+    def of_versions(self) -> bool:
+        """Whether it is a version of the simulator's packages."""
+        return self.field in VERSION_FIELDS
+
     def __str__(self) -> str:
         return f"{self.field}: {' / '.join('none' if v is None else _short(v) for v in self.values)}"
 
@@ -52,19 +71,25 @@ def labels(names: Sequence[str], places: Sequence[str]) -> list[str]:
     ]
 
 
-def compared(sweeps: Sequence[NamedSweep]) -> Curve:
+def compared(sweeps: Sequence[NamedSweep], across_versions: bool = False) -> Curve:
     """Return one curve of all sweeps' arms, whose lines have the names of the sweeps.
 
-    The curve pairs episodes of equal scenes; seeds are paired by their order in each sweep. Raises
-    ProtocolsDifferError, with the field that differs, unless all scores have one protocol.
+    The curve pairs episodes of equal scenes; seeds are paired by their order in each sweep. across_versions:
+    compare scores whose protocols differ in the versions of the simulator alone.
+
+    Raises ProtocolsDifferError, with the field that differs, unless all scores have one protocol.
     """
     first, *others = sweeps
     for other in others:
-        if difference := protocol_difference(first.tracked, other.tracked):
-            raise ProtocolsDifferError(
-                f"{first.label} and {other.label} cannot be compared, {difference}; score the last"
-                " checkpoints of one on the suite of the other (`demoscale score`)"
-            )
+        found = protocol_differences(first.tracked, other.tracked)
+        if across_versions:
+            found = [one for one in found if not one.of_versions]
+        if found:
+            told = _telling(found)
+            fix = VERSIONS_FIX if told.of_versions else PROTOCOL_FIX
+            raise ProtocolsDifferError(f"{first.label} and {other.label} cannot be compared, {told}; {fix}")
+        if why := _unpublished(first.tracked, other.tracked):
+            raise ProtocolsDifferError(f"{first.label} and {other.label} cannot be compared, {why}")
     arms = [arm for sweep in sweeps for arm in _renamed(sweep)]
     kept = [dict(sweep.tracked.sweep) for sweep in sweeps]
     common = _common(kept)
@@ -78,6 +103,8 @@ def compared(sweeps: Sequence[NamedSweep]) -> Curve:
         train.pop("seconds", None)
         train["match"] = OWN
     tags = _common([dict(sweep.tracked.tags) for sweep in sweeps])
+    if len(versions := dict.fromkeys(simulator_of(sweep.tracked.tags) for sweep in sweeps)) > 1:
+        tags[SIMULATOR_TAG] = " and ".join(version or "an unknown simulator" for version in versions)
     title = " and ".join(sweep.label for sweep in sweeps)
     return Curve(title, tuple(sorted(arms, key=lambda scored: scored.arm)), common, tags)
 
@@ -92,22 +119,30 @@ def _renamed(sweep: NamedSweep) -> Iterator[ScoredArm]:
         yield replace(scored, arm=arm, protocol="common")
 
 
-def protocol_difference(first: TrackedSweep, second: TrackedSweep) -> str:
-    """Return in what the scoring protocols of two sweeps differ, in words; empty if they are the same for
-    policies of any kind.
+def protocol_differences(first: TrackedSweep, second: TrackedSweep) -> list[FieldDifference]:
+    """Return the fields in which the scoring protocols of two sweeps differ, as far as they are published;
+    none if they are the same for policies of any kind.
     """
     if first.protocol and second.protocol:
-        found = [*_differences([first.protocol, second.protocol])]
-        return str(_telling(found)) if found else ""
-    if {arm.protocol for arm in first.arms} == {arm.protocol for arm in second.arms}:
-        return ""
+        return [*_differences([first.protocol, second.protocol])]
+    if _same_keys(first, second):
+        return []
     suites = [{"suite": sweep.sweep.get("suite", {})} for sweep in (first, second)]
     versions = [
         {name: value for name, value in sweep.tags.items() if name.startswith("demoscale.version.")}
         for sweep in (first, second)
     ]
-    if found := [*_differences(suites), *_differences(versions)]:
-        return str(_telling(found))
+    return [*_differences(suites), *_differences(versions)]
+
+
+def _same_keys(first: TrackedSweep, second: TrackedSweep) -> bool:
+    return {arm.protocol for arm in first.arms} == {arm.protocol for arm in second.arms}
+
+
+def _unpublished(first: TrackedSweep, second: TrackedSweep) -> str:
+    """Return why it is unknown in what two protocols differ; empty if they are the same, or published."""
+    if (first.protocol and second.protocol) or _same_keys(first, second):
+        return ""
     return (
         "an earlier version published one of them without the parts of its protocol;"
         " `demoscale status NAME --rebuild` adds them"
@@ -115,8 +150,13 @@ def protocol_difference(first: TrackedSweep, second: TrackedSweep) -> str:
 
 
 def _telling(found: Sequence[FieldDifference]) -> FieldDifference:
-    """Return the difference that says most: a hash says only that something differs."""
-    return min(found, key=lambda one: one.field.startswith(("episode list", "code", "plug-ins")))
+    """Return the difference that says most: a hash says only that something differs, and another version of
+    the simulator brings other differences with it.
+    """
+    return min(
+        found,
+        key=lambda one: (one.field.startswith(("episode list", "code", "plug-ins")), not one.of_versions),
+    )
 
 
 def differences(sweeps: Sequence[NamedSweep]) -> list[FieldDifference]:

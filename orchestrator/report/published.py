@@ -9,11 +9,10 @@ import yaml
 
 from orchestrator.config.yaml_text import MOST_BYTES, read_yaml
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.simulator_versions import VERSION_TAG
 from orchestrator.stats.fixed_sample import Interval, blaker
 from policy.errors import DemoscaleError
 
-VERSION_TAG = "demoscale.version."
-"""Beginning of the tags of a sweep's run with the versions of its packages."""
 FIELDS = ("name", "source", "episodes", "successes", "rate", "demos", "tasks", "versions")
 
 

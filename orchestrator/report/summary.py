@@ -24,6 +24,7 @@ from orchestrator.report.curve_types import Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
+from orchestrator.report.simulator_versions import simulator_of
 from orchestrator.report.surface_report import surface_in_words
 from orchestrator.report.training_in_words import trained_for
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
@@ -147,6 +148,8 @@ def caption(curve: Curve) -> str:
     )
     if suite:
         said.append(f"success counted {'at the end' if suite['success'] == 'at_end' else 'at any step'}")
+    if played_on := simulator_of(curve.tags):
+        said.append(f"played on {played_on}")
     if suite.get("select"):
         said.append(f"{_decisions(curve)} on {suite['select']} other episodes per task")
     if trained := trained_for(sweep, curve.costs):

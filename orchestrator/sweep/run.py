@@ -20,6 +20,7 @@ from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_r
 from orchestrator.cluster.sharing import presence
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost, CostLedger, of_outcome
+from orchestrator.data.drawn_by import difference, drivers_of
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.outcome_ledger import RenderReferences
 from orchestrator.evaluation.score_events import (
@@ -61,6 +62,7 @@ from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
 from policy.errors import DemoscaleError
+from sim_workers.envs.render_check import NOBODY
 from sim_workers.rollout.pool_state import OnRetry
 from sim_workers.rollout.worker import RolloutJob, one_line
 
@@ -110,6 +112,8 @@ class SweepRun:
         self.taken_over = ""
         """Sentence that names the driver which takes the sweep over; empty if none does."""
         self._training_failure: BaseException | None = None
+        self._drivers = set[str]()
+        """Drivers of the suite's pictures that were compared with the stores'."""
         self._ends_of_runs = threading.RLock()
         """Held while a training event is handled, so that Tune's loop does not end its run meanwhile."""
         self.say, self._retry_failed, self._fit, self._players = say, retry_failed, fit, players
@@ -203,6 +207,7 @@ class SweepRun:
         portraits = render_references_of(
             self.state.storage, sweep.suite.gl, sweep.suite.tasks, sweep.suite.processors
         )
+        portraits.on_drawn = self._drawn_by
         backend = self._players(self.state, placement, portraits, self._on_episode_retry)
         self.evaluation = EvalScheduler(
             self.state, self.board, backend, self._pruner.decides, self.handle, self.say
@@ -263,6 +268,16 @@ class SweepRun:
             self.evaluation.videos.drain()
             for arm_id in self.board.arms:
                 self._checkpoints.look(arm_id)
+
+    def _drawn_by(self, driver: str) -> None:
+        """Say, once per driver of the suite's pictures, if the stores' pictures were drawn by another one."""
+        if driver in self._drivers or driver == NOBODY:
+            return
+        self._drivers.add(driver)
+        manifest = self.state.manifest
+        stores = [part.store for part in manifest.parts] or [self.state.episodes]
+        if said := difference([(uri, drivers_of(open_storage(uri))) for uri in stores], driver):
+            self.say(said)
 
     @contextmanager
     def _ending_cleanly(self) -> Iterator[None]:

@@ -448,6 +448,7 @@ class SweepState:
         search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
         # earlier versions had no such fields, and their searches go on
         later = {"processors"} if suite_config.processors == "one" else set[str]()
+        later |= {"libero_reset"} if suite_config.libero_reset == "settled" else set[str]()
         suite = suite_config.model_dump(
             mode="json", exclude={"video_clips", "references", "report"} | later, exclude_none=True
         )

@@ -27,6 +27,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.report.curve_metrics import curve_metrics, description
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.simulator_versions import SIMULATOR_TAG, VERSION_TAG
 from orchestrator.storage.identity import claim_identity
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmStatus
@@ -437,7 +438,7 @@ def sweep_tags(state: SweepState) -> dict[str, str]:
     return {
         "demoscale.code": git_commit(),
         STORAGE: strip_credentials(state.storage.uri),
-        **{f"demoscale.version.{name}": redact(value) for name, value in versions.items()},
+        **{f"{VERSION_TAG}{name}": redact(value) for name, value in versions.items()},
     }
 
 
@@ -450,6 +451,7 @@ def arm_tags(state: SweepState) -> dict[str, str]:
         "demoscale.data_quarantined": str(len(state.quarantined)),
         "demoscale.code": git_commit(),
         "demoscale.environment": digest(redacted_in(environment())),
+        **({} if state.held_out else {SIMULATOR_TAG: state.manifest.contract.simulator}),
         "demoscale.decide": json.dumps(decide.model_dump(mode="json")) if decide else "",
     } | ({DIMENSIONS: json.dumps(state.manifest.contract.action)} if state.held_out else {})
 

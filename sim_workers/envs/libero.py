@@ -14,7 +14,7 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +33,7 @@ from sim_workers.envs.embodiment import DEFAULT, EmbodimentError, embodiment_of
 from sim_workers.envs.libero_tasks import SUITES
 from sim_workers.envs.render import PROFILES, build_context, choose_backend
 from sim_workers.envs.robosuite import BUILD_ARGUMENTS, PROPRIO, SimEnv, simulator_version
+from sim_workers.rollout.suite import Reset
 
 _SCENE = re.compile(r"^[A-Z_]+_SCENE\d+_")
 LIBERO = {
@@ -53,6 +54,15 @@ INIT_STATES = 50
 SETTLE_STEPS = 5
 """Control steps of a zero action before the first observation, as in LIBERO's own `lifelong/metric.py`:
 objects fall the last millimetres.
+"""
+OPEN_GRIPPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+IDLE_STEPS: Mapping[Reset, tuple[int, tuple[float, ...]]] = {
+    "settled": (SETTLE_STEPS, (0.0,) * 7),
+    "libero": (SETTLE_STEPS, (0.0,) * 7),
+    "openvla": (10, OPEN_GRIPPER),
+}
+"""Number of control steps before the first observation, and their action. LIBERO's own are those of its
+`lifelong/metric.py`, OpenVLA's those of `experiments/robot/libero/run_libero_eval.py`.
 """
 HORIZON = 500
 """Control steps per episode of LIBERO-10: UVA's (`config/task/libero10.yaml` of
@@ -237,11 +247,25 @@ class LiberoEnv(SimEnv):
     reset(seed) starts from fixed scene `seed % 50`, so fifty consecutive seeds play each scene once, and
     seeds that are equal modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a
     centimetre of its place, also determined by the scene.
+
+    How the episode begins is the `reset` of the suite. `libero`: LIBERO's own `env.seed(scene)`,
+    `env.reset()`, `env.set_init_state(state)` and five idle steps, to the last bit. The controller's goal
+    then is the arm's pose before the state was set, so the arm moves by millimetres in the idle steps.
+    `openvla`: the same with OpenVLA's ten idle steps with an open gripper. `settled`: the goal is the state's
+    own pose and the solver starts afresh, so the arm rests.
+
+    Under `libero` and `openvla` the policy's pictures are those that robosuite's observations hold, taken in
+    the first physics step of a control step: they show the state before the last control step, 50 ms earlier
+    than under `settled`.
     """
 
     film_camera = "agentview"
+    loads_models = False  # a recorded model names meshes by their place on the machine that recorded it
 
-    def __init__(self, task: str, contract: Contract) -> None:
+    def __init__(self, task: str, contract: Contract, reset: Reset = "settled") -> None:
+        """reset: how episodes begin, see the class."""
+        self._reset = reset
+        self._before = np.zeros(0)
         keys = embodiment_of(contract, "Lift").keys("Lift")
         self._claim(task, contract, LIBERO[task])
         self._proprio_keys = [f"robot0_{key}" for key in keys]
@@ -263,18 +287,47 @@ class LiberoEnv(SimEnv):
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
 
     def reset(self, seed: int) -> None:
-        """Start from fixed scene `seed % 50`, settled. Raises DivergedError if the simulation diverges."""
+        """Start from fixed scene `seed % 50`, after the idle steps. Raises DivergedError if the simulation
+        diverges.
+        """
         scene = seed % INIT_STATES
         with _numpy_seeded(scene):
             self._place_furniture()
         env = self._env
-        env.sim.reset()  # clears the solver's warm start, which the placing has changed
+        if self._reset == "settled":
+            env.sim.reset()  # clears the solver's warm start, which the placing has changed
         env.sim.set_state_from_flattened(self._states[scene])
         env.sim.forward()
-        self._anchor_controller()
+        if self._reset == "settled":
+            self.anchor_controllers()
         env._post_process()
-        for _ in range(SETTLE_STEPS):
-            self.step(np.zeros(env.action_dim))
+        steps, action = IDLE_STEPS[self._reset]
+        for _ in range(steps):
+            self.step(np.array(action))
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
+        """As `SimEnv.step`."""
+        if self._reset != "settled":
+            self._before = self._env.sim.data.qpos.copy()
+        super().step(action)
+
+    def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """Render an (H, W, 3) uint8 picture per camera of the contract; see the class for what they show."""
+        if self._reset == "settled":
+            return super().pictures()
+        import mujoco
+
+        sim = self._env.sim
+        model, data = sim.model._model, sim.data._data
+        now = mujoco.MjData(model)
+        mujoco.mj_copyData(now, model, data)
+        data.qpos[:] = self._before
+        for update in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            update(model, data)
+        try:
+            return super().pictures()
+        finally:
+            mujoco.mj_copyData(data, model, now)
 
     def _place_furniture(self) -> None:
         """Do a soft reset, repeated with new draws while the placed objects overlap."""
@@ -286,13 +339,3 @@ class LiberoEnv(SimEnv):
                 return
             except RandomizationError:
                 continue
-
-    def _anchor_controller(self) -> None:
-        """Make the current pose the initial one of arm and gripper, like a reset into that pose."""
-        for robot in self._env.robots:
-            for arm in robot.arms:
-                controller = robot.composite_controller.part_controllers[arm]
-                controller.update_initial_joints(self._env.sim.data.qpos[controller.qpos_index])
-                robot.gripper[arm].current_action = np.zeros(robot.gripper[arm].dof)
-            robot.composite_controller.update_state()
-            robot.composite_controller.reset()

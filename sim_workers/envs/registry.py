@@ -13,6 +13,7 @@ from sim_workers.envs.embodiment import DEFAULT, DEFAULT_ROBOT, Embodiment, Embo
 from sim_workers.envs.plugins import PluginError as PluginError
 from sim_workers.envs.render import PROFILES
 from sim_workers.rollout.episode import Env
+from sim_workers.rollout.suite import Reset
 
 TASKS = (*tasks.TASKS, *libero.LIBERO, *robocasa.ROBOCASA_24)
 """Names of all tasks of this package."""
@@ -175,20 +176,26 @@ def refusal(task: str, shift: str) -> str:
     return f"there is no {shift} shift of {task}: shifts are made of robosuite's own tasks"
 
 
-def make_env(task: str, contract: Contract, shift: str = "nominal", variant: int = 0) -> Env:
+def make_env(
+    task: str, contract: Contract, shift: str = "nominal", variant: int = 0, reset: Reset = "settled"
+) -> Env:
     """Return the task's simulator in this process, which must have no other open one. The GL backend is
-    chosen before the simulator is imported.
+    chosen before the simulator is imported. reset: how episodes begin, for LIBERO's tasks.
 
-    Raises ValueError if the task has no such shift, DemoscaleError with the remedy if its simulator is not
-    installed or its plug-in is broken or another version than the contract's.
+    Raises ValueError if the task has no such shift or reset, DemoscaleError with the remedy if its simulator
+    is not installed or its plug-in is broken or another version than the contract's.
     """
     if refused := refusal(task, shift):
         raise ValueError(refused)
+    if reset != "settled" and task not in libero.LIBERO:
+        raise ValueError(f"the reset {reset} is one of LIBERO's tasks, not of {task}")
     if task in tasks.TASKS:
         return env.SimEnv(task, contract, shift, variant)
     if is_plugin(task):
         return _made_by_plugin(task, contract)
-    return libero.LiberoEnv(task, contract) if task in libero.LIBERO else robocasa.RobocasaEnv(task, contract)
+    if task in libero.LIBERO:
+        return libero.LiberoEnv(task, contract, reset)
+    return robocasa.RobocasaEnv(task, contract)
 
 
 def _made_by_plugin(task: str, contract: Contract) -> Env:

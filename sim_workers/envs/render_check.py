@@ -22,6 +22,8 @@ SCENE_SEED = 0  # a demonstrated scene: never an evaluated one
 STEPS = 4
 STATE_TOLERANCE = 1e-6
 """Largest difference of a position (m, rad) or velocity after STEPS steps that is rounding."""
+NOBODY = "nobody"
+"""Driver of an environment without cameras."""
 BLOCKS, BLOCK_TOLERANCE = 8, 2.0
 """Parts of a picture per side, and the largest difference of a part's mean grey level that is rounding."""
 
@@ -113,9 +115,7 @@ def render_fingerprint(env: Env) -> RenderFingerprint:
             for picture in pictures:
                 pixels.update(picture.tobytes())
     blocks = [mean for picture in pictures for mean in _means(picture)]
-    draws = "nobody"
-    if env.contract.cameras:
-        draws = driver() if getattr(env, "draws_with_gl", False) else "the environment's own renderer"
+    draws = driver_of(env) if env.contract.cameras else NOBODY
     return RenderFingerprint(
         env.contract.simulator,
         draws,
@@ -125,6 +125,11 @@ def render_fingerprint(env: Env) -> RenderFingerprint:
         tuple(env.physics.tolist()),
         tuple(blocks),
     )
+
+
+def driver_of(env: Env) -> str:
+    """Return what draws an environment's pictures, as `driver`; call it after the first picture."""
+    return driver() if getattr(env, "draws_with_gl", False) else "the environment's own renderer"
 
 
 def _means(picture: npt.NDArray[np.uint8]) -> list[float]:

@@ -22,6 +22,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -292,6 +293,7 @@ class RobocasaEnv(SimEnv):
     """
 
     film_camera = "robot0_frontview"
+    models_follow_seeds = False  # each episode has a kitchen of its own
 
     def __init__(self, task: str, contract: Contract, robosuite: Any = None) -> None:
         """robosuite: the module with RoboCasa's tasks; by default the installed one, in which RoboCasa
@@ -320,6 +322,14 @@ class RobocasaEnv(SimEnv):
         self._split = dict(env.robots[0].composite_controller._action_split_indexes)
         build_context(env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
         self._refuse_divergence()
+
+    def load_model(self, xml: str, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Build the kitchen of a recording, from its model and its `ep_meta`. Raises RobocasaError if that
+        has no instruction, and others if the model cannot be loaded.
+        """
+        self.instruction = instruction_of(meta)
+        super().load_model(xml, meta)
+        self._split = dict(self._env.robots[0].composite_controller._action_split_indexes)
 
     def _advance(self, action: npt.NDArray[np.floating[Any]]) -> None:
         """Make one control step with a finite (7,) action in [-1, 1]."""

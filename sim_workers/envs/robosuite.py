@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,12 @@ class SimEnv:
     film_camera = "frontview"
     draws_with_gl = True
     """Whether `render_check` finds a GL driver in this process after a picture."""
+    loads_models = True
+    """Whether `load_model` can load the model of a recording of the installed series of robosuite."""
+    models_follow_seeds = True
+    """Whether a reset builds the model that a recording without a model was made in, up to the poses of
+    furniture and sizes of objects.
+    """
     # Defaults for subclasses, which build another simulator.
     _open = False
     _env: Any = None
@@ -253,6 +260,65 @@ class SimEnv:
             self._low_dim = {}  # computed when `state` is read
         else:
             self._low_dim, _, _, _ = self._env.step(action)
+
+    @property
+    def flat_state(self) -> npt.NDArray[np.float64]:
+        """State as recordings keep it, (1 + nq + nv,): time, positions and velocities of every joint."""
+        flat: npt.NDArray[np.float64] = self._env.sim.get_state().flatten()
+        return flat
+
+    def set_flat_state(self, state: npt.NDArray[np.float64], afresh: bool = False) -> None:
+        """Put the simulation into a recorded state; the controllers keep their goals. afresh: also forget the
+        solver's warm start, as robosuite's recorder does before the first state.
+        """
+        if afresh:
+            self._env.sim.reset()
+        self._env.sim.set_state_from_flattened(state)
+        self._env.sim.forward()
+        if track := getattr(self._env, "_post_process", None):  # LIBERO: what it derives from the state
+            track()
+        self._low_dim = self._env._get_observations(force_update=True)
+
+    def load_model(self, xml: str, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Replace the simulation's model by a recorded one, in MJCF, with a new GL context; control steps are
+        robosuite's own from then on. meta: robosuite's `ep_meta` of the recording.
+
+        Raises ValueError and others if the installed simulator cannot load it.
+        """
+        self._fast = None
+        self._env.set_ep_meta(dict(meta))
+        self._env.reset_from_xml_string(self._env.edit_model_xml(xml))
+        build_context(self._env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
+
+    @property
+    def position_count(self) -> int:
+        """Number of joint positions in the state (nq)."""
+        return int(self._env.sim.model.nq)
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the model's joints in the order of the state."""
+        return tuple(self._env.sim.model.joint_names)
+
+    def place_body(self, name: str, position: Sequence[float], rotation: Sequence[float]) -> None:
+        """Move a body of the world, such as furniture, until the next reset; nothing if there is none of this
+        name. position: m. rotation: quaternion w, x, y, z.
+        """
+        model = self._env.sim.model
+        if name in model.body_names:
+            model.body_pos[model.body_name2id(name)] = position
+            model.body_quat[model.body_name2id(name)] = rotation
+
+    def anchor_controllers(self) -> None:
+        """Make the current pose the initial one of arms and grippers, like a reset into that pose."""
+        for robot in self._env.robots:
+            for arm in robot.arms:
+                controller = robot.composite_controller.part_controllers[arm]
+                controller.update_initial_joints(self._env.sim.data.qpos[controller.qpos_index])
+                if robot.has_gripper[arm]:
+                    robot.gripper[arm].current_action = np.zeros(robot.gripper[arm].dof)
+            robot.composite_controller.update_state()
+            robot.composite_controller.reset()
 
     def _refuse_divergence(self) -> None:
         sim = self._env.sim  # a hard reset makes a new one

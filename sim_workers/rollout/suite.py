@@ -21,6 +21,10 @@ SHIFTS = ("nominal", "lighting", "texture", "camera", "object", "placement", "di
 """Ways in which an evaluated scene may differ from every demonstrated one; `nominal`: none.
 `sim_workers/envs/shifts.py` builds them.
 """
+Reset = Literal["settled", "libero", "openvla"]
+"""How an episode of LIBERO begins, as `sim_workers.envs.libero.LiberoEnv` says; every other task is
+`settled`.
+"""
 SELECT_BLOCK = 1
 """Block of the scenes on which searches decide, where they have scenes of their own; others are reported."""
 VARIANTS = 5
@@ -93,6 +97,8 @@ class Suite:
     """`mixed`: processors whose simulation differs in rounding may play its episodes; `one`: they may not."""
     offset: int = 0
     """Number of scenes of the block that come before the first one."""
+    reset: Reset = "settled"
+    """How its episodes begin; other than `settled` only for LIBERO's tasks."""
 
     @classmethod
     def of(
@@ -123,7 +129,8 @@ class Suite:
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides how the list is played, JSON-safe; `horizons` only where tasks have own ones,
-        `processors` only where they are mixed, `offset` only if there is one.
+        `processors` only where they are mixed, `offset` only if there is one, `reset` only if it is not
+        `settled`.
         """
         return {
             "tasks": self.tasks,
@@ -134,6 +141,7 @@ class Suite:
             **({"horizons": dict(self.horizons)} if self.horizons else {}),
             **({"processors": self.processors} if self.processors != "one" else {}),
             **({"offset": self.offset} if self.offset else {}),
+            **({"reset": self.reset} if self.reset != "settled" else {}),
         }
 
     def episode_list(self) -> list[EpisodeSpec]:
@@ -154,5 +162,6 @@ class Suite:
         facts: list[Any] = [[asdict(spec) for spec in sorted(self.episode_list())], asdict(self.rules)]
         facts += [dict(self.horizons)] if self.horizons else []
         facts += [{"processors": self.processors}] if self.processors != "one" else []
+        facts += [{"reset": self.reset}] if self.reset != "settled" else []
         text = json.dumps(facts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

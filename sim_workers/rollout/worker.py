@@ -28,7 +28,7 @@ from sim_workers.envs.render_check import RenderFingerprint, render_fingerprint
 from sim_workers.rollout.episode import Env, Outcome, Stepped, episode
 from sim_workers.rollout.policy_clients import PolicyClient, PolicySource
 from sim_workers.rollout.rollout_video import RecordedVideo, RolloutRecorder
-from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
+from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec, Reset
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,6 +59,7 @@ class Scene:
     contract: Contract
     shift: str = "nominal"
     variant: int = 0
+    reset: Reset = "settled"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class RolloutJob:
 
     slot: int = 0
     """Number of the process among the simulators of its node, by which they share its GPUs for rendering."""
+    reset: Reset = "settled"
+    """How the episode begins, `Suite.reset`."""
 
     def __str__(self) -> str:
         return f"{self.spec.episode_id} of {self.checkpoint}" if self.checkpoint else self.spec.episode_id
@@ -85,7 +88,7 @@ class RolloutJob:
     @property
     def scene(self) -> Scene:
         """Scene in which the episode is played; a worker keeps its simulator while it stays the same."""
-        return Scene(self.spec.task, self.contract, self.spec.shift, self.spec.variant)
+        return Scene(self.spec.task, self.contract, self.spec.shift, self.spec.variant, self.reset)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class RolloutWorker:
                 self._env.close()
             try:
                 self._env, self._scene = (
-                    make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant),
+                    make_env(job.spec.task, job.contract, job.spec.shift, job.spec.variant, job.reset),
                     job.scene,
                 )
                 drawn = render_fingerprint(self._env)

@@ -44,6 +44,7 @@ SPELLINGS = {
     "export": "jobs.export",
     "import": "jobs.ingest",
     "pretrain": "jobs.pretrain",
+    "replay": "jobs.replay",
     "run": "jobs.sweep",
     "score": "jobs.score",
     "serve": "jobs.serve",

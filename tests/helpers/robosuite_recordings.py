@@ -39,7 +39,7 @@ def record(folder: Path, episodes: int = 3) -> None:
     simulator is one per process.
     """
     from sim_workers.demos.experts import expert_for
-    from sim_workers.envs.render import PROFILES, apply_profile, choose_backend
+    from sim_workers.envs.render import PROFILES, build_context, choose_backend
 
     choose_backend()
     import robosuite
@@ -76,7 +76,7 @@ def record(folder: Path, episodes: int = 3) -> None:
     with h5py.File(folder / "demo.hdf5", "r") as file:
         for number, demo in enumerate(sorted(file["data"])):
             env.reset_from_xml_string(env.edit_model_xml(file["data"][demo].attrs["model_file"]))
-            apply_profile(env.sim, PROFILES["fast"])
+            build_context(env.sim, PROFILES["fast"], (64, 64))
             seen: dict[str, list[Any]] = {
                 key: [] for key in (*VECTORS, *(f"{camera}_image" for camera in CAMERAS))
             }

@@ -1,6 +1,7 @@
 """Sweeps side by side, and a sweep next to published results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.report.compared_sweeps import (
 from orchestrator.report.matplotlib_plot import draw
 from orchestrator.report.published import PublishedError, PublishedResult, read_published, warnings_for
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.simulator_versions import SIMULATOR_TAG
 from orchestrator.stats.fixed_sample import blaker, unpaired_p_value
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
@@ -95,6 +97,26 @@ def test_sweeps_of_other_protocols_are_refused_with_the_field(rules: Any, suite:
         )
     assert told in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+def test_versions_of_the_simulator_are_compared_only_where_asked() -> None:
+    newer = RULES | {"simulator": "robosuite 1.5.2, mujoco 3.9.0"}
+    older = {**newer, "packages": {"mujoco": "3.3.2"}, "simulator": "robosuite 1.5.2, mujoco 3.3.2"}
+    sweeps = [
+        NamedSweep(
+            name, replace(tracked(scored(8, 0, 4), rules=rules), tags={SIMULATOR_TAG: rules["simulator"]})
+        )
+        for name, rules in (("new", newer), ("old", older))
+    ]
+    with pytest.raises(ProtocolsDifferError, match=r"packages.mujoco: 3.9.0 / 3.3.2; .*--across-versions"):
+        compared(sweeps)
+    report = compared(sweeps, across_versions=True).to_json()
+    assert "played on robosuite 1.5.2, mujoco 3.9.0 and robosuite 1.5.2, mujoco 3.3.2" in report["caption"]
+    other = NamedSweep(
+        "other", tracked(scored(8, 0, 4), rules=older | {"suite": RULES["suite"] | {"episodes": 20}})
+    )
+    with pytest.raises(ProtocolsDifferError, match=r"suite\.episodes: 10 / 20"):
+        compared([sweeps[0], other], across_versions=True)
 
 
 def test_labels_name_the_place_where_names_are_equal() -> None:

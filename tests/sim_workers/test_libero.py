@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import subprocess
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from sim_workers.envs.libero import (
     init_states,
     libero_contract,
 )
-from sim_workers.envs.robosuite import ACTION, PROPRIO
-from sim_workers.rollout.suite import Suite
+from sim_workers.envs.registry import make_env
+from sim_workers.envs.robosuite import ACTION, PROPRIO, contract
+from sim_workers.rollout.suite import EpisodeRules, Suite
 
 STOVE = "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
@@ -84,6 +86,16 @@ def test_libero_suite_of_fifty_episodes_has_every_initial_state_once() -> None:
             for spec in Suite((STOVE,), INIT_STATES, HORIZON, block).episode_list()
         ]
         assert sorted(scenes) == list(range(INIT_STATES))
+
+
+def test_reset_is_part_of_the_suite_only_where_it_is_not_the_default() -> None:
+    ours = Suite((STOVE,), 2, EpisodeRules(HORIZON))
+    assert "reset" not in ours.to_json()
+    others = [replace(ours, reset=reset) for reset in ("libero", "openvla")]
+    assert len({suite.fingerprint() for suite in (ours, *others)}) == 3
+    assert [suite.to_json()["reset"] for suite in others] == ["libero", "openvla"]
+    with pytest.raises(ValueError, match="libero is one of LIBERO's tasks, not of Lift"):
+        make_env("Lift", contract(("agentview",), (16, 16), "fast"), reset="libero")
 
 
 # -- the package ---------------------------------------------------------------------------------------------
@@ -153,6 +165,55 @@ def test_libero_init_states_with_code_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", pickle.dumps(eval))
     with pytest.raises(pickle.UnpicklingError, match=r"holds arrays, not builtins\.eval"):
         init_states("libero_10/evil", tmp_path)
+
+
+# LIBERO's own environment, as its evaluation and OpenVLA's use it, and this package's, one after the other.
+OWN_RESET = """
+import json, sys
+import numpy as np
+from sim_workers.envs import libero
+task, scenes = sys.argv[1], json.loads(sys.argv[2])
+libero._libero()
+from libero.libero.envs import OffScreenRenderEnv
+def state(env):
+    return env.sim.get_state().flatten()
+theirs = {}
+env = OffScreenRenderEnv(bddl_file_name=str(libero.task_file(task)), camera_heights=128, camera_widths=128)
+for name, steps, action in (("libero", 5, [0.0] * 7), ("openvla", 10, [0.0] * 6 + [-1.0])):
+    for scene in scenes:
+        env.seed(scene)
+        env.reset()
+        seen = env.set_init_state(libero.init_states(task)[scene])
+        for _ in range(steps):
+            seen = env.step(action)[0]
+        theirs[name, scene] = state(env), seen["agentview_image"][::-1].copy(), seen["robot0_eye_in_hand_image"][::-1].copy()
+env.close()
+found = {}
+env = libero.LiberoEnv(task, libero.libero_contract(libero.CAMERAS, (128, 128), "default"), "libero")
+for name in ("openvla", "libero", "settled"):
+    env._reset = name  # the three differ in nothing else, and a model takes seconds to build
+    for scene in scenes[::-1]:
+        env.reset(scene)
+        own, *pictures = theirs[name if name != "settled" else "libero", scene]
+        found[f"{name} {scene}"] = [
+            float(np.abs(env.flat_state - own).max()),
+            *(float(np.abs(env.pictures()[camera].astype(int) - picture).max()) for camera, picture in zip(libero.CAMERAS, pictures)),
+        ]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.libero
+@pytest.mark.sim
+def test_libero_reset_equals_liberos_own_to_the_last_bit() -> None:
+    """State and both cameras' pictures at the first look are those of LIBERO's own environment."""
+    done = run("-W", "ignore", "-c", OWN_RESET, STOVE, "[3, 11]")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for scene in (3, 11):
+        assert found[f"libero {scene}"] == [0.0, 0.0, 0.0]
+        assert found[f"openvla {scene}"] == [0.0, 0.0, 0.0]
+        assert found[f"settled {scene}"][0] > 1e-4, "ours rests where theirs drifts"
 
 
 # -- the simulator -------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class RecordingProgram:
     """
     single_panda: bool
     image_convention: str
+    robots: tuple[str, ...] = ()
+    """Names of the robots; empty if not stated."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def recording_program(path: Path, data: Any, reading: ImportOptions) -> Recordin
     """Return what the attributes of `data` say of the program that recorded a file."""
     said = attributes_of(data)
     args, problem = json_of(said.get("env_args")), json_of(said.get("problem_info"))
-    kwargs = _table(args.get("env_kwargs"))
+    # robosuite's own recorder writes the environment's arguments under another name
+    kwargs = _table(args.get("env_kwargs")) or json_of(said.get("env_info"))
     version = words_of(args.get("env_version")) or words_of(said.get("repository_version")) or "unknown"
     robots = kwargs.get("robots")
     robots = [robots] if isinstance(robots, str) else robots if isinstance(robots, list) else []
@@ -91,6 +94,7 @@ def recording_program(path: Path, data: Any, reading: ImportOptions) -> Recordin
             if convention
             else ""
         ),
+        robots=tuple(map(str, robots)),
     )
 
 

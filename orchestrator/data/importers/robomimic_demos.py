@@ -66,7 +66,7 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     """Return the demonstrations that have pictures, and a sentence for each that has none. Raises
     NothingReadError if none has.
     """
-    names = sorted((str(name) for name in data), key=_by_number)
+    names = _ordered(data)
     listed = _masked(path, file, reading.mask) if reading.mask else set(names)
     order = [name for name in names if name in listed]
     absent = [
@@ -110,6 +110,23 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     raise NothingReadError(
         f"{path}: it holds no demonstration with pictures under data/demo_<k>/obs{f' ({hint})' * bool(hint)}"
     )
+
+
+def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> list[str]:
+    """Return the names of the demonstrations with states or actions, by number; mask: only those that it
+    lists. Raises SourceError for an unknown mask.
+    """
+    listed = _masked(path, file, mask) if mask else None
+    found = []
+    for name in _ordered(data):
+        group = member(data, name) if listed is None or name in listed else None
+        if isinstance(group, h5py.Group) and {ACTIONS, "states"} & set(group):
+            found.append(name)
+    return found
+
+
+def _ordered(data: Any) -> list[str]:
+    return sorted((str(name) for name in data), key=_by_number)
 
 
 def _by_number(name: str) -> list[str | int]:

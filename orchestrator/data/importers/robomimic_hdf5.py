@@ -115,7 +115,7 @@ class RobomimicReader:
                     rows=rows,
                     proprio=_proprio_values(member(group, "obs"), plan) if plan.proprio else None,
                     action=action,
-                    success=_success(group, plan.stated),
+                    success=success_of(group, plan.stated),
                 )
         except (*FAULTS, AttributeError) as error:
             raise SourceError(f"{path.name}, {demo}: {cause(error)}; restore the file") from None
@@ -404,7 +404,7 @@ def _content(
             rows,
             None if action is None else action[:, : plan.kept],
             proprio,
-            _success(group, plan.stated),
+            success_of(group, plan.stated),
             *samples,
         ),
         largest=(
@@ -469,7 +469,7 @@ def _proprio_values(obs: Any, plan: DemoPlan) -> npt.NDArray[Any]:
     return np.concatenate(rows, 1)
 
 
-def _success(group: Any, stated: bool) -> bool | None:
+def success_of(group: Any, stated: bool) -> bool | None:
     """Return the success that an export states, else that of sparse rewards; None for missing, shaped or
     unreadable rewards.
     """
