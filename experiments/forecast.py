@@ -49,7 +49,7 @@ class World:
 
     def scenes(self, rng: np.random.Generator) -> Floats:
         """Return the difficulty of a suite's scenes, in logits, (SCENES,)."""
-        return self.scene_sd * rng.standard_normal(SCENES)
+        return np.asarray(self.scene_sd * rng.standard_normal(SCENES))
 
     def arms(
         self, counts: Floats, ratios: tuple[float, ...], rng: np.random.Generator, scenes: Floats

@@ -56,13 +56,11 @@ def centre(fitted: Forecast) -> float:
 
 def joined(first: Arms, second: Arms) -> Arms:
     """Return the arms of both."""
-    return Arms(
-        *(
-            np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in ("demos", "ratios", "successes", "episodes")
-        ),
-        scene_sd=first.scene_sd,
+    demos, ratios, successes, episodes = (
+        np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in ("demos", "ratios", "successes", "episodes")
     )
+    return Arms(demos, ratios, successes, episodes, first.scene_sd)
 
 
 Choice = Callable[[Forecast, list[Candidate], int], Candidate]

@@ -289,7 +289,8 @@ def _arms(curve: Curve, lines: Sequence[Series]) -> Arms:
     for row, arm in zip(outcomes, scored, strict=True):
         row[[place[episode] for episode in arm.outcomes]] = list(arm.outcomes.values())
     columns = [(arm.arm.demo_count, arm.arm.action_free_ratio, arm.successes, arm.episodes) for arm in scored]
-    return Arms(*np.array(columns, np.float64).T, scene_sd(outcomes))
+    demos, ratios, successes, played = np.array(columns, np.float64).T
+    return Arms(demos, ratios, successes, played, scene_sd(outcomes))
 
 
 def _number(demos: float) -> str:

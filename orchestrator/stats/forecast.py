@@ -65,8 +65,13 @@ class Arms:
 
     def those(self, chosen: NDArray[np.bool_]) -> "Arms":
         """Return some of the arms. chosen: (A,)."""
-        columns = (self.demos, self.ratios, self.successes, self.episodes)
-        return Arms(*(column[chosen] for column in columns), self.scene_sd)
+        return Arms(
+            self.demos[chosen],
+            self.ratios[chosen],
+            self.successes[chosen],
+            self.episodes[chosen],
+            self.scene_sd,
+        )
 
     @property
     def counts(self) -> Floats:
