@@ -98,7 +98,8 @@ def counts_of(truth: World, rng: np.random.Generator) -> Floats:
     rates = truth.rates(FAR)
     top = min(rng.uniform(0.4, 0.85), 0.97 * rates.max())
     largest = max(8.0, float(FAR[np.argmax(rates >= top)]))
-    return np.unique(np.round(largest / 2.0 ** np.arange(int(rng.integers(4, 6)))).clip(1))
+    halved = largest / 2.0 ** np.arange(int(rng.integers(4, 6)))
+    return np.asarray(np.unique(np.round(halved).clip(1)))
 
 
 @dataclass(frozen=True)
