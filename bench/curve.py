@@ -117,7 +117,6 @@ def main(quick: bool) -> dict[str, object]:
         print(f"{title:<34}{value:>8.2f} s")
     return {
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(median(cpu_of_curve), 2),
         "ratio_to_reading": round(harness.median_ratio(cpu_of_curve, [cpu for _, cpu in costs[READING]]), 1),
         "episodes": episodes,
         "seconds_compare": round(medians[COMPARING], 2),
