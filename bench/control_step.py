@@ -1,7 +1,7 @@
 """What does a control step cost, robosuite's own and ours, and do both go the same way?
 
     python -m bench.control_step               about fifteen minutes
-    python -m bench.control_step --quick       within a minute: three tasks, few episodes
+    python -m bench.control_step --quick       half a minute: two tasks, few episodes
 
 Costs: CPU time of one process, both kinds of step by turns in the same episodes of random actions, medians
 over blocks. `asked` includes the observations of every step. The split is that of our step. Ways:
@@ -26,12 +26,8 @@ from sim_workers.envs.tasks import TASKS
 
 EPISODES = {"Lift": 400, "Stack": 50, "PickPlaceCan": 50}
 QUICK_TASKS, QUICK_EPISODES = (
-    ("Lift", "PickPlaceCan", "TwoArmLift"),
-    {
-        "Lift": 6,
-        "Stack": 2,
-        "PickPlaceCan": 2,
-    },
+    ("Lift", "TwoArmLift"),
+    {"Lift": 3, "PickPlaceCan": 1},
 )
 BLOCK = 5  # control steps
 EPISODE = 50  # control steps of random actions

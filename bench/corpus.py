@@ -1,8 +1,8 @@
 """Episodes that benches read: genuine recordings of Lift, made longer and more, as our store and as HDF5; and
 their pictures in our codec and others.
 
-python -m bench.corpus FOLDER        record them; in a process of its own, since a simulator is one per
-                                     process
+python -m bench.corpus FOLDER EPISODES   record them; in a process of its own, since a simulator is one per
+                                         process
 """
 
 import hashlib
@@ -39,29 +39,29 @@ CONTRACT = contract(CAMERAS, (128, 128), "fast")
 SHAPE = ClipShape(frames_per_view=9, frame_stride=4, horizon=16)
 
 
-def record(folder: Path) -> None:
-    """RECORDED episodes of Lift, one file each."""
+def record(folder: Path, episodes: int) -> None:
+    """Record episodes of Lift, one file each."""
     from sim_workers.demos.recorder import Demonstration, demonstrate
     from sim_workers.envs.robosuite import SimEnv
 
     env = SimEnv("Lift", CONTRACT)
-    for seed in range(RECORDED):
+    for seed in range(episodes):
         recording = demonstrate(env, Demonstration("Lift", seed, 0.3))
         np.savez(
             folder / f"{seed}.npz", proprio=recording.proprio, action=recording.action, **recording.frames
         )
 
 
-def recorded(folder: Path) -> list[Episode]:
+def recorded(folder: Path, number: int = RECORDED) -> list[Episode]:
     """The recordings, LENGTH frames each: played forwards and backwards until they are that long."""
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bench.corpus", str(folder)],
+        [sys.executable, "-W", "ignore", "-m", "bench.corpus", str(folder), str(number)],
         cwd=CHECKOUT,
         check=True,
         stderr=subprocess.DEVNULL,
     )
     episodes = []
-    for seed in range(RECORDED):
+    for seed in range(number):
         with np.load(folder / f"{seed}.npz") as arrays:
             length = len(arrays["action"])
             there_and_back = np.concatenate([np.arange(length), np.arange(length - 2, 0, -1)])
@@ -218,4 +218,4 @@ def compare(recorded: list[Episode], repeat: int) -> dict[str, CodecCost]:
 
 
 if __name__ == "__main__":
-    record(Path(sys.argv[1]))
+    record(Path(sys.argv[1]), int(sys.argv[2]))

@@ -37,8 +37,8 @@ STAGES = 4
 """Processes in which pretended workers live."""
 PLAN = [(1, 2.0), (10, 2.0), (100, 2.0), (300, 2.0), (1000, 2.0), (100, 10.0), (1000, 10.0)]
 """Workers, and seconds that an episode takes on average."""
-QUICK_PLAN = 3
-"""Entries of PLAN that a short run measures."""
+QUICK_PLAN = PLAN[1:3]
+"""Entries that a short run measures."""
 LISTED = 50
 """Episodes of a checkpoint."""
 
@@ -252,7 +252,7 @@ def _pid(_: object) -> int:
 
 def to_a_thousand(quick: bool) -> dict[str, Any]:
     """A table over workers and the length of an episode."""
-    plan = PLAN[:QUICK_PLAN] if quick else PLAN
+    plan = QUICK_PLAN if quick else PLAN
     print(
         "pretended workers; ideal: as many episodes as workers that lose no moment; shares of one core, the"
         " machine's of all\n"

@@ -1,7 +1,7 @@
 """How long does a curve take from 100,000 logged episodes, and how much of that is reading them?
 
     python -m bench.curve                  a minute, most of it to log them
-    python -m bench.curve --quick          a tenth of the episodes
+    python -m bench.curve --quick          20 arms and a twentieth of the episodes
 
 Simulated outcomes in a local tracking database: 100 arms (5 ratios, 5 demo counts, 4 seeds), 1,000 episodes
 each. The limit is reading the same files only. Both are measured by turns; the ratio is one of CPU times.
@@ -10,17 +10,18 @@ each. The limit is reading the same files only. Both are measured by turns; the 
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from bench import harness
-from orchestrator.config.arms import expand_grid
+from orchestrator.config.arms import Arm, expand_grid
 from orchestrator.stats.fixed_sample import blaker
 
-DEMOS, RATIOS, SEEDS = (10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3)
+ARMS = expand_grid((10, 20, 50, 100, 200), (0.0, 0.5, 1.0, 2.0, 3.0), (0, 1, 2, 3))
+QUICK_ARMS = expand_grid((10, 20, 50, 100, 200), (0.0, 1.0), (0, 1))
 
 READING = "only reading the files"
 ROUNDS, READINGS = 5, 20
@@ -34,7 +35,7 @@ def timed(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
     return (time.perf_counter() - wall) / times, (time.process_time() - cpu) / times
 
 
-def logged(folder: Path, episodes: int) -> str:
+def logged(folder: Path, arms: Sequence[Arm], episodes: int) -> str:
     """Write the arms to a tracking database; return its URI."""
     from orchestrator.tracking.mlflow_writer import (
         SCORE_METRICS,
@@ -49,7 +50,7 @@ def logged(folder: Path, episodes: int) -> str:
     )
     rng = np.random.default_rng(0)
     hard = rng.standard_normal(episodes)
-    for number, arm in enumerate(expand_grid(DEMOS, RATIOS, SEEDS)):
+    for number, arm in enumerate(arms):
         odds = np.log2(arm.demo_count / 50) + arm.action_free_ratio / 3 + 0.2 * rng.standard_normal() - hard
         won = rng.random(episodes) < 1 / (1 + np.exp(-odds))
         outcomes = {f"Task{i % 24}-{10**6 + i}-{10**6 + i}": bool(own) for i, own in enumerate(won)}
@@ -74,7 +75,7 @@ def main(quick: bool) -> dict[str, object]:
     quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        uri = logged(folder, 100 if quick else 1000)
+        uri = logged(folder, QUICK_ARMS, 250) if quick else logged(folder, ARMS, 1000)
         curve = Curve.read(uri, "curve")  # modules are loaded, files are in the kernel's cache
         curve.draw("png")
 

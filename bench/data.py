@@ -44,6 +44,8 @@ FOLDER, CLUSTER, S3, BARE, GZIP, RAW = (
 class Size:
     """How much is measured."""
 
+    recorded: int
+    """Recordings that all episodes are made of."""
     episodes: int
     rounds: int
     batches: dict[str, int]
@@ -56,9 +58,17 @@ class Size:
 
 
 FULL = Size(
-    100, 3, {FOLDER: 400, CLUSTER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250}, 20, 3, 1_000_000, 320, 10
+    corpus.RECORDED,
+    100,
+    3,
+    {FOLDER: 400, CLUSTER: 400, S3: 400, BARE: 400, GZIP: 20, RAW: 250},
+    20,
+    3,
+    1_000_000,
+    320,
+    10,
 )
-QUICK = Size(12, 3, {FOLDER: 40, CLUSTER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
+QUICK = Size(2, 12, 3, {FOLDER: 40, CLUSTER: 40, S3: 40, BARE: 40, GZIP: 2, RAW: 40}, 4, 1, 20_000, 90, 2)
 
 
 @dataclass(frozen=True)
@@ -83,20 +93,24 @@ def cost(before: Mark, after: Mark, clips: int, idle_share: float = 0.0) -> Cost
     return Cost(used, 1000 * idle_share * wall / clips, clips / wall)
 
 
-Measured = tuple[dict[str, list[Cost]], float, float]
+def joined(ours: Child, s3: dict[str, str], idle_s: float) -> float:
+    """Start Ray in the process of our pipeline; return the CPU seconds per second of an idle one."""
+    (before, after), _ = ours.run(peers.join, s3, idle_s)
+    return sum(after.since(before).values()) / (after.time - before.time)
 
 
 def measured(
-    size: Size, ours: Child, stores: dict[str, str], files: dict[str, Path], s3: dict[str, str]
-) -> Measured:
-    """Every peer's costs, round by round; an idle Ray's CPU seconds per second; bytes our pipeline read from
-    S3 per clip.
-    """
+    size: Size,
+    ours: Child,
+    idle_share: float,
+    stores: dict[str, str],
+    files: dict[str, Path],
+    s3: dict[str, str],
+) -> tuple[dict[str, list[Cost]], float]:
+    """Every peer's costs, round by round; bytes our pipeline read from S3 per clip."""
     costs: dict[str, list[Cost]] = defaultdict(list)
     sent: list[float] = []
     with Child() as alone, Child() as loader:
-        (before, after), _ = ours.run(peers.join, s3, size.idle_s)
-        idle_share = sum(after.since(before).values()) / (after.time - before.time)
         for number in range(size.rounds):
             # drift meets all alike
             for name, batches in list(size.batches.items())[:: -1 if number % 2 else 1]:
@@ -112,7 +126,7 @@ def measured(
                 if name == S3:
                     sent.append((seaweedfs.sent_bytes(s3) - already) / (clips + peers.WARM_UP * peers.BATCH))
                 costs[name].append(cost(marks[-2], marks[-1], clips, share))
-    return costs, idle_share, statistics.median(sent)
+    return costs, statistics.median(sent)
 
 
 def _publish(uri: str, manifest: Manifest) -> None:
@@ -177,23 +191,24 @@ def main(quick: bool) -> None:
     size = QUICK if quick else FULL
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        executor = stack.enter_context(ProcessPoolExecutor(2))
         for name in ("recorded", "weed", "store", "many", "heavy", "named"):
             (root / name).mkdir()
-        recorded = corpus.recorded(root / "recorded")
+        s3 = stack.enter_context(seaweedfs.started(root / "weed"))
+        os.environ.update(s3)
+        ours = stack.enter_context(Child())
+        idle_share = joined(ours, s3, size.idle_s)
+        executor = stack.enter_context(ProcessPoolExecutor(2))
+        recorded = corpus.recorded(root / "recorded", size.recorded)
         episodes = [corpus.variant(recorded, number) for number in range(size.episodes)]
         manifest = corpus.write_store(str(root / "store"), episodes, executor)
         files = {GZIP: root / "gzip.hdf5", RAW: root / "raw.hdf5"}
         list(executor.map(corpus.write_hdf5, files.values(), [episodes] * 2, ["gzip", None]))
         corpus.write_heavy_store(str(root / "heavy"), recorded[0], size.store_mib)
-        s3 = stack.enter_context(seaweedfs.started(root / "weed"))
         stores = {
             FOLDER: str(root / "store"),
             CLUSTER: str(root / "store"),
             S3: f"s3://{seaweedfs.BUCKET}/lift",
         }
-        os.environ.update(s3)
-        ours = stack.enter_context(Child())
         copy(stores[FOLDER], stores[S3])
         stored = sum(entry.nbytes for entry in manifest.entries)
         raw = files[RAW].stat().st_size
@@ -205,7 +220,7 @@ def main(quick: bool) -> None:
             f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns,"
             " medians\n"
         )
-        costs, idle_share, sent = measured(size, ours, stores, files, s3)
+        costs, sent = measured(size, ours, idle_share, stores, files, s3)
         show_costs(costs, idle_share)
         loaded = raw_bytes(manifest, size.batches[FOLDER])
         visited = visit_bytes(manifest, size.batches[FOLDER])
@@ -214,7 +229,7 @@ def main(quick: bool) -> None:
             f"KiB read per clip: from S3 {sent / 1024:.1f} as the server counted ({without}), raw HDF5"
             f" {loaded / 1024:.0f}\n"
         )
-        show_codecs(corpus.compare(recorded, 3 if quick else 10))
+        show_codecs(corpus.compare(recorded, 1 if quick else 10))
         firsts = first_batch(size, ours, stores[FOLDER], manifest)
         parts = ", ".join(
             f"{what} {seconds:.2f} s"

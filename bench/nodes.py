@@ -1,7 +1,7 @@
 """Do two nodes score twice as fast as one, and where does the pool bend on the way to 1,000 workers?
 
     python -m bench.nodes                about ten minutes
-    python -m bench.nodes --quick        fewer rounds, 1 to 100 workers
+    python -m bench.nodes --quick        fewer rounds, 10 and 100 workers
 
 First real simulators: Ray nodes of one core each, to which everything the node runs is pinned, and the same
 episodes of Lift on one of them and on both; beside it loops without Ray, which tell what a second core is
@@ -143,7 +143,7 @@ def two_to_one(render_profile: str, cores: Sequence[int], quick: bool) -> dict[s
     """Episodes a second on one core and on two, by turns; one player at a time, since each wants the whole
     core.
     """
-    rounds, number = (3, 12) if quick else (15, 16)
+    rounds, number = (3, 8) if quick else (15, 16)
     specs = Suite(("Lift",), number, RULES).episode_list()
     players: dict[str, OnNodes | Loops] = {
         f"nodes {count}": OnNodes(count, render_profile) for count in (2, 1)

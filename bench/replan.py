@@ -1,7 +1,7 @@
 """What does a look cost on each rung of the ladder, from 30 guided joint steps down to one video pass?
 
     python -m bench.replan               about five minutes
-    python -m bench.replan --quick       within a minute: two rounds
+    python -m bench.replan --quick       half a minute: one round
 
 Through `policy.inference.TrainedPolicy.act`, as rollouts ask it, for 1 and 16 observations at once, the rungs
 by turns. Random weights: time does not depend on them. On a CPU the times are CPU time of the one thread.
@@ -148,7 +148,7 @@ def on_gpu(config: PolicyConfig, cameras: Contract, rounds: int, device: str = "
 def main(quick: bool) -> Mapping[str, object]:
     """Print the tables; return the values of the last line."""
     torch.set_num_threads(1)
-    tiny, rounds = PRESETS["tiny"], 2 if quick else 10
+    tiny, rounds = PRESETS["tiny"], 1 if quick else 10
     one_camera = contract(CAMERAS[-1:], (64, 64), "fast")
     seconds, to_faithful = measured(
         policy_of(tiny, one_camera), tiny.ladder, rounds, lambda *_: None, time.process_time

@@ -112,7 +112,7 @@ def seconds_by_marker(rounds: list[Round], names: list[str]) -> dict[str, float]
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Tests at a time.")
 def main(quick: bool, processes: int) -> None:
     """Print a table and, last, one line of JSON."""
-    paths = [QUICK] if quick else []
+    paths, processes = ([QUICK], 1) if quick else ([], processes)
     rounds = {title: play(expression, paths, processes) for title, expression in ROUNDS.items()}
     by_marker = seconds_by_marker(list(rounds.values()), markers())
     print(f"{'round':<28}{'tests':>7}{'wall s':>9}")

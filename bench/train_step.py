@@ -96,7 +96,7 @@ def _put(uri: str, episode: Episode) -> EpisodeEntry:
 def write_store(root: Path, episodes: int) -> str:
     """Genuine recordings of Lift, varied."""
     (root / "recorded").mkdir()
-    recorded = corpus.recorded(root / "recorded")
+    recorded = corpus.recorded(root / "recorded", min(corpus.RECORDED, episodes // 2))
     made = [_shrunk(corpus.variant(recorded, number)) for number in range(episodes)]
     uri = str(root / "store")
     with ProcessPoolExecutor(2) as executor:

@@ -2,7 +2,7 @@
 and what does it cost to pin the kernels of linear algebra?
 
     python -m experiments.processors                    this machine with other kernels, six minutes
-    python -m experiments.processors --quick            fewer episodes
+    python -m experiments.processors --quick            one episode each, two of the scripted experts
     python -m experiments.processors --save here.json   keep the ends of the episodes for another machine
     python -m experiments.processors --against that.json      compare this machine's with another's
 
@@ -40,6 +40,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
 """Environment variables by name of the choice."""
 TIMED = 400
 """Control steps of which the time is measured."""
+EXPERTS_OF_SHORT_RUN = 2
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Ends:
         return len(pairs), sum(a != b for a, b in pairs), sum(a[0] != b[0] for a, b in pairs)
 
 
-def play(episodes: int) -> Ends:
-    """Play every policy's episodes in this process."""
+def play(episodes: int, experts: int) -> Ends:
+    """Play every policy's episodes in this process, of the scripted experts the first `experts`."""
     from examples.waypoints import make
     from orchestrator.testing.servo import cameras, servo
 
@@ -93,7 +94,7 @@ def play(episodes: int) -> Ends:
     env = SimEnv("Lift", cameras("fast"))
     played("servo, Lift", env, "Lift", 96, servo)
     env.close()
-    for task in EXPERTS:
+    for task in list(EXPERTS)[:experts]:
         env = SimEnv(task, contract((), (64, 64), "fast", task))
         played(f"expert, {task}", env, task, expert_for(task).horizon, None)
         env.close()
@@ -112,11 +113,20 @@ def _step_ms(env: SimEnv) -> float:
     return min(times) / TIMED * 1e3
 
 
-def played_with(variables: Mapping[str, str], episodes: int) -> Ends:
+def played_with(variables: Mapping[str, str], episodes: int, experts: int) -> Ends:
     """Return the ends in a fresh process with environment variables. Raises CalledProcessError if it
     fails.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "experiments.processors", "--play", str(episodes)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "experiments.processors",
+        "--play",
+        str(episodes),
+        str(experts),
+    ]
     environment = {**os.environ, **as_in_the_pool(), **variables}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Ends(**json.loads(done.stdout.splitlines()[-1]))
@@ -128,24 +138,25 @@ def played_with(variables: Mapping[str, str], episodes: int) -> Ends:
 @click.option(
     "--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Another machine's ends."
 )
-@click.option("--play", "playing", type=int, hidden=True)
-def main(quick: bool, save: Path | None, against: Path | None, playing: int | None) -> None:
+@click.option("--play", "playing", nargs=2, type=int, hidden=True)
+def main(quick: bool, save: Path | None, against: Path | None, playing: tuple[int, int] | None) -> None:
     """Print the table and, last, one line of JSON."""
     if playing:
-        print(json.dumps(asdict(play(playing))))
+        print(json.dumps(asdict(play(*playing))))
         return
-    episodes = 1 if quick else 12
+    episodes, experts = (1, EXPERTS_OF_SHORT_RUN) if quick else (12, len(EXPERTS))
     reference = Ends(**json.loads(against.read_text())) if against else None
     if reference:
         episodes = len(next(iter(reference.ends.values())))
-    print(f"{episodes} episodes of each of {2 + len(EXPERTS)} policies and tasks\n")
+        experts = sum(name.startswith("expert") for name in reference.ends)
+    print(f"{episodes} episodes of each of {2 + experts} policies and tasks\n")
     print(
         f"{'kernels':<22}{'episodes':>9}{'other steps':>13}{'other result':>14}{'ms per step':>13}"
         "   what simulates"
     )
     answers: dict[str, dict[str, float | int]] = {}
     for name, variables in KERNELS.items():
-        own = played_with(variables, episodes)
+        own = played_with(variables, episodes, experts)
         if save and not variables:
             save.write_text(json.dumps(asdict(own)))
         reference = reference or own

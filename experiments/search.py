@@ -115,7 +115,7 @@ def main(quick: bool) -> dict[str, object]:
 
     quiet()
     connect()
-    demos, arm_s = (DEMOS[2::3], ARM_S / 2) if quick else (DEMOS, ARM_S)
+    demos, arm_s = (DEMOS[1:4:2], ARM_S / 2) if quick else (DEMOS, ARM_S)
     arms = len(demos) * len(RATIOS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

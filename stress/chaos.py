@@ -163,7 +163,8 @@ def chaos(
         point(server.variables)
         tracking = MlflowServer(folder / "mlflow")
         stack.callback(tracking.kill)
-        calm, wild = (Place(name, folder, tracking.url, seeds) for name in ("calm", "wild"))
+        clips = int("video judge" in kinds)
+        calm, wild = (Place(name, folder, tracking.url, seeds, clips) for name in ("calm", "wild"))
         outages: dict[str, Outage] = {
             "storage": ServerOutage(server),
             "mlflow server": ServerOutage(tracking),

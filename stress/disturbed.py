@@ -52,7 +52,7 @@ name: chaos
 seeds: {seeds}
 data: {{episodes: {episodes}, demo_count: [1, 2], action_free_ratio: [1]}}
 train: {{mode: action_only, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
-suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: 1}}
+suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: {video_clips}}}
 rollout_actors: 2
 attempts: 10
 storage: {storage}
@@ -71,6 +71,8 @@ class Place:
     mlflow: str
     seeds: int = 3
     """Number of training seeds, of two arms each."""
+    video_clips: int = 1
+    """Held-out clips on which generated video is measured. 0: no actor measures any."""
 
     @property
     def scores(self) -> int:
@@ -97,7 +99,11 @@ class Place:
         path = self.folder / f"{self.name}.yaml"
         path.write_text(
             SWEEP.format(
-                seeds=[*range(self.seeds)], episodes=episodes, storage=self.storage, mlflow=self.mlflow
+                seeds=[*range(self.seeds)],
+                episodes=episodes,
+                video_clips=self.video_clips,
+                storage=self.storage,
+                mlflow=self.mlflow,
             )
         )
         return path

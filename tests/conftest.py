@@ -19,6 +19,7 @@ from hypothesis import settings
 import robosuite_recordings
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
+from orchestrator.cluster.ray_runtime import DASHBOARD
 from orchestrator.storage.base import Storage, StorageSettings, _client, open_storage
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.testing.seaweedfs import BUCKET, NoServerError, make_bucket, started
@@ -34,6 +35,9 @@ project's.
 # One native thread per process: two cores are shared by many processes, and results must not depend on how
 # many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Nothing in the tests asks the dashboard of a Ray that they start on this machine.
+os.environ.setdefault(DASHBOARD, "0")
 
 # A shell that starts the tests in the background may have them ignore Ctrl-C, and so would every process they
 # start.
@@ -78,7 +82,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     loadgroup`.
 
     Tests that share the session's Ray cluster are one group, so that it is started once; every bench and
-    every other file is a group of its own. The groups that take longest come first.
+    every other file is a group of its own. The groups that take longest come first, the shortest last, so
+    that the processes end at about the same time.
     """
     for item in items:
         if any(item.get_closest_marker(name) for name in FULL):
@@ -105,8 +110,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     starts_ray = {_group(item) for item in items if item.get_closest_marker("ray")}
     items.sort(
         key=lambda item: (
+            LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST),
             not item.get_closest_marker("bench"),
-            _group(item) not in LONGEST,
             _group(item) not in starts_ray,
             _group(item),
         )
@@ -121,7 +126,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-LONGEST = ("test_chaos", "ray_cluster", "test_end_to_end", "test_learning")
+LONGEST = ("ray_cluster", "test_chaos", "test_end_to_end", "test_nodes", "test_learning")
+"""Groups of minutes, the longest first; the one of nodes waits more than it computes."""
 
 
 def _group(item: pytest.Item) -> str:

@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # on one machine it only logs that there is nothing to watch
     # a sweep is many small processes; Ray warns when they outnumber the cores
     "RAY_worker_maximum_startup_concurrency": "8",
+    # those that Ray starts beforehand lack this project's environment variables, so that nothing runs in them
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay valid
     "RAY_AIR_NEW_OUTPUT": "0",  # demoscale's own table shows the sweep
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -32,6 +34,9 @@ CPU = "cpu"
 """Device class of policies that act without a GPU."""
 ROLE = "demoscale-role"
 """Ray label of dedicated nodes: `rollouts` for simulators, `servers` for policy servers (deploy/)."""
+
+DASHBOARD = "DEMOSCALE_RAY_DASHBOARD"
+"""Environment variable. `0`: Ray starts on this machine without its dashboard's processes."""
 
 STARTS = 3
 """Attempts to start Ray: it gives its node 30 s, which is too short on a very busy machine."""
@@ -60,12 +65,15 @@ def connect() -> None:
     # The storage has answered the driver by now, so workers retry an unavailable storage even if it never
     # answered them.
     variables = {"PYTHONPATH": checkout, "PYTHONWARNINGS": "ignore", PATIENCE: "1"}
+    # by default Ray would join the instance last started on this machine, dead or alive
+    address = os.environ.get("RAY_ADDRESS", "local")
+    without_dashboard = address == "local" and os.environ.get(DASHBOARD) == "0"
     terminated = signal.getsignal(signal.SIGTERM)
     for attempt in range(1, STARTS + 1):
         try:
             ray.init(
-                # by default Ray would join the instance last started on this machine, dead or alive
-                address=os.environ.get("RAY_ADDRESS", "local"),
+                address=address,
+                include_dashboard=False if without_dashboard else None,
                 namespace="demoscale",
                 log_to_driver="DEMOSCALE_RAY_LOGS" in os.environ,
                 logging_level=logging.ERROR,

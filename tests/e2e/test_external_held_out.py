@@ -28,7 +28,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = make_episode_store(folder / "store", 16, length=24)
     (folder / "sweep.yaml").write_text(f"""
 name: recorded
-data: {{episodes: {store}, demo_count: [2, 8]}}
+data: {{episodes: {store}, demo_count: [8]}}
 policy:
   lines:
     - diffusion_policy
@@ -94,5 +94,5 @@ def test_curve_and_status_say_what_was_equal(swept: Path) -> None:
 def test_same_command_again_trains_and_measures_nothing(swept: Path) -> None:
     done = run("-m", "orchestrator", "run", str(swept / "sweep.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "already trained, not trained again: diffusion_policy_demos-2_ratio-0_seed-0, " in done.stdout
-    assert "already scored, not measured again: 8 checkpoints" in done.stdout
+    assert "already trained, not trained again: diffusion_policy_demos-8_ratio-0_seed-0, " in done.stdout
+    assert "already scored, not measured again: 4 checkpoints" in done.stdout

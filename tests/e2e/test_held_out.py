@@ -114,7 +114,7 @@ def test_recordings_of_a_robot_become_a_curve_without_a_simulator(
 name: recordings
 data: {{episodes: {store}, demo_count: [5], action_free_ratio: [0]}}
 policy: {{baselines: [diffusion_policy]}}
-train: {{mode: action_only, steps: 40, batch_size: 4, checkpoint_every: 20, warmup_steps: 2}}
+train: {{mode: action_only, steps: 8, batch_size: 4, checkpoint_every: 4, warmup_steps: 2}}
 suite: {{held_out: 0.3, video_clips: 1}}
 storage: {storage}
 """)

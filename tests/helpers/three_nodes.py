@@ -83,9 +83,11 @@ class Nodes:
     """A cluster whose head has no resources, so that every other node may be removed."""
 
     def __init__(self) -> None:
+        # A killed node refuses every check at once and is known to be dead after 10 s; a busy one has the
+        # checks' own timeout, 20 times.
+        health = {"health_check_period_ms": 500, "health_check_failure_threshold": 20}
         self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "_system_config": {"health_check_failure_threshold": 20}},
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health}
         )
         self._nodes: dict[str, Any] = {}
 

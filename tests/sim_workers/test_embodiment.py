@@ -184,7 +184,7 @@ ROBOT = f"""{PLAY}
 robot = sys.argv[1]
 lean = play(Embodiment(robot, proprio=KEYS), most=20)
 own = play(Embodiment(robot, proprio=KEYS), fast=False, most=20)
-print(json.dumps([bool(np.array_equal(lean[1], own[1])), *(int(play(Embodiment(robot), task, seeds=range(4))[0]) for task in sys.argv[2:])]))
+print(json.dumps([bool(np.array_equal(lean[1], own[1])), *(int(play(Embodiment(robot), task, seeds=range(2))[0]) for task in sys.argv[2:])]))
 """
 
 
@@ -197,7 +197,7 @@ def test_lean_step_of_other_robots_equals_robosuite_and_experts_succeed(robot: s
     assert done.returncode == 0, done.stderr
     equal, *won = json.loads(done.stdout.splitlines()[-1])
     assert equal
-    assert all(count == 4 for count in won), dict(zip(tasks, won, strict=True))
+    assert all(count == 2 for count in won), dict(zip(tasks, won, strict=True))
 
 
 OTHER = f"""{PLAY}

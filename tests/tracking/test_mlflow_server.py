@@ -62,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_arms_that_report_to_a_killed_mlflow_server_lose_nothing(
     tmp_path: Path, store: str, server: MlflowServer
 ) -> None:
-    sweep, said = make_sweep(tmp_path, store, server.url, name="killed-server"), list[str]()
+    sweep, said = make_sweep(tmp_path, store, server.url, name="killed-server", arms=4), list[str]()
     state = SweepState.open(sweep, pin=True)
     views = TrackingPublisher(state, said.append)
     reporting = threading.Thread(target=report, args=(views, state, 6, 0.3))
@@ -177,7 +177,7 @@ def test_unreachable_mlflow_server_blocks_nothing_and_is_updated_later(
         proxy.upstream = "127.0.0.1:1"
     proxy.late_s = 3.0
     name = f"away-{words.split()[-1]}"
-    sweep, said = make_sweep(tmp_path, store, proxy.url, name=name, arms=4), list[str]()
+    sweep, said = make_sweep(tmp_path, store, proxy.url, name=name, arms=2), list[str]()
     settings = OutboxSettings(patience_s=3.0)
     began = time.monotonic()
     state = SweepState.open(sweep, pin=True)
