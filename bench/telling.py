@@ -133,7 +133,7 @@ def main(quick: bool) -> dict[str, object]:
     quiet()
     with tempfile.TemporaryDirectory() as name:
         store = make_episode_store(Path(name) / "store", 16, length=3, size=128)
-        steps = 16 if quick else 120
+        steps = 8 if quick else 120
         before = step_s(store, steps)
         waits, report, rest = told(Path(name) / "runs", store, PROGRESS_REPORTS)
         step = (before + step_s(store, steps)) / 2  # around what is compared: the machine's speed drifts
