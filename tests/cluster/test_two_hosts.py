@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.full, pytest.mark.ray, pytest.mark.sim, pytest.mark.ti
 SUBNET = "10.77.0"
 PORT = 6379
 HOSTS = ("a", "b")
-EPISODES = 60
+EPISODES = 100
 SWITCH = f"ds{os.getpid():x}"
 # Under this name each host sees a folder of its own: the paths of Ray's sockets must be short.
 SHARED_NAME = Path("/tmp/ds-hosts")

@@ -83,6 +83,7 @@ class Nodes:
     """A cluster whose head has no resources, so that every other node may be removed."""
 
     def __init__(self) -> None:
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts it slowly
         # A killed node refuses every check at once and is known to be dead after 10 s; a busy one has the
         # checks' own timeout, 20 times.
         health = {"health_check_period_ms": 500, "health_check_failure_threshold": 20}
