@@ -5,12 +5,14 @@ Making the environments takes 3 GB of downloads and 6 GB of disk once per node (
 a policy whose environment is not there are skipped.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,28 @@ def test_a_broken_training_ends_with_the_weights_of_an_unbroken_one(trained: Tra
     whole, broken = (_weights(run, trained.job) for run in (trained.whole, trained.broken))
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_checkpoint_holds_the_statistics_of_its_data(trained: Trained) -> None:
+    weights = _weights(trained.whole, trained.job)
+    if trained.job.policy.name == "lerobot_act":
+        measured = [value for name, value in weights.items() if name.endswith("running_var")]
+        assert len(measured) == 20, "the batch normalisations of a ResNet18, which LeRobot freezes"
+        assert all((value > 0).all() and not torch.allclose(value, torch.ones(())) for value in measured)
+    elif trained.job.policy.name == "robomimic_bc_rnn":
+        model = trained.whole / trained.job.arm_id / f"step_{STEPS:06d}" / WEIGHTS / "model.pth"
+        stated = torch.load(model, weights_only=True)["obs_normalization_stats"]
+        (export,) = Path(trained.job.storage).glob("exports/*/*/demonstrations.hdf5")
+        with h5py.File(export, "r") as file:
+            for key in json.loads(file["data"].attrs["demoscale.proprio_keys"]):
+                values = np.concatenate([demo["obs"][key][()] for demo in file["data"].values()])
+                assert np.allclose(stated[key]["offset"], values.mean(0), atol=1e-6)
+                assert np.allclose(stated[key]["scale"], values.std(0) + 1e-3, atol=1e-6)
+        pictures = [stats for key, stats in stated.items() if key.endswith("_image")]
+        assert pictures
+        assert all(not np.any(one["offset"]) and np.all(np.equal(one["scale"], 1)) for one in pictures)
+    else:
+        pytest.skip("it measures nothing that LeRobot's own pipelines do not hold")
 
 
 @pytest.fixture(scope="module")
