@@ -22,7 +22,6 @@ Scripts whose results are findings, not speeds. Each prints a table and, last, o
 | `drivers` | the same rasteriser renders the same bits through EGL and OSMesa; another one changes half of the pixels and the end of one episode in ten |
 | `forecast` | FINDING |
 | `next_arm` | FINDING |
-| `libero_versions` | the bowl of LIBERO-Spatial's sixth task rests on its ramekin up to MuJoCo 3.3, not from 3.4 on; from 3.3.3 on pictures are darker |
 | `processors` | with the kernels of another processor none of 84 episodes ends otherwise; pinning them costs nothing |
 | `search` | ASHA finds the grid's best arm with 16 % of its episodes; where every later arm is better it saves 6 % |
 

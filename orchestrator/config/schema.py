@@ -558,7 +558,7 @@ class SuiteConfig(Section):
     """
     libero_reset: Reset = "settled"
     """How episodes of LIBERO's tasks begin. settled: the arm rests in the fixed state. libero: LIBERO's own
-    `reset(); set_init_state()` and five idle steps, equal to the last bit; the arm drifts by millimetres.
+    `reset(); set_init_state()` and five idle steps, to the same state; the arm drifts by millimetres.
     openvla: the same with OpenVLA's ten idle steps with an open gripper, which most published scores of
     vision-language-action models use. Scores of different values are not compared.
     """

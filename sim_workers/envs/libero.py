@@ -248,15 +248,15 @@ class LiberoEnv(SimEnv):
     seeds that are equal modulo 50 are the same episode. Furniture (stove, cabinet, microwave) stands within a
     centimetre of its place, also determined by the scene.
 
-    How the episode begins is the `reset` of the suite. `libero`: LIBERO's own `env.seed(scene)`,
-    `env.reset()`, `env.set_init_state(state)` and five idle steps, to the last bit. The controller's goal
+    How the episode begins is the `reset` of the suite. `libero`: LIBERO's own
+    `env.reset()`, which builds the model anew, `env.set_init_state(state)` and five idle steps, to the last
+    bit, with numpy's generator seeded by the scene. The controller's goal
     then is the arm's pose before the state was set, so the arm moves by millimetres in the idle steps.
     `openvla`: the same with OpenVLA's ten idle steps with an open gripper. `settled`: the goal is the state's
     own pose and the solver starts afresh, so the arm rests.
 
-    Under `libero` and `openvla` the policy's pictures are those that robosuite's observations hold, taken in
-    the first physics step of a control step: they show the state before the last control step, 50 ms earlier
-    than under `settled`.
+    The policy's pictures show the present state. Those in robosuite's own observations, which LIBERO's
+    evaluation uses, are taken in the first physics step of a control step and are 50 ms older.
     """
 
     film_camera = "agentview"
@@ -265,7 +265,6 @@ class LiberoEnv(SimEnv):
     def __init__(self, task: str, contract: Contract, reset: Reset = "settled") -> None:
         """reset: how episodes begin, see the class."""
         self._reset = reset
-        self._before = np.zeros(0)
         keys = embodiment_of(contract, "Lift").keys("Lift")
         self._claim(task, contract, LIBERO[task])
         self._proprio_keys = [f"robot0_{key}" for key in keys]
@@ -281,7 +280,7 @@ class LiberoEnv(SimEnv):
             robots=["Panda"],
             controller_configs=robosuite.load_composite_controller_config(controller=None, robot="Panda"),
             initialization_noise=None,
-            **BUILD_ARGUMENTS,
+            **{**BUILD_ARGUMENTS, "hard_reset": reset != "settled"},
         )
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
@@ -294,7 +293,10 @@ class LiberoEnv(SimEnv):
         with _numpy_seeded(scene):
             self._place_furniture()
         env = self._env
-        if self._reset == "settled":
+        if self._reset != "settled":
+            # LIBERO builds the model anew, which draws numbers before the furniture's places are drawn
+            build_context(env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
+        else:
             env.sim.reset()  # clears the solver's warm start, which the placing has changed
         env.sim.set_state_from_flattened(self._states[scene])
         env.sim.forward()
@@ -304,30 +306,6 @@ class LiberoEnv(SimEnv):
         steps, action = IDLE_STEPS[self._reset]
         for _ in range(steps):
             self.step(np.array(action))
-
-    def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
-        """As `SimEnv.step`."""
-        if self._reset != "settled":
-            self._before = self._env.sim.data.qpos.copy()
-        super().step(action)
-
-    def pictures(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """Render an (H, W, 3) uint8 picture per camera of the contract; see the class for what they show."""
-        if self._reset == "settled":
-            return super().pictures()
-        import mujoco
-
-        sim = self._env.sim
-        model, data = sim.model._model, sim.data._data
-        now = mujoco.MjData(model)
-        mujoco.mj_copyData(now, model, data)
-        data.qpos[:] = self._before
-        for update in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
-            update(model, data)
-        try:
-            return super().pictures()
-        finally:
-            mujoco.mj_copyData(data, model, now)
 
     def _place_furniture(self) -> None:
         """Do a soft reset, repeated with new draws while the placed objects overlap."""
