@@ -567,7 +567,7 @@ def rows_of(command: Sequence[str], seconds: float) -> tuple[list[Row], str]:
 def show(what: str, row: Row) -> None:
     """Print a row of the table."""
     if row.why:
-        return print(f"{what:<70} {row.why}", flush=True)
+        return print(f"{what:<72} {row.why}", flush=True)
 
     def shown(value: Value) -> str:
         if isinstance(value, bool):
@@ -575,7 +575,7 @@ def show(what: str, row: Row) -> None:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     cells = (f"{key} {shown(value)}" for key, value in zip(row.keys, row.values, strict=True))
-    print(f"{what:<70} " + ", ".join(cells), flush=True)
+    print(f"{what:<72} " + ", ".join(cells), flush=True)
 
 
 def run_parts(

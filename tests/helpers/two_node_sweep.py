@@ -25,8 +25,9 @@ def fit(
     job: TrainJob, folder: str, resources: dict[str, float], channel: Any, attempts: int = 1
 ) -> list[Reported]:
     """Train as a sweep does, and write what each worker claims to a file next to the checkpoints."""
+    reported = ray_train.fit(job, folder, resources, channel, attempts)
     Path(folder, "claims.json").write_text(json.dumps(resources))
-    return ray_train.fit(job, folder, resources, channel, attempts)
+    return reported
 
 
 def sweep(store: str, folder: str, steps: int) -> SweepConfig:
