@@ -30,6 +30,7 @@ DemoscaleError
 ├── SweepError            orchestrator.config.sweep_config         a sweep file has mistakes; exit code 2
 ├── TrackingError         orchestrator.tracking.mlflow_writer      MLflow cannot be used
 ├── UnfinishedError       orchestrator.sweep.run                   arms of a sweep failed
+├── UnknownNeedsError     orchestrator.sweep.retention             it is not known what a sweep needs
 └── WeightsError          policy.weights                           pretrained weights cannot be read
 """
 

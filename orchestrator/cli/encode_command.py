@@ -100,15 +100,15 @@ def encode(
         )
     storage = open_storage(store)
     manifest = load_manifest(storage, version)
+    folder = fetch_weights(weights, kept_here)
+    codec = latent_codec(video, folder)
+    fingerprint = codec.fingerprint(manifest.contract.image_size)
     if RECIPES[preset].color_jitter:
         click.echo(
             f"{preset} trains with colour jitter, which changes pictures before they are encoded: only sweeps"
             " with train.color_jitter: false read these latents",
             err=True,
         )
-    folder = fetch_weights(weights, kept_here)
-    codec = latent_codec(video, folder)
-    fingerprint = codec.fingerprint(manifest.contract.image_size)
     if video.text == "openclip":
         own = OPENCLIP if text or not has_text_tower(folder) else folder
         tower = local_folder(fetch_weights(text, kept_here) if text else own, TEXT)

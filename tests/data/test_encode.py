@@ -338,7 +338,7 @@ def test_encode_command_says_which_sweeps_read_the_latents_before_it_begins(
     def begun_with(*_: object) -> None:
         raise DemoscaleError("it has begun")
 
-    monkeypatch.setattr("policy.latent_codec.latent_codec", begun_with)
+    monkeypatch.setattr("orchestrator.data.latent_cache.write_sentences", begun_with)
     begun = command(store.uri, "--weights", str(svd))
     assert begun.stderr.index("it has begun") > begun.stderr.index("svd-256 trains with colour jitter")
     assert "only sweeps with train.color_jitter: false read these latents" in begun.stderr
