@@ -73,7 +73,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 FULL = ("bench", "browser", "lerobot", "libero", "pusht")
-"""Markers that imply the full round: these tests take long, or need more than a bare machine has."""
+"""Markers that imply the full round, but for tests of the stress round: these take long, or need more than
+a bare machine has.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
@@ -86,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     that the processes end at about the same time.
     """
     for item in items:
-        if any(item.get_closest_marker(name) for name in FULL):
+        if any(map(item.get_closest_marker, FULL)) and not item.get_closest_marker("stress"):
             item.add_marker(pytest.mark.full)
         if item.get_closest_marker("full") and item.get_closest_marker("stress"):
             raise pytest.UsageError(

@@ -31,6 +31,8 @@ ENDS_WITHIN_S = 15.0  # bench.harness.GRACE_S, and what the kernel takes on a bu
 QUICK_WITHIN_S = 540.0
 COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["bench", "experiments"])
 SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
+STRESS = ("gpu",)
+"""Scripts whose short run takes as long as many others: it belongs to the stress round."""
 
 pytestmark = pytest.mark.bench
 
@@ -104,7 +106,13 @@ def bench_of() -> Iterator[Callable[[str], Bench]]:
         assert not [name for name in os.listdir(folder) if not name.startswith("torchinductor_")]
 
 
-@pytest.mark.parametrize(("scripts", "name"), SCRIPTS, ids=[name for _, name in SCRIPTS])
+@pytest.mark.parametrize(
+    ("scripts", "name"),
+    [
+        pytest.param(scripts, name, id=name, marks=[pytest.mark.stress] if name in STRESS else [])
+        for scripts, name in SCRIPTS
+    ],
+)
 def test_quick_run_prints_the_keys_of_its_page(
     scripts: Collection, name: str, bench_of: Callable[[str], Bench]
 ) -> None:
