@@ -13,7 +13,7 @@ DemoscaleError
 ├── LostSessionError      policy.interface                         a policy server forgot an episode
 ├── ManifestError         orchestrator.config.policy_manifest      a policy's folder has mistakes; exit code 2
 ├── MergeError            orchestrator.data.merged_store           parts of episode stores cannot be merged
-├── NoSelectionError      orchestrator.report.best_checkpoint      a sweep has no scenes that only choose checkpoints
+├── NoSelectionError      orchestrator.report.best_checkpoint      a sweep has no scenes for choosing alone
 ├── NotFiniteError        policy.finite                            training diverged
 ├── PluginError           policy.entry_points                      another package's policy or task fails
 ├── PolicyRefError        orchestrator.evaluation.policy_ref       a policy's name cannot be resolved
