@@ -50,7 +50,7 @@ def make_checkpoint(
     torch.set_num_threads(1)
     card = make_card()
     model = new_model(config, contract, weights, sentences)
-    if weights and isinstance(model, VideoActionModel):
+    if weights and not sentences and isinstance(model, VideoActionModel):
         model.sentences.load()
     folder.mkdir(parents=True)
     save(
