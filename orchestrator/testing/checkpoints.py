@@ -44,13 +44,14 @@ def make_checkpoint(
         config: configuration of the policy.
         contract: conventions, with 7 action dimensions, 9 proprioceptive values and any cameras.
         weights: folder of the autoencoder and the text tower, for a configuration that needs them.
-        sentences: embeddings by sentence, each (cross-attention width,), that need no text tower.
+        sentences: embeddings by sentence, each (cross-attention width,): those of the text tower if `weights`
+            has one.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
     card = make_card()
     model = new_model(config, contract, weights, sentences)
-    if weights and not sentences and isinstance(model, VideoActionModel):
+    if weights and isinstance(model, VideoActionModel):
         model.sentences.load()
     folder.mkdir(parents=True)
     save(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import run
 
-from backbones import SENTENCE_DIM, svd_folder, svd_policy
+from backbones import svd_folder, svd_policy
 from grey_simulator import GreySimulator, record_film
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.evaluation.policy_server import PolicyServer
@@ -86,8 +86,7 @@ def test_imagination_has_all_future_frames_of_every_camera(
     tmp_path: Path,
 ) -> None:
     cameras = contract(("agentview", "sideview", CAMERA), (64, 64), "fast")
-    weights, sentences = svd_folder(tmp_path / "weights"), {SENTENCE: torch.randn(SENTENCE_DIM)}
-    folder = make_checkpoint(tmp_path / "svd", svd_policy(), cameras, weights, sentences)
+    folder = make_checkpoint(tmp_path / "svd", svd_policy(), cameras, svd_folder(tmp_path / "weights"))
     policy = TrainedPolicy(folder, rung="truncated")
     rng = np.random.default_rng(0)
     seen = Observation(
