@@ -1,7 +1,7 @@
 """Does the forecast's interval hold the number of demonstrations that 90 % will take?
 
     python -m experiments.forecast              500 worlds, some minutes
-    python -m experiments.forecast --quick      60 worlds
+    python -m experiments.forecast --quick      24 worlds
 
 Pure statistics, no simulator. In every world success rises with demos by another curve; a third of the
 worlds have curves that no fitted shape can follow (two steps, a straight line in log demos, a probit of the
@@ -145,7 +145,7 @@ def last_held(arms: Arms) -> bool:
 @harness.command("forecast", digits=4)
 def main(quick: bool) -> dict[str, object]:
     """Print a table; return the values of the last line."""
-    found = [told for seed in range(60 if quick else 500) if (told := one(seed))]
+    found = [told for seed in range(24 if quick else 500) if (told := one(seed))]
     print("world                     worlds  held  identified  held of these  width of these, high/low")
     for kind in (*sorted({told.kind for told in found}), "all"):
         mine = [told for told in found if kind in (told.kind, "all")]
