@@ -129,8 +129,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
 
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
-        told = self.about_training()
-        told += [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
+        told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
         told += self.about_policies()
         for line in self.lines:
             points = self.of_line(line)
@@ -142,7 +141,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
         told.append(
             f"A constant action has an action error of {self.constant:.3f}; no success rate was measured."
         )
-        return [*told, *mixed_arithmetic(self.arms)]
+        return [*told, *self.about_training(), *mixed_arithmetic(self.arms)]
 
     def equivalence_in_words(self, line: Series) -> str:
         """Return the sentence on how many demos action-free video replaces by action error; empty for the

@@ -67,7 +67,7 @@ def answer(curve: Curve) -> list[str]:
     """
     if curve.searched:
         return [*bias_in_words(curve), *surface_in_words(curve), *mixed_arithmetic(curve.arms)]
-    told = [*bias_in_words(curve), *curve.about_training()]
+    told = [*bias_in_words(curve)]
     told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
     told += curve.labels.answer if curve.labels else []
     told += curve.about_policies()
@@ -80,7 +80,7 @@ def answer(curve: Curve) -> list[str]:
     several = len(curve.seeds)
     if several > 1 and (missing := [point for point in curve.points if point.missing_seeds]):
         told.append(f"{len(missing)} of {len(curve.points)} points have fewer than {several} seeds.")
-    return [*told, *mixed_arithmetic(curve.arms)]
+    return [*told, *curve.about_training(), *mixed_arithmetic(curve.arms)]
 
 
 def equivalence_in_words(curve: Curve, line: Series) -> str:

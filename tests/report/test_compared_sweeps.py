@@ -58,7 +58,7 @@ def test_compared_sweeps_state_no_common_training_that_they_do_not_have() -> Non
     long = tracked(*arms, train={"steps": 200, "match": "steps", "mode": "joint"})
     sweeps = [NamedSweep("short", tracked(*arms)), NamedSweep("long", long)]
     report = compared(sweeps).to_json()
-    assert "each sweep is trained as its own file says" in report["answer"][0]
+    assert "each sweep is trained as its own file says" in report["answer"][-1]
     assert "steps" not in report["caption"].replace("control steps", "")
     assert [str(one) for one in differences(sweeps)] == ["train.steps: 100 / 200", "train.mode: none / joint"]
     timed = [
@@ -67,10 +67,10 @@ def test_compared_sweeps_state_no_common_training_that_they_do_not_have() -> Non
         )
         for seconds in (60, 90)
     ]
-    assert "each sweep is trained as its own file says" in compared(timed).to_json()["answer"][0]
+    assert "each sweep is trained as its own file says" in compared(timed).to_json()["answer"][-1]
     assert "trained for" not in compared(timed).to_json()["caption"]
     same = compared([sweeps[0], NamedSweep("again", tracked(*arms))]).to_json()
-    assert "every arm is trained for as many optimiser steps" in same["answer"][0]
+    assert "every arm is trained for as many optimiser steps" in same["answer"][-1]
 
 
 @pytest.mark.parametrize(

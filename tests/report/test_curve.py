@@ -482,7 +482,7 @@ def test_curve_of_several_policies_is_by_line_in_the_order_of_the_sweep_file() -
     assert len(curve.comparisons) == 8
     written = curve.to_json()
     assert written["match"] == "epochs"
-    assert "as many passes over its demos" in written["answer"][0]
+    assert "as many passes over its demos" in written["answer"][-1]
     assert "arms with the most demos trained for 100 steps, others for as many epochs" in written["caption"]
     assert ("line b", "policies/b") in curve.report().protocol_facts
     text = page(curve.report(), [], "")
