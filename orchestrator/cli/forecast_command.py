@@ -101,4 +101,8 @@ def forecast(
     tested = [back for one in found for back in one.left_out]
     if backtest:
         held = sum(back.held for back in tested)
-        click.echo(f"{held} of {len(tested)} back-tests are inside the 90 % interval of their forecast")
+        click.echo(
+            f"{held} of {len(tested)} back-tests are inside the 90 % interval of their forecast"
+            if tested
+            else "no back-test: that takes a sweep with 4 demo counts and 3 seeds of a point"
+        )
