@@ -249,7 +249,7 @@ class LiberoEnv(SimEnv):
     centimetre of its place, also determined by the scene.
 
     How the episode begins is the `reset` of the suite. `libero`: LIBERO's own
-    `env.reset()`, which builds the model anew, `env.set_init_state(state)` and five idle steps, to the last
+    `env.reset()`, which builds a new model, `env.set_init_state(state)` and five idle steps, to the last
     bit, with numpy's generator seeded by the scene. The controller's goal
     then is the arm's pose before the state was set, so the arm moves by millimetres in the idle steps.
     `openvla`: the same with OpenVLA's ten idle steps with an open gripper. `settled`: the goal is the state's
@@ -294,7 +294,7 @@ class LiberoEnv(SimEnv):
             self._place_furniture()
         env = self._env
         if self._reset != "settled":
-            # LIBERO builds the model anew, which draws numbers before the furniture's places are drawn
+            # LIBERO builds a new model, which draws numbers before the furniture's places are drawn
             build_context(env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
         else:
             env.sim.reset()  # clears the solver's warm start, which the placing has changed
