@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -10,6 +9,7 @@ from orchestrator.cli.curve_output import print_curve
 from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import JSON
 from orchestrator.cli.parameters import InputPath, OutputPath
+from orchestrator.cli.tracked_sweep import tracked_at
 
 
 @click.command()
@@ -70,6 +70,7 @@ def compare(
     from orchestrator.report.compared_sweeps import NamedSweep, compared, differences, labels
     from orchestrator.report.published import read_published, warnings_for
     from orchestrator.report.sample_efficiency_curve import curve_of_tracked
+    from orchestrator.tracking.mlflow_reader import read_sweep
 
     if len(names) == 1 and not published:
         raise argument_error("one sweep has nothing to be compared with; name another, or give --published")
@@ -78,7 +79,7 @@ def compare(
     results = read_published(published) if published else ()
     quiet()
     sweeps = [
-        NamedSweep(label, _read(name, place, uri))
+        NamedSweep(label, read_sweep(*tracked_at(name, place, uri)))
         for name, label, place, uri in zip(names, labels(names, places), places, uris, strict=True)
     ]
     for sweep in sweeps:
@@ -116,14 +117,3 @@ def _each(given: tuple[str, ...], names: tuple[str, ...], option: str) -> tuple[
             f"{option} is given {len(given)} times for {len(names)} sweeps; give it once, or once per NAME"
         )
     return given * len(names) if len(given) == 1 else given
-
-
-def _read(name: str, storage: str, mlflow: str) -> Any:
-    """Return a sweep as MLflow has it, found as `demoscale curve` finds it."""
-    from orchestrator.storage.base import open_storage
-    from orchestrator.storage.identity import store_of
-    from orchestrator.tracking.mlflow_reader import read_sweep
-    from orchestrator.tracking.mlflow_writer import tracking_uri
-
-    place = open_storage(storage).uri
-    return read_sweep(tracking_uri(mlflow, place), name, store_of(place, name), place)

@@ -5,20 +5,15 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.mistakes import report_user_errors
-from orchestrator.cli.options import JSON, STORAGE
+from orchestrator.cli.mistakes import argument_error, report_user_errors
+from orchestrator.cli.options import JSON, MLFLOW, RATE, STORAGE
 from orchestrator.cli.parameters import OutputPath
+from orchestrator.cli.tracked_sweep import tracked_at
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.9,
-    show_default=True,
-    help="Success rate whose demonstrations are forecast.",
-)
+@RATE
 @click.option(
     "--backtest",
     is_flag=True,
@@ -26,7 +21,7 @@ from orchestrator.cli.parameters import OutputPath
     " NAME for all sweeps of the storage.",
 )
 @STORAGE
-@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@MLFLOW
 @click.option(
     "--save",
     type=OutputPath(path_type=Path),
@@ -53,41 +48,29 @@ def forecast(
     demoscale forecast lift --rate 0.8 --save forecast.png
     demoscale forecast --backtest --storage s3://robot/runs
     """
-    from orchestrator.cli.mistakes import argument_error
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.forecast_report import SweepForecast
-    from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
+    from orchestrator.report.sample_efficiency_curve import Curve
     from orchestrator.storage.base import open_storage
-    from orchestrator.storage.identity import store_of
-    from orchestrator.tracking.mlflow_writer import TrackingError, tracking_uri
+    from orchestrator.tracking.mlflow_writer import TrackingError
 
     quiet()
-    opened = open_storage(storage)
-    uri, place = tracking_uri(mlflow or "", opened.uri), opened.uri
     every = not names
     if every and not backtest:
         raise argument_error("name a sweep, or give --backtest for all sweeps of the storage")
     if every:
-        keys = sorted(key for key in opened.list("sweeps/") if key.endswith(".json"))
+        keys = sorted(key for key in open_storage(storage).list("sweeps/") if key.endswith(".json"))
         names = tuple(key.removeprefix("sweeps/").removesuffix(".json") for key in keys)
     if save and len(names) != 1:
         raise argument_error(f"--save draws one sweep, not {len(names)}")
     found, skipped = list[SweepForecast](), list[str]()
     for name in names:
         try:
-            curve = read_curve(uri, name, store_of(place, name), place)
-        except TrackingError as error:
+            found.append(SweepForecast(Curve.read(*tracked_at(name, storage, mlflow)), rate))
+        except TrackingError as error:  # also of a sweep that measures action errors
             if not every:
                 raise
             skipped.append(str(error))
-            continue
-        if isinstance(curve, HeldOutCurve):
-            sentence = f"{name}: it measures action errors, and no success is forecast from them"
-            if not every:
-                raise argument_error(sentence)
-            skipped.append(sentence)
-            continue
-        found.append(SweepForecast(curve, rate))
     if save:
         save.write_bytes(found[0].draw(save.suffix.removeprefix(".")))
     if as_json:

@@ -27,7 +27,7 @@ from orchestrator.cli.import_command import import_
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.new_commands import new
 from orchestrator.cli.next_command import next_
-from orchestrator.cli.options import HELP, JSON, SET, STORAGE, take_short_help
+from orchestrator.cli.options import HELP, JSON, MLFLOW, SET, STORAGE, take_short_help
 from orchestrator.cli.policy_commands import policy
 from orchestrator.cli.pretrain_command import pretrain
 from orchestrator.cli.replay_command import replay
@@ -38,6 +38,7 @@ from orchestrator.cli.status_commands import status
 from orchestrator.cli.submit_commands import stop, submit
 from orchestrator.cli.task_commands import task
 from orchestrator.cli.terminal import graceful_interrupt, print_wide
+from orchestrator.cli.tracked_sweep import tracked_at
 
 if TYPE_CHECKING:
     from orchestrator.config.sweep_config import SweepConfig
@@ -223,7 +224,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
 @main.command()
 @click.argument("name")
 @STORAGE
-@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@MLFLOW
 @click.option(
     "--save",
     type=click.Path(dir_okay=False),
@@ -267,20 +268,20 @@ def curve(
     """
     from orchestrator.cluster.ray_runtime import quiet
     from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
-    from orchestrator.storage.base import open_storage
-    from orchestrator.storage.identity import store_of
-    from orchestrator.tracking.mlflow_writer import tracking_uri
     from orchestrator.tracking.rollout_videos import films
 
     quiet()
-    place = open_storage(storage).uri
-    uri = tracking_uri(mlflow or "", place)
-    answer = read_curve(uri, name, store_of(place, name), place, checkpoint)
+    sweep = tracked_at(name, storage, mlflow)
+    answer = read_curve(*sweep, checkpoint)
     if save:
         answer.save(save)
     if html:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        page = answer.page() if isinstance(answer, HeldOutCurve) else answer.page(films(uri, answer.arms))
+        page = (
+            answer.page()
+            if isinstance(answer, HeldOutCurve)
+            else answer.page(films(sweep.tracking_uri, answer.arms))
+        )
         Path(html).write_text(page, encoding="utf-8")
     if as_json:
         click.echo(json.dumps(answer.to_json(), indent=1))

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import JSON, STORAGE
+from orchestrator.cli.mistakes import report_user_errors
+from orchestrator.cli.options import JSON, MLFLOW, RATE, STORAGE
+from orchestrator.cli.tracked_sweep import tracked_at
 
 TARGETS = ("demos", "equivalence", "area")
 
@@ -22,13 +23,7 @@ TARGETS = ("demos", "equivalence", "area")
     help="What to know: the demos that --rate takes with the lowest ratio, what action-free video is worth in"
     " demos, or the area under the curve.",
 )
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.9,
-    show_default=True,
-    help="Success rate of the target `demos`.",
-)
+@RATE
 @click.option(
     "--budget",
     type=click.FloatRange(0, min_open=True),
@@ -36,7 +31,7 @@ TARGETS = ("demos", "equivalence", "area")
     help="Most that the next arm may cost, in the unit of the answer; unlimited by default.",
 )
 @STORAGE
-@click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+@MLFLOW
 @JSON
 @report_user_errors
 def next_(
@@ -53,17 +48,11 @@ def next_(
     demoscale next lift --target equivalence --json
     """
     from orchestrator.cluster.ray_runtime import quiet
-    from orchestrator.report.held_out_curve import HeldOutCurve, read_curve
     from orchestrator.report.next_report import next_arms
-    from orchestrator.storage.base import open_storage
-    from orchestrator.storage.identity import store_of
-    from orchestrator.tracking.mlflow_writer import tracking_uri
+    from orchestrator.report.sample_efficiency_curve import Curve
 
     quiet()
-    place = open_storage(storage).uri
-    curve = read_curve(tracking_uri(mlflow or "", place), name, store_of(place, name), place)
-    if isinstance(curve, HeldOutCurve):
-        raise argument_error(f"{name}: it measures action errors, and no success is forecast from them")
+    curve = Curve.read(*tracked_at(name, storage, mlflow))  # refuses a sweep that measures action errors
     found = next_arms(curve, target, rate, budget)
     if as_json:
         told = [{"refused": one} if isinstance(one, str) else one.to_json() for one in found]

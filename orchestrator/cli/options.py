@@ -23,6 +23,14 @@ def take_short_help(command: click.Command) -> None:
 STORAGE = click.option(
     "--storage", default="runs", show_default=True, help="Folder or s3:// URI the sweep keeps its results in."
 )
+MLFLOW = click.option("--mlflow", help="MLflow tracking URI; the database in the storage by default.")
+RATE = click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Success rate whose demonstrations are forecast.",
+)
 SET = click.option(
     "--set",
     "overrides",

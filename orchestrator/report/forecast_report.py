@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.report.curve_types import Series
-from orchestrator.report.matplotlib_plot import GREY, line_style
+from orchestrator.report.matplotlib_plot import GREY, error_bars, line_style
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.stats.claims import FEWEST_SEEDS
 from orchestrator.stats.fixed_sample import Interval
@@ -221,14 +221,10 @@ def reach_in_words(found: DemosForecast) -> str:
 
 def _draw_line(axes: Any, curve: Curve, line: Series, label: str, fitted: Forecast | None) -> None:
     style, points = line_style(curve.lines, line), curve.of_line(line)
-    spread = [
-        [max(0.0, point.success_rate - point.interval.low) for point in points],
-        [max(0.0, point.interval.high - point.success_rate) for point in points],
-    ]
     axes.errorbar(
         [point.demo_count for point in points],
         [point.success_rate for point in points],
-        spread,
+        error_bars(points),
         capsize=4,
         label=label,
         **style | {"linestyle": "none"},

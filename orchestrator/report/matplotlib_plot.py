@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.curve_types import Series
+from orchestrator.report.curve_types import Point, Series
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.summary import HOURS, caption, cost_axis
 from orchestrator.report.surface_report import draw_surface
@@ -82,6 +82,15 @@ def line_style(lines: Sequence[Series], line: Series) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": "-", "marker": "o^Dv"[index % 4]}
 
 
+def error_bars(points: Sequence[Point]) -> list[list[float]]:
+    """Return the lengths of the points' intervals below and above their rates, (2, number of points)."""
+    # An interval that was stopped early may lie to one side of the rate.
+    return [
+        [max(0.0, point.success_rate - point.interval.low) for point in points],
+        [max(0.0, point.interval.high - point.success_rate) for point in points],
+    ]
+
+
 def _against_demos(axes: Any, curve: "Curve") -> None:
     """Draw points with intervals and denominators, bands with the spread between seeds, and each seed as a
     thin line.
@@ -92,12 +101,7 @@ def _against_demos(axes: Any, curve: "Curve") -> None:
     for index, line in enumerate(curve.lines):
         points, style, nudge = curve.of_line(line), line_style(curve.lines, line), 1.025 ** (2 * index) / edge
         x, y = [point.demo_count * nudge for point in points], [point.success_rate for point in points]
-        # An interval that was stopped early may lie to one side of the rate.
-        spread = [
-            [max(0.0, p.success_rate - p.interval.low) for p in points],
-            [max(0.0, p.interval.high - p.success_rate) for p in points],
-        ]
-        axes.errorbar(x, y, spread, capsize=4, label=curve.label(line), **style)
+        axes.errorbar(x, y, error_bars(points), capsize=4, label=curve.label(line), **style)
         for point in points:
             right = 2 * index >= len(curve.lines)
             early = "*" if point.early else ""
@@ -140,14 +144,10 @@ def _by_labels(axes: Any, report: "LabelReport") -> None:
     for trace in report.traces:
         own, points = names.index(trace.name), [own.point for own in trace.points]
         x = [report.place(point) * 1.02 ** (2 * own) / edge for point in trace.points]
-        spread = [
-            [max(0.0, p.success_rate - p.interval.low) for p in points],
-            [max(0.0, p.interval.high - p.success_rate) for p in points],
-        ]
         axes.errorbar(
             x,
             [point.success_rate for point in points],
-            spread,
+            error_bars(points),
             capsize=3,
             color=COLOURS[own % len(COLOURS)],
             linestyle="-" if trace.group == "labelled" else "--",
