@@ -52,6 +52,7 @@ def forecast(
     from orchestrator.report.forecast_report import SweepForecast
     from orchestrator.report.sample_efficiency_curve import Curve
     from orchestrator.storage.base import open_storage
+    from orchestrator.storage.identity import sweep_names
     from orchestrator.tracking.mlflow_writer import TrackingError
 
     quiet()
@@ -59,8 +60,7 @@ def forecast(
     if every and not backtest:
         raise argument_error("name a sweep, or give --backtest for all sweeps of the storage")
     if every:
-        keys = sorted(key for key in open_storage(storage).list("sweeps/") if key.endswith(".json"))
-        names = tuple(key.removeprefix("sweeps/").removesuffix(".json") for key in keys)
+        names = tuple(sweep_names(open_storage(storage)))
     if save and len(names) != 1:
         raise argument_error(f"--save draws one sweep, not {len(names)}")
     found, skipped = list[SweepForecast](), list[str]()

@@ -61,3 +61,8 @@ def store_of(storage_uri: str, sweep: str) -> str:
     except StorageError:
         return ""
     return identity_of(storage) or NO_IDENTITY
+
+
+def sweep_names(storage: Storage) -> list[str]:
+    """Return the names of the sweeps that a storage keeps, sorted."""
+    return [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]

@@ -21,6 +21,7 @@ from orchestrator.checkpoints.record import read_records
 from orchestrator.config.schema import ALL, BEST, LAST
 from orchestrator.cost import size
 from orchestrator.storage.base import Storage
+from orchestrator.storage.identity import sweep_names
 from orchestrator.sweep.driver_lease import HeldError, Lease
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmStatus, SweepStatus
@@ -199,7 +200,7 @@ def plan_removal(name: str, storage_uri: str, keep: str = "") -> GarbagePlan:
 def _needs_of_others(storage: Storage, name: str) -> dict[str, frozenset[int]]:
     """Return the steps that the other sweeps of a storage need, by training run."""
     needs = dict[str, frozenset[int]]()
-    for other in _sweeps_in(storage):
+    for other in sweep_names(storage):
         if other == name:
             continue
         try:
@@ -214,7 +215,7 @@ def _needs_of_others(storage: Storage, name: str) -> dict[str, frozenset[int]]:
 def _runs_of_others(storage: Storage, name: str) -> frozenset[str]:
     """Return the training runs of the other sweeps of a storage."""
     runs = set[str]()
-    for other in _sweeps_in(storage):
+    for other in sweep_names(storage):
         if other == name:
             continue
         try:
@@ -233,10 +234,6 @@ def _unknown(storage: Storage, sweep: str, error: Exception) -> UnknownNeedsErro
         f" not known which checkpoints it needs; restore what it lacks, or remove sweeps/{sweep}.json if it"
         " is no longer wanted"
     )
-
-
-def _sweeps_in(storage: Storage) -> list[str]:
-    return [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
 
 
 def _unreferenced(storage: Storage, going: Collection[str]) -> Iterator[Removable]:
@@ -273,7 +270,7 @@ def collect_garbage(name: str, storage_uri: str, keep: str, say: Callable[[str],
     with ExitStack() as held:
         held.enter_context(Lease(storage, name, lambda _: None).claim(say))
         running = list[str]()
-        for other in _sweeps_in(storage):
+        for other in sweep_names(storage):
             try:
                 if other != name:
                     held.enter_context(Lease(storage, other, lambda _: None).claim(say))

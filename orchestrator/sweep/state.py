@@ -59,7 +59,7 @@ from orchestrator.provenance import (
 )
 from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
-from orchestrator.storage.identity import claim_identity, identity_of
+from orchestrator.storage.identity import claim_identity, identity_of, sweep_names
 from orchestrator.storage.notes import read_json_objects
 from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learner_code
 from orchestrator.sweep.status import ArmStatus, SweepStatus
@@ -280,7 +280,7 @@ class SweepState:
         """
         storage = open_storage(storage_uri)
         if not storage.exists(f"sweeps/{name}.json"):
-            known = [key.removeprefix("sweeps/").removesuffix(".json") for key in storage.list("sweeps/")]
+            known = sweep_names(storage)
             raise SweepError(
                 storage.uri,
                 [
