@@ -102,7 +102,8 @@ def test_places_that_hold_no_recordings_are_refused(tmp_path: Path) -> None:
             open_recordings(str(tmp_path / place), ReplayOptions())
 
 
-def test_libero_and_robocasa_files_name_their_tasks(tmp_path: Path) -> None:
+@pytest.mark.libero
+def test_libero_files_name_their_tasks(tmp_path: Path) -> None:
     stove = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
     path = hdf5(tmp_path / "any.hdf5", env="Libero_Kitchen_Tabletop_Manipulation", demo_0=demo())
     with h5py.File(path, "a") as file:
@@ -110,6 +111,9 @@ def test_libero_and_robocasa_files_name_their_tasks(tmp_path: Path) -> None:
         file["data"].attrs["problem_info"] = json.dumps({"language_instruction": "turn on the stove"})
     source = open_recordings(str(path), ReplayOptions())
     assert (source.tasks, source.format) == ([f"libero_10/{stove}"], "LIBERO HDF5")
+
+
+def test_robocasa_files_without_robocasa_are_refused(tmp_path: Path) -> None:
     kitchen = hdf5(
         tmp_path / "door.hdf5",
         env="OpenSingleDoor",
