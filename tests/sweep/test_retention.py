@@ -35,8 +35,10 @@ def asked(folder: Path, store: str, **sections: Any) -> SweepConfig:
     return sweep(folder, store, suite=SUITE, data={"demo_count": [1, 2]}, **sections)
 
 
-def trained(state: SweepState, to: dict[int, int], scored_to: int = 9) -> None:
-    """Store checkpoints of 1000 bytes and their scores. to: demo count -> last step."""
+def trained(state: SweepState, to: dict[int, int], scored_to: int = 9, shift: str = "nominal") -> None:
+    """Store checkpoints of 1000 bytes and their scores. to: demo count -> last step. shift: as of
+    `SweepState.score`.
+    """
     for arm_id, arm in state.arms().items():
         for step in range(3, to[arm.demo_count] + 1, 3):
             mark = f"{arm.demo_count}{step}".ljust(16, "f")
@@ -44,11 +46,12 @@ def trained(state: SweepState, to: dict[int, int], scored_to: int = 9) -> None:
             record = CheckpointRecord(fingerprint=mark, loss=1.0, loss_video=0.0, loss_action=1.0)
             write_record(state.storage, arm_id, step, record)
             if step <= scored_to:
+                suite = state.sweep.to_suite(shift)
                 outcomes = [
                     make_outcome(spec, number < SUCCESSES[step])
-                    for number, spec in enumerate(state.sweep.to_suite().episode_list())
+                    for number, spec in enumerate(suite.episode_list())
                 ]
-                Ledger(state.storage, mark, state.protocol_of("nominal", arm)).record(outcomes)
+                Ledger(state.storage, mark, state.protocol_of(shift, arm)).record(outcomes)
 
 
 def left(storage: Storage) -> dict[str, list[int]]:
@@ -98,6 +101,17 @@ def test_gc_of_an_unfinished_sweep_keeps_what_a_resume_and_scoring_need(folder: 
     trained(state, {1: 9, 2: 6}, scored_to=3)
     collect_garbage(folder.name, str(folder), "last", print)
     assert left(state.storage) == {"demos-1": [6, 9], "demos-2": [3, 6]}
+
+
+@pytest.mark.parametrize(("scored_to", "stay"), [(6, [3, 6, 9]), (9, [6, 9])])
+def test_gc_keeps_the_checkpoint_that_is_reported_as_the_best(
+    folder: Path, store: str, scored_to: int, stay: list[int]
+) -> None:
+    """It is known once all checkpoints have a score; until then each may be the best."""
+    state = SweepState.open(sweep(folder, store, suite=SUITE | {"select": 3, "report": "best"}), pin=True)
+    trained(state, {1: 9, 2: 9}, scored_to, "select")
+    collect_garbage(folder.name, str(folder), "last", print)
+    assert {*map(tuple, left(state.storage).values())} == {tuple(stay)}
 
 
 def test_run_resumes_silently_from_the_newest_after_older_ones_went(folder: Path, store: str) -> None:
