@@ -7,7 +7,8 @@ DEBIAN := python3-venv libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0
 LIBRARIES := libEGL.so.1 libOpenGL.so.0 libGL.so.1 libgthread-2.0.so.0
 
 PROCESSES ?= 2
-PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+TIMES := .test-times
 
 # `make lerobot`: LeRobot takes no other Python here, and PyPI's torch for Linux brings 3 GB of CUDA with it.
 PYTHON312 ?= python3.12
@@ -26,10 +27,11 @@ test: setup check  ## the checks and the fast tests: about fifteen minutes on tw
 	$(PYTEST)
 
 coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
-	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-full: coverage browser libero pusht  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, every bench in short
-	$(PYTEST) -m full
+	$(PYTEST) -p bench.suite --test-times=$(TIMES)/full -m full
+	$(BIN)/python -m bench.suite --read $(TIMES)/fast $(TIMES)/full
 
 stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
 	$(BIN)/pytest -m stress

@@ -2,6 +2,7 @@
 
     python -m bench.suite                  `make test` and the rest of `make test-full`
     python -m bench.suite --processes 3    the same with three tests at a time
+    python -m bench.suite --read A B       two rounds run with --test-times=A and B; `make test-full` ends so
     python -m bench.suite --quick          one small test file: shows that the command works, its figures mean
                                            little
 
@@ -56,6 +57,16 @@ class Round:
     """Pytest's exit code."""
     phases: list[Phase]
 
+    @classmethod
+    def read(cls, path: Path) -> "Round":
+        """Return the last round that was run with `--test-times=PATH`. Raises ValueError if it has no end."""
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        *_, end = lines or [{}]
+        if "status" not in end:
+            raise ValueError(f"{path}: no round of tests ended with --test-times={path}; run it again")
+        begins = max((place + 1 for place, line in enumerate(lines[:-1]) if "status" in line), default=0)
+        return cls(**end, phases=[Phase(**line) for line in lines[begins:-1]])
+
     @property
     def tests(self) -> int:
         return len({phase.nodeid for phase in self.phases})
@@ -69,7 +80,6 @@ def play(expression: str, paths: list[str], processes: int) -> Round:
     """Run the tests that a marker expression selects, `processes` at a time; their output goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "times"
-        times.touch()
         command = [
             sys.executable,
             "-m",
@@ -83,10 +93,8 @@ def play(expression: str, paths: list[str], processes: int) -> Round:
             expression,
         ]
         command += ["-n", str(processes), "--dist", "loadgroup", "--no-loadscope-reorder", *paths]
-        began = time.perf_counter()
-        status = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr).returncode
-        seconds = time.perf_counter() - began
-        return Round(seconds, status, [Phase(**json.loads(line)) for line in times.read_text().splitlines()])
+        subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr)
+        return Round.read(times)
 
 
 def markers() -> list[str]:
@@ -110,10 +118,19 @@ def seconds_by_marker(rounds: list[Round], names: list[str]) -> dict[str, float]
 @click.command()
 @click.option("--quick", is_flag=True, help="Run one small test file only.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Tests at a time.")
-def main(quick: bool, processes: int) -> None:
+@click.option(
+    "--read",
+    "files",
+    type=(Path, Path),
+    help="Run nothing: read what the rounds wrote with --test-times, the fast one first.",
+)
+def main(quick: bool, processes: int, files: tuple[Path, Path] | None) -> None:
     """Print a table and, last, one line of JSON."""
     paths, processes = ([QUICK], 1) if quick else ([], processes)
-    rounds = {title: play(expression, paths, processes) for title, expression in ROUNDS.items()}
+    if files:
+        rounds = {title: Round.read(file) for title, file in zip(ROUNDS, files, strict=True)}
+    else:
+        rounds = {title: play(expression, paths, processes) for title, expression in ROUNDS.items()}
     by_marker = seconds_by_marker(list(rounds.values()), markers())
     print(f"{'round':<28}{'tests':>7}{'wall s':>9}")
     for title, one in rounds.items():
@@ -149,7 +166,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--test-times",
         type=Path,
         metavar="FILE",
-        help="Append one JSON object per phase of each test to FILE: nodeid, when, seconds, markers.",
+        help="Append one JSON object per phase of each test to FILE: nodeid, when, seconds, markers; and last"
+        " one of the round: seconds, status.",
     )
 
 
@@ -168,16 +186,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 class _Recorder:
-    """Plugin that appends each phase of each test to a file."""
+    """Plugin that appends each phase of each test to a file, and last the round."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._began = path, time.perf_counter()
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         markers: Any = dict(report.user_properties)[MARKERS]
-        phase = Phase(report.nodeid, report.when or "", report.duration, markers)
+        self._append(asdict(Phase(report.nodeid, report.when or "", report.duration, markers)))
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self._append({"seconds": time.perf_counter() - self._began, "status": int(exitstatus)})
+
+    def _append(self, one: dict[str, Any]) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps(asdict(phase)) + "\n")
+            file.write(json.dumps(one) + "\n")
 
 
 if __name__ == "__main__":

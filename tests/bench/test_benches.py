@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -292,6 +292,23 @@ def test_suite_sums_the_phases_of_each_marker() -> None:
     rounds = [Round(5.0, 0, phases), Round(1.0, 0, [Phase("c", "call", 8.0, ["ray", "full"])])]
     assert seconds_by_marker(rounds, ["gpu", "ray", "sim"]) == {"gpu": 0.0, "ray": 11.0, "sim": 7.0}
     assert rounds[0].tests == 2
+
+
+def test_suite_reads_the_last_round_of_a_file(tmp_path: Path) -> None:
+    file, test = tmp_path / "fast", tmp_path / "test_second.py"
+    earlier = Phase("test_first.py::test_first", "call", 1.0, [])
+    file.write_text(f"{json.dumps(asdict(earlier))}\n{json.dumps({'seconds': 2.0, 'status': 1})}\n")
+    test.write_text("def test_second(): pass\n")
+    plugins = ["-p", "bench.suite", f"--test-times={file}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-c", "/dev/null", str(test)]
+    subprocess.run(command, cwd=CHECKOUT, check=True)
+    read = Round.read(file)
+    assert {phase.nodeid.rpartition("::")[2] for phase in read.phases} == {"test_second"}
+    assert (read.status, read.tests, read.passed) == (0, 1, True)
+    assert 0 < sum(phase.seconds for phase in read.phases) < read.seconds
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"fast: no round of tests ended with --test-times=.*; run it again"):
+        Round.read(file)
 
 
 def test_suite_markers_are_those_of_pyproject_that_select_no_round(pytestconfig: pytest.Config) -> None:
