@@ -7,9 +7,9 @@ Pure statistics, no simulator. A store has 50 demonstrations, 10 of them bad; an
 one among them lowers the log odds of success by a fixed amount; trainings differ by luck (standard deviation
 0.3 in log odds) and scenes by difficulty (1.0). Every arm plays the same 50 scenes. "points" is what a bad
 demonstration changes in success when it takes the place of an average other one. Precision and recall are
-over all worlds; their 95 % intervals are bootstraps of worlds. The last columns are the share of worlds in
-which the permutation test rejects at 5 %, and the coverage of the 95 % intervals of all demonstrations.
-Nested: 5 demo counts from 5 to 30, the same seeds at each.
+over all worlds; their 95 % intervals are bootstraps of worlds, or exact ones if these are wider. The last
+columns are the share of worlds in which the permutation test rejects at 5 %, and the coverage of the 95 %
+intervals of all demonstrations. Nested: 5 demo counts from 5 to 30, the same seeds at each.
 
 Scenes: arms of 6 demo counts, 3 seeds each; a scene's true class is that of average trainings.
 """
@@ -22,7 +22,7 @@ from scipy.special import expit
 
 from bench import harness
 from orchestrator.stats.demo_worth import DemoWorth, ScoredSubsets, demo_worth
-from orchestrator.stats.fixed_sample import Interval, interval_of
+from orchestrator.stats.fixed_sample import Interval, clopper_pearson, interval_of
 from orchestrator.stats.sample_efficiency import Floats
 from orchestrator.stats.scene_difficulty import scene_difficulties
 
@@ -97,13 +97,18 @@ class Found:
 
 
 def ratio(over: list[int], under: list[int]) -> tuple[float, Interval]:
-    """Return a ratio of sums over worlds with a bootstrap interval; nan without any."""
+    """Return a ratio of sums over worlds, with the wider of a bootstrap interval and the exact one of the
+    sums; nan without any.
+    """
     if not sum(under):
         return float("nan"), Interval(0.0, 1.0)
+    exact = clopper_pearson(sum(over), sum(under))
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(over), size=(2000, len(over)))
     sums = np.array(over)[drawn].sum(1), np.maximum(np.array(under)[drawn].sum(1), 1)
-    return sum(over) / sum(under), interval_of(sums[0] / sums[1])
+    drawn_bounds = interval_of(sums[0] / sums[1])
+    bounds = Interval(min(exact.low, drawn_bounds.low), max(exact.high, drawn_bounds.high))
+    return sum(over) / sum(under), bounds
 
 
 def worth(worlds: int) -> dict[str, float]:

@@ -32,6 +32,8 @@ POWER = 0.8
 PERMUTATIONS = 2000
 FEWEST_ARMS = 8
 """Arms, beyond one per cell, below which nothing is estimated."""
+GRID = np.exp(np.linspace(-5, 5, 21))
+"""Ratios of the variance of effects to that of noise, both per arm, of the permutation test."""
 EFFECT = 0.05
 """Change of the success rate for which the necessary number of arms is stated."""
 
@@ -147,7 +149,9 @@ def demo_worth(scored: ScoredSubsets, seed: int = 0) -> DemoWorth | None:
         EpisodeWorth(
             episode=kept.episodes[place],
             change=float(slope * effect),
-            interval=Interval(float(slope * (effect - reach * error)), float(slope * (effect + reach * error))),
+            interval=Interval(
+                float(slope * (effect - reach * error)), float(slope * (effect + reach * error))
+            ),
             shrunk=float(slope * guess),
             p_value=float(p),
             arms=int(counts[place]),
@@ -185,7 +189,7 @@ def _informative(scored: ScoredSubsets) -> ScoredSubsets | None:
     for cell in np.unique(scored.cells):
         arms = np.flatnonzero((scored.cells == cell) & np.isfinite(scored.outcomes).any(1))
         rate = float(np.nanmean(scored.outcomes[arms])) if len(arms) else 0.0
-        if len(arms) > 1 and 0 < rate < 1 and np.ptp(scored.members[arms], axis=0).any():
+        if len(arms) > 1 and 0 < rate < 1 and (scored.members[arms] != scored.members[arms[0]]).any():
             chosen[arms] = True
             beyond += len(arms) - 1
     if beyond < FEWEST_ARMS:
@@ -252,20 +256,24 @@ def _permutation_test(
 ) -> float:
     """Return the p-value of the hypothesis that outcomes do not depend on subsets.
 
-    The statistic is the part of the outcomes' variance along the similarity of subsets, the score of the
-    effects' variance.
+    The statistic is the restricted likelihood ratio of the effects' variance, maximised over GRID.
     """
     rng = np.random.default_rng(seed)
     turn = axes.T @ regression.rotation.T
 
+    spreads = 1 + GRID[:, None] / eigenvalues.mean() * eigenvalues  # (G, D)
+    penalties = np.log(spreads).sum(1)
+
     def statistic(responses: Floats) -> Floats:
         along = (turn @ responses) ** 2
-        return np.asarray(eigenvalues @ along / np.maximum(along.sum(0), 1e-300))
+        noise = np.maximum((1 / spreads) @ along, 1e-300)
+        losses = len(eigenvalues) * np.log(noise) + penalties[:, None]
+        return np.asarray(len(eigenvalues) * np.log(np.maximum(along.sum(0), 1e-300)) - losses.min(0))
 
     orders = _exchanges(scored, rng)
     observed = statistic(regression.response[:, None])[0]
     drawn = statistic(regression.response[orders])
-    return float((1 + np.sum(drawn >= observed * (1 - 1e-12))) / (1 + PERMUTATIONS))
+    return float((1 + np.sum(drawn >= observed - 1e-9)) / (1 + PERMUTATIONS))
 
 
 def _exchanges(scored: ScoredSubsets, rng: np.random.Generator) -> NDArray[np.int64]:

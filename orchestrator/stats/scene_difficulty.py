@@ -8,9 +8,9 @@ its class has a probability of CERTAIN among draws of the normal posterior. Shap
 D draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +55,26 @@ class SceneDifficulty:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Mode and covariance of constants (L), slopes (L) and difficulties (S)."""
+    """Normal approximation of abilities (K: constants, slopes and lucks of arms) and difficulties (S), which
+    are independent of each other given the abilities.
+    """
 
-    mode: Floats
+    abilities: Floats
     covariance: Floats
+    """(K, K) of the abilities."""
+    difficulties: Floats
+    """(S,) at the mode of the abilities."""
+    moves: Floats
+    """(K, S) change of the expected difficulties per change of abilities."""
+    spread: Floats
+    """(S,) standard deviations of difficulties given the abilities."""
+
+    def draws(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Return DRAWS of abilities (D, K) and difficulties (D, S)."""
+        root = np.linalg.cholesky(self.covariance)
+        abilities = self.abilities + rng.normal(size=(DRAWS, len(root))) @ root.T
+        noise = self.spread * rng.normal(size=(DRAWS, len(self.spread)))
+        return abilities, self.difficulties + (abilities - self.abilities) @ self.moves + noise
 
 
 def scene_difficulties(
@@ -75,11 +91,8 @@ def scene_difficulties(
     outcomes, played = outcomes[:, kept], played[:, kept]
     centre = float(np.log(demos).mean())
     log_demos = np.log(demos) - centre
-    fitted = _fit(lines, log_demos, outcomes)
-    number = int(lines.max()) + 1
-    rng = np.random.default_rng(seed)
-    drawn = rng.multivariate_normal(fitted.mode, fitted.covariance, size=DRAWS, method="eigh")
-    low, high = _at_ends(lines, log_demos, drawn, number)  # (L, D, S)
+    drawn = _fit(lines, log_demos, outcomes).draws(np.random.default_rng(seed))
+    low, high = _at_ends(lines, log_demos, *drawn)  # (L, D, S)
     certain = _classes(low, high)
     expected_low, expected_high = expit(low).mean((0, 1)), expit(high).mean((0, 1))
     found = []
@@ -116,21 +129,24 @@ def _classes(low: Floats, high: Floats) -> dict[SceneClass, NDArray[np.bool_]]:
 
 
 def _at_ends(
-    lines: NDArray[np.int64], log_demos: Floats, drawn: Floats, number: int
+    lines: NDArray[np.int64], log_demos: Floats, abilities: Floats, difficulties: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the log odds (L, D, S) of every line with its fewest and with its most demos."""
-    ends = [(log_demos[lines == line].min(), log_demos[lines == line].max()) for line in range(number)]
-    constants, slopes, difficulties = np.split(drawn, [number, 2 * number], axis=1)
-    low, high = (
-        np.stack(
+    """Return the log odds (L, D, S) of every line with its fewest and with its most demos, for trainings of
+    average luck.
+    """
+    number = int(lines.max()) + 1
+
+    def odds(end: Callable[[Floats], Any]) -> Floats:
+        at = [end(log_demos[lines == line]) for line in range(number)]
+        constants, slopes = abilities[:, :number], abilities[:, number : 2 * number]
+        return np.stack(
             [
-                (constants[:, line] + slopes[:, line] * pair[end])[:, None] - difficulties
-                for line, pair in enumerate(ends)
+                (constants[:, line] + slopes[:, line] * place)[:, None] - difficulties
+                for line, place in enumerate(at)
             ]
         )
-        for end in (0, 1)
-    )
-    return low, high
+
+    return odds(np.min), odds(np.max)
 
 
 def _fit(lines: NDArray[np.int64], log_demos: Floats, outcomes: Floats) -> _Fit:
@@ -138,42 +154,37 @@ def _fit(lines: NDArray[np.int64], log_demos: Floats, outcomes: Floats) -> _Fit:
     number = int(lines.max()) + 1
     played = np.isfinite(outcomes)
     wins = np.where(played, outcomes, 0.0)
-    ability = np.zeros((arms, 2 * number + arms))
-    ability[np.arange(arms), lines] = 1
-    ability[np.arange(arms), number + lines] = log_demos
-    ability[np.arange(arms), 2 * number + np.arange(arms)] = 1
-    size = ability.shape[1]
-    mode = np.zeros(size + scenes)
-    luck, spread = 0.3, 1.0
-    covariance = np.eye(size + scenes)
+    design = np.zeros((arms, 2 * number + arms))
+    design[np.arange(arms), lines] = 1
+    design[np.arange(arms), number + lines] = log_demos
+    design[np.arange(arms), 2 * number + np.arange(arms)] = 1
+    fixed = [np.full(number, CONSTANT**-2), np.full(number, SLOPE**-2)]
+    abilities, difficulties = np.zeros(design.shape[1]), np.zeros(scenes)
+    luck, variety = 0.3, 1.0
     for _ in range(ROUNDS):
-        penalty = np.concatenate(
-            [
-                np.full(number, CONSTANT**-2),
-                np.full(number, SLOPE**-2),
-                np.full(arms, 1 / luck),
-                np.full(scenes, 1 / spread),
-            ]
+        penalty = np.concatenate([*fixed, np.full(arms, 1 / luck)])
+        rate = expit((design @ abilities)[:, None] - difficulties)
+        weight = np.where(played, rate * (1 - rate), 0.0)
+        error = np.where(played, wins - rate, 0.0)
+        # Newton's step; the block of difficulties is diagonal and eliminated
+        diagonal = weight.sum(0) + 1 / variety
+        moves = design.T @ weight / diagonal
+        own = np.diag(penalty) + design.T @ (weight.sum(1)[:, None] * design)
+        schur = own - moves @ (moves * diagonal).T
+        slope, slope_of_scenes = (
+            design.T @ error.sum(1) - penalty * abilities,
+            -error.sum(0) - difficulties / variety,
         )
-        for _ in range(4):
-            odds = (ability @ mode[:size])[:, None] - mode[size:]
-            rate = expit(odds)
-            weight = np.where(played, rate * (1 - rate), 0.0)
-            error = np.where(played, wins - rate, 0.0)
-            gradient = np.concatenate([ability.T @ error.sum(1), -error.sum(0)]) - penalty * mode
-            curvature = np.diag(penalty)
-            curvature[:size, :size] += ability.T @ (weight.sum(1)[:, None] * ability)
-            curvature[:size, size:] -= ability.T @ weight
-            curvature[size:, :size] -= weight.T @ ability
-            curvature[size:, size:] += np.diag(weight.sum(0))
-            step = np.linalg.solve(curvature, gradient)
-            mode = mode + step * min(1.0, 3.0 / max(float(np.abs(step).max()), 1e-12))
-        covariance = np.linalg.inv(curvature)
-        own = np.diag(covariance)
-        last = luck, spread
-        luck = float(np.mean(mode[2 * number : size] ** 2 + own[2 * number : size]))
-        spread = float(np.mean(mode[size:] ** 2 + own[size:]))
-        if abs(luck / last[0] - 1) + abs(spread / last[1] - 1) < 0.01:
+        step = np.linalg.solve(schur, slope + moves @ slope_of_scenes)
+        step_of_scenes = slope_of_scenes / diagonal + step @ moves
+        short = min(1.0, 2.0 / max(float(np.abs(step).max()), float(np.abs(step_of_scenes).max()), 1e-12))
+        abilities, difficulties = abilities + short * step, difficulties + short * step_of_scenes
+        covariance = np.linalg.inv(schur)
+        last = luck, variety
+        lucks = slice(2 * number, None)
+        luck = float(np.mean(abilities[lucks] ** 2 + np.diag(covariance)[lucks]))
+        variances = 1 / diagonal + np.einsum("ks,kl,ls->s", moves, covariance, moves, optimize=True)
+        variety = float(np.mean(difficulties**2 + variances))
+        if short == 1 and abs(luck / last[0] - 1) + abs(variety / last[1] - 1) < 0.01:
             break
-    shown = np.r_[0 : 2 * number, size : size + scenes]
-    return _Fit(mode[shown], covariance[np.ix_(shown, shown)])
+    return _Fit(abilities, covariance, difficulties, moves, np.sqrt(1 / diagonal))
