@@ -163,9 +163,16 @@ class WhereReport:
         return {
             "text": list(self.text),
             "stages": [table.to_json() for table in self.stages],
-            "scenes": [vars(scene) for scene in self.scenes],
+            "scenes": [_rounded(scene) for scene in self.scenes],
             "places": [one.to_json() for one in self.maps],
         }
+
+
+def _rounded(scene: SceneDifficulty) -> dict[str, Any]:
+    """Return a scene as a JSON-safe object; fitted values with four digits, more than they are worth."""
+    return {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in vars(scene).items()
+    }
 
 
 def where_report(curve: "Curve") -> WhereReport:
