@@ -69,7 +69,7 @@ def test_ledger_round_trips_every_field_of_an_outcome(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(played, never)
 
 
-def test_ledger_round_trips_stages_beside_outcomes_without_them(storage: Storage) -> None:
+def test_ledger_round_trips_outcomes_with_and_without_stages(storage: Storage) -> None:
     own = {field.name: getattr(outcome(1), field.name) for field in fields(Outcome)}
     staged, several = (
         StagedOutcome(

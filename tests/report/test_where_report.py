@@ -88,7 +88,7 @@ def test_bad_demonstrations_are_named_and_left_out_by_the_quality_list(harmed: C
         (lambda: planted(0.8, seeds=4), "that takes at least 8 further seeds of the points"),
     ],
 )
-def test_it_says_that_nothing_can_be_told(curve: Callable[[], Curve], text: str) -> None:
+def test_text_says_why_nothing_can_be_named(curve: Callable[[], Curve], text: str) -> None:
     told = demo_worth_report(curve())
     assert told is not None
     assert text in told.text

@@ -1,4 +1,4 @@
-"""Worth of demonstrations: against generalised least squares, on planted harm, and where nothing can be told."""
+"""Worth of demonstrations: against generalised least squares, on planted harm, and with too little data."""
 
 from dataclasses import replace
 
