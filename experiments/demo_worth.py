@@ -111,10 +111,10 @@ def ratio(over: list[int], under: list[int]) -> tuple[float, Interval]:
     return sum(over) / sum(under), bounds
 
 
-def worth(worlds: int) -> dict[str, float]:
+def worth(worlds: int) -> dict[str, float | None]:
     """Print the table of demonstrations; return its values."""
     print("arms          points  precision            recall               rejected  covered\n")
-    answer = dict[str, float]()
+    answer = dict[str, float | None]()
     cases = [(f"{seeds}", seeds, (DEMOS,), harm) for harm in (0.0, 0.3, 0.6) for seeds in (30, 60, 120, 240)]
     cases += [("100, nested", 20, NESTED, 0.6)]
     for name, seeds, counts, harm in cases:
@@ -139,7 +139,7 @@ def worth(worlds: int) -> dict[str, float]:
         key = f"{name.replace(', ', '_')}_{harm:g}"
         answer |= {f"rejected_{key}": float(rejected), f"covered_{key}": float(covered)}
         if harm:
-            answer |= {f"precision_{key}": precision[0], f"recall_{key}": recall[0]}
+            answer |= {f"precision_{key}": precision[0] if sum(named) else None, f"recall_{key}": recall[0]}
     return answer
 
 
