@@ -228,13 +228,10 @@ def _stage_tables(curve: "Curve") -> tuple[StageTable, ...]:
 def _stages_in_words(table: StageTable) -> str:
     most = max(row.demo_count for row in table.rows)
     totals = np.sum([row.by_stage for row in table.rows if row.demo_count == most], axis=0)
-    parts = [
-        f"{count} {'did not reach the object' if stage == NO_STAGE else f'came to {stage!r}'}"
-        for stage, count in zip(table.stages, totals.tolist(), strict=True)
-        if count
-    ]
+    parts = [f"{stage} {count}" for stage, count in zip(table.stages, totals.tolist(), strict=True) if count]
     failures = int(totals.sum())
-    return f"{table.task} with {most} demos, {failures} failing episodes: {', '.join(parts)}."
+    episodes = f"{failures} failing episodes" if failures > 1 else "one failing episode"
+    return f"{table.task} with {most} demos, furthest stage of {episodes}: {', '.join(parts)}."
 
 
 def _maps(curve: "Curve") -> tuple[PlaceMap, ...]:

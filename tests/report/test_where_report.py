@@ -110,7 +110,10 @@ def test_failing_episodes_are_counted_by_stage(harmed: Curve) -> None:
     lost = [sum(not won for won in arm.outcomes.values()) for arm in harmed.arms if arm.arm.demo_count == 10]
     assert most.failures == sum(lost) == sum(most.by_stage)
     assert most.by_stage[1] == 0
-    assert f"Lift with 10 demos, {most.failures} failing episodes: " in harmed.where.text[1]
+    assert (
+        f"Lift with 10 demos, furthest stage of {most.failures} failing episodes: none "
+        in harmed.where.text[1]
+    )
 
 
 def test_scenes_are_hard_easy_or_solved_with_more(harmed: Curve) -> None:
