@@ -137,12 +137,19 @@ def test_map_and_quarters_show_where_objects_began(harmed: Curve) -> None:
     assert all(0 <= q.interval.low <= q.success <= q.interval.high <= 1 for q in most.quarters)
 
 
-@pytest.mark.parametrize("scenes", [1, 2])
-def test_map_of_few_scenes_stays_inside_its_frame(scenes: int) -> None:
-    placed = tuple(PlacedScene(f"Lift-{n}-{n}", 0.1, 0.3 * n, n, 1) for n in range(scenes))
+@pytest.mark.parametrize("scenes", [1, 2, 3])
+def test_map_is_linear_and_stays_inside_its_frame(scenes: int) -> None:
+    placed = tuple(
+        PlacedScene(f"Lift-{n}-{n}", 0.003 + 0.0135 * n, 0.3 * n, n, max(n, 1)) for n in range(scenes)
+    )
     drawn = place_plot(PlaceMap("Lift", 5, placed), "p")
     assert all(52 < disc.x < 330 and 14 < disc.y < drawn.bottom for disc in drawn.discs)
-    assert [disc.radius for disc in drawn.discs] == [0, RADIUS][:scenes]
+    assert [disc.radius for disc in drawn.discs] == [0, RADIUS, RADIUS][:scenes]
+    for axis in ("x", "y"):
+        places = [getattr(disc, axis) for disc in drawn.discs]
+        assert np.diff(places, 2) == pytest.approx(0, abs=1e-9)
+    assert all(tick.at > 14 for tick in drawn.y_ticks)
+    assert len(drawn.y_ticks) > 1
 
 
 def test_page_has_both_sections_without_scripts(harmed: Curve) -> None:
