@@ -28,7 +28,7 @@ lists as one table, `outcomes/*/*.parquet`:
     simulated_on, acted_on         arithmetic (`sim_workers.arithmetic`) of that process, and of the one that
                                    computed the actions; empty if not recorded
     stage, start_x, start_y        furthest stage, and where the object lay at the beginning (m): see
-                                   `sim_workers.rollout.staged_worker.StagedOutcome`; null if not recorded
+                                   `sim_workers.rollout.staged_outcome.StagedOutcome`; null if not recorded
     episode                        episode id
     recorded                       time of recording, UTC
 """
@@ -53,7 +53,7 @@ from orchestrator.storage.tables import encode_rows, read_rows
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
-from sim_workers.rollout.staged_worker import StagedOutcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import Scene
 

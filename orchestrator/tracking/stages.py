@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sim_workers.rollout.episode import Outcome
-from sim_workers.rollout.staged_worker import StagedOutcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
 
 FOLDER = "stages"
 

@@ -4,7 +4,7 @@ placed.
 Reading changes nothing. Heights and distances are in metres; tasks that are not in LADDERS have no stages.
 """
 
-from dataclasses import dataclass
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from sim_workers.envs.robosuite import SimEnv
 from sim_workers.envs.stage_names import LADDERS, NO_STAGE
+from sim_workers.rollout.staged_outcome import Place
+
+_log = logging.getLogger(__name__)
 
 REACHED_M = 0.05
 """Distance of the point between the fingers to the middle of the object, or to its handle, from which it is
@@ -22,14 +25,6 @@ TURNED_RAD = 1.2
 """Angle of the door's lever at which its latch is free."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the object lies when an episode begins, in the world's horizontal plane (m)."""
-
-    x: float
-    y: float
-
-
 class StageWatch:
     """Reader of the furthest stage that any object has come to since `begin`."""
 
@@ -37,13 +32,23 @@ class StageWatch:
         """env: of a task in LADDERS."""
         self._env = env._env
         self._ladder = LADDERS[env.task]
-        self._level = 0
+        self._task, self._level, self._readable = env.task, 0, False
         self.place: Place | None = None
         """Start of the object; None with several objects."""
 
     def begin(self) -> None:
-        """Forget what was seen and read where objects are. Called after a reset."""
-        env, self._level = self._env, 0
+        """Forget what was seen and read where objects are. Called after a reset. With a robot or an object
+        that lacks what is read, the episode has no stage, which is logged.
+        """
+        self._level, self._readable, self.place = 0, False, None
+        try:
+            self._find()
+            self._readable = True
+        except Exception:  # a stage must not cost an episode
+            _log.warning("%s: its stages cannot be read", self._task, exc_info=True)
+
+    def _find(self) -> None:
+        env = self._env
         model, self._data = env.sim.model, env.sim.data._data  # a hard reset makes new ones
         (robot,) = env.robots
         grippers = robot.gripper.values() if isinstance(robot.gripper, dict) else (robot.gripper,)
@@ -68,13 +73,14 @@ class StageWatch:
         ]
         self._geoms = [frozenset(map(model.geom_name2id, thing.contact_geoms)) for thing in things]
         self._heights = [float(self._data.xpos[body][2]) for body in self._bodies]
-        self.place = None
         if len(things) == 1:
             x, y, _ = self._data.xpos[self._bodies[0]].tolist()
             self.place = Place(x, y)
 
     def look(self) -> None:
         """Read the current state. Called after control steps."""
+        if not self._readable:
+            return
         if self._level < 1 and self._reached():
             self._level = 1
         if self._door:
@@ -86,8 +92,12 @@ class StageWatch:
         if self._level < 3 < len(self._ladder) and self._lifted():
             self._level = 3
 
-    def stage(self, succeeded: bool) -> str:
-        """Return the furthest stage. succeeded: whether the task was done in any step."""
+    def stage(self, succeeded: bool) -> str | None:
+        """Return the furthest stage; None if stages cannot be read. succeeded: whether the task was done in
+        any step.
+        """
+        if not self._readable:
+            return None
         return self._ladder[-1] if succeeded else (NO_STAGE, *self._ladder)[self._level]
 
     def _reached(self) -> bool:

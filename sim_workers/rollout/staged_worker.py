@@ -6,7 +6,7 @@ none, so this module wraps `worker.py` from outside, and scores of earlier versi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 from policy.interface import PolicyNeeds
@@ -14,37 +14,9 @@ from sim_workers.envs.robosuite import SimEnv
 from sim_workers.envs.stage_names import LADDERS
 from sim_workers.envs.stages import StageWatch
 from sim_workers.rollout import worker
-from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import PolicyClient
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.worker import Played, RolloutJob, Said
-
-
-@dataclass(frozen=True)
-class StagedOutcome(Outcome):
-    """Outcome with what was read from the simulator's state."""
-
-    stage: str | None = None
-    """Furthest stage of the task (`sim_workers.envs.stages`), `none` before the first one; None if the task
-    has no stages, or if an earlier version played.
-    """
-    start_x: float | None = None
-    """Where the object lay at the beginning, in metres in the world's frame; None as for `stage`, and with
-    several objects.
-    """
-    start_y: float | None = None
-    """As `start_x`."""
-
-    @classmethod
-    def of(cls, outcome: Outcome, watch: StageWatch) -> "StagedOutcome":
-        """Return the outcome of the episode that was watched."""
-        own = {field.name: getattr(outcome, field.name) for field in fields(Outcome)}
-        place = watch.place
-        return cls(
-            **own,
-            stage=watch.stage(outcome.success_once),
-            start_x=place and place.x,
-            start_y=place and place.y,
-        )
 
 
 class RolloutWorker(worker.RolloutWorker):
@@ -60,11 +32,10 @@ class RolloutWorker(worker.RolloutWorker):
         watch = StageWatch(env)
         with _watched(env, watch):
             for said in super()._playing(job, asker, needs):
-                yield (
-                    replace(said, outcome=StagedOutcome.of(said.outcome, watch))
-                    if isinstance(said, Played)
-                    else said
-                )
+                if isinstance(said, Played):
+                    stage = watch.stage(said.outcome.success_once)
+                    said = replace(said, outcome=StagedOutcome.of(said.outcome, stage, watch.place))
+                yield said
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
-from sim_workers.rollout.staged_worker import StagedOutcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.suite import EpisodeSpec
 from writer_processes import start, writer
 

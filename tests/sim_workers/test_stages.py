@@ -14,7 +14,8 @@ from sim_workers.envs.stage_names import LADDERS
 from sim_workers.envs.tasks import TASKS
 from sim_workers.rollout.policy_clients import PolicyClient
 from sim_workers.rollout.reference_policies import ReferencePolicy
-from sim_workers.rollout.staged_worker import RolloutWorker, StagedOutcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
+from sim_workers.rollout.staged_worker import RolloutWorker
 from sim_workers.rollout.suite import EpisodeRules, EpisodeSpec
 from sim_workers.rollout.worker import Played, RolloutJob
 
