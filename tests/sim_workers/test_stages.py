@@ -1,6 +1,8 @@
 """Stages and starting places of episodes: what is stored, and what it does not change."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +39,77 @@ def test_stages_are_no_part_of_a_scores_key() -> None:
 
 def test_ladders_are_of_known_tasks() -> None:
     assert LADDERS.keys() <= TASKS.keys()
+
+
+class Model:
+    """Model whose names are numbers in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def number(self, name: str) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        return self._names.index(name)
+
+    site_name2id = geom_name2id = body_name2id = number
+
+
+@dataclass
+class Data:
+    """State of a scene with room for ten bodies, sites and any contacts."""
+
+    xpos: np.ndarray = field(default_factory=lambda: np.zeros((10, 3)))
+    site_xpos: np.ndarray = field(default_factory=lambda: np.ones((10, 3)))
+    contact: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(geom=np.zeros((0, 2), int)))
+
+
+def stack() -> tuple[stages.StageWatch, Data, Callable[[str], int]]:
+    """Return a watch of Stack, the state that it reads, and the numbers of names."""
+    model, data = Model(), Data()
+    gripper = SimpleNamespace(
+        important_sites={"grip_site": "hand"},
+        important_geoms={"left_fingerpad": ["left"], "right_fingerpad": ["right"]},
+    )
+    cube = SimpleNamespace(root_body="cube", contact_geoms=["cube_geom"], important_sites={})
+    sim = SimpleNamespace(model=model, data=SimpleNamespace(_data=data))
+    env = SimpleNamespace(sim=sim, robots=[SimpleNamespace(gripper={"right": gripper})], cubeA=cube)
+    data.xpos[model.number("cube")] = (0.1, -0.2, 0.8)
+    watch = stages.StageWatch(SimpleNamespace(task="Stack", _env=env))  # type: ignore[arg-type]
+    watch.begin()
+    return watch, data, model.number
+
+
+def test_stage_is_the_furthest_one_since_the_beginning() -> None:
+    watch, data, number = stack()
+    cube, hand = number("cube"), number("hand")
+
+    def after(*contacts: tuple[str, str]) -> str | None:
+        data.contact.geom = np.array([[number(a), number(b)] for a, b in contacts]).reshape(-1, 2)
+        watch.look()
+        return watch.stage(succeeded=False)
+
+    assert watch.place == (0.1, -0.2)
+    assert after(("left", "right")) == "none"
+    data.site_xpos[hand] = data.xpos[cube] + (0, 0, 0.04)
+    assert after(("cube_geom", "left")) == "reached"
+    assert after(("cube_geom", "left"), ("right", "cube_geom")) == "grasped"
+    data.xpos[cube, 2] += 0.03
+    assert after() == "grasped"
+    data.xpos[cube, 2] += 0.02
+    assert after() == "lifted"
+    data.xpos[cube, 2] -= 0.05
+    assert after() == "lifted"
+    assert watch.stage(succeeded=True) == "placed"
+    watch.begin()
+    assert watch.stage(succeeded=False) == "none"
+
+
+def test_state_that_cannot_be_read_gives_no_stage() -> None:
+    watch = stages.StageWatch(SimpleNamespace(task="Lift", _env=SimpleNamespace()))  # type: ignore[arg-type]
+    watch.begin()
+    watch.look()
+    assert (watch.stage(succeeded=True), watch.place) == (None, None)
 
 
 @pytest.fixture
