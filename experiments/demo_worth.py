@@ -9,7 +9,8 @@ one among them lowers the log odds of success by a fixed amount; trainings diffe
 demonstration changes in success when it takes the place of an average other one. Precision and recall are
 over all worlds; their 95 % intervals are bootstraps of worlds, or exact ones if these are wider. The last
 columns are the share of worlds in which the permutation test rejects at 5 %, and the coverage of the 95 %
-intervals of all demonstrations. Nested: 5 demo counts from 5 to 30, the same seeds at each.
+intervals of all demonstrations; "gain" is the mean change of success, in points, of arms from a store without
+the named ones. Nested: 5 demo counts from 5 to 30, the same seeds at each.
 
 Scenes: arms of 6 demo counts, 3 seeds each; a scene's true class is that of average trainings.
 """
@@ -86,6 +87,8 @@ class Found:
     covered: float
     points: float
     """True change of success by a bad demonstration."""
+    gain: float
+    """True change of success, in points, of arms that are drawn from the store without the named ones."""
 
     @classmethod
     def of(cls, truth: World, told: DemoWorth) -> "Found":
@@ -93,7 +96,17 @@ class Found:
         changes = dict(zip(EPISODES, truth.changes(told.demos), strict=True))
         inside = [one.interval.low <= changes[one.episode] <= one.interval.high for one in told.episodes]
         right = sum(one.episode in EPISODES[:BAD] for one in told.hurting)
-        return cls(len(told.hurting), right, told.told, float(np.mean(inside)), 100 * changes[EPISODES[0]])
+        named = len(told.hurting)
+        shares = np.array([(BAD - right) / (STORE - named), BAD / STORE])
+        after, before = truth.rates(shares).mean(1)
+        return cls(
+            named,
+            right,
+            told.told,
+            float(np.mean(inside)),
+            100 * changes[EPISODES[0]],
+            100 * float(after - before),
+        )
 
 
 def ratio(over: list[int], under: list[int]) -> tuple[float, Interval]:
@@ -113,7 +126,7 @@ def ratio(over: list[int], under: list[int]) -> tuple[float, Interval]:
 
 def worth(worlds: int) -> dict[str, float | None]:
     """Print the table of demonstrations; return its values."""
-    print("arms          points  precision            recall               rejected  covered\n")
+    print("arms          points  precision            recall               rejected  covered   gain\n")
     answer = dict[str, float | None]()
     cases = [(f"{seeds}", seeds, (DEMOS,), harm) for harm in (0.0, 0.3, 0.6) for seeds in (30, 60, 120, 240)]
     cases += [("100, nested", 20, NESTED, 0.6)]
@@ -131,12 +144,14 @@ def worth(worlds: int) -> dict[str, float | None]:
             f"{value:.2f} [{bounds.low:.2f}, {bounds.high:.2f}]" if value == value else "none named"
             for value, bounds in (precision, recall)
         ]
+        gain = np.mean([one.gain for one in found])
         points = np.mean([one.points for one in found])
         print(
             f"{name:<13}{points:>7.1f}  {shown[0]:<20} {shown[1] if harm else '-':<20}"
-            f"{rejected:>9.2f}{covered:>9.2f}"
+            f"{rejected:>9.2f}{covered:>9.2f}{gain:>+7.1f}"
         )
         key = f"{name.replace(', ', '_')}_{harm:g}"
+        answer |= {f"gain_{key}": float(gain)} if harm else {}
         answer |= {f"rejected_{key}": float(rejected), f"covered_{key}": float(covered)}
         if harm:
             answer |= {f"precision_{key}": precision[0] if sum(named) else None, f"recall_{key}": recall[0]}
