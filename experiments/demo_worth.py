@@ -183,7 +183,7 @@ def scenes(worlds: int) -> dict[str, float]:
 @harness.command("demo_worth")
 def main(quick: bool) -> dict[str, object]:
     """Print the tables; return the values of the last line."""
-    worlds = 4 if quick else 100
+    worlds = 4 if quick else 40
     print(f"{worlds} worlds each\n")
     return {"worlds": worlds, **worth(worlds), **scenes(worlds)}
 
