@@ -34,5 +34,7 @@ def print_curve(answer: "Curve | HeldOutCurve") -> None:
         low, high = line.interval
         click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
     shifted = shift_differences(nominal) if nominal else ()
-    for sentence in (*answer.answer(), *answer.comparisons, *shifted):
+    where = nominal.where.text if nominal else ()
+    which = [nominal.demonstrations.text] if nominal and nominal.demonstrations else []
+    for sentence in (*answer.answer(), *answer.comparisons, *shifted, *where, *which):
         click.echo(str(sentence))

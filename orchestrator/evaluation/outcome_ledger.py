@@ -27,6 +27,8 @@ lists as one table, `outcomes/*/*.parquet`:
     message, worker                cause of an error; host/pid of the worker process
     simulated_on, acted_on         arithmetic (`sim_workers.arithmetic`) of that process, and of the one that
                                    computed the actions; empty if not recorded
+    stage, start_x, start_y        furthest stage, and where the object lay at the beginning (m): see
+                                   `sim_workers.rollout.staged_outcome.StagedOutcome`; null if not recorded
     episode                        episode id
     recorded                       time of recording, UTC
 """
@@ -37,7 +39,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
 
@@ -50,21 +53,29 @@ from orchestrator.storage.tables import encode_rows, read_rows
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.suite import EpisodeSpec
 from sim_workers.rollout.worker import Scene
 
 # all other fields are text
-_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), int | None: pa.int64()}
-_SPEC, _OUTCOME = (
+_TYPES = {
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    int | None: pa.int64(),
+    float | None: pa.float64(),
+}
+_SPEC, _OUTCOME, _STAGED = (
     get_type_hints(EpisodeSpec),
     {name: kind for name, kind in get_type_hints(Outcome).items() if name != "spec"},
+    {name: kind for name, kind in get_type_hints(StagedOutcome).items() if name != "spec"},
 )
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("checkpoint", "protocol")),
         *(
-            pa.field(name, _TYPES.get(kind, pa.string()), nullable=kind == int | None)
-            for name, kind in {**_SPEC, **_OUTCOME}.items()
+            pa.field(name, _TYPES.get(kind, pa.string()), nullable=NoneType in get_args(kind))
+            for name, kind in {**_SPEC, **_STAGED}.items()
         ),
         pa.field("episode", pa.string(), nullable=False),
         pa.field("recorded", pa.timestamp("us", "UTC"), nullable=False),
@@ -73,7 +84,7 @@ SCHEMA = pa.schema(
 """Columns of an outcome: checkpoint and protocol, the fields of its spec, its own fields, episode id and
 time.
 """
-LATER = {"simulated_on": "", "acted_on": ""}
+LATER = {"simulated_on": "", "acted_on": "", "stage": None, "start_x": None, "start_y": None}
 """Columns that earlier versions did not write, with their values there."""
 PART = re.compile(r"/(\d{8})\.parquet$")
 """Key of a numbered part. Parts of earlier versions have random names and sort first."""
@@ -237,7 +248,9 @@ def _decode(storage: Storage, key: str) -> pa.Table:
 
 def _outcome(row: dict[str, Any]) -> Outcome:
     spec = EpisodeSpec(**{field.name: row[field.name] for field in fields(EpisodeSpec)})
-    return Outcome(spec, **{name: row[name] for name in _OUTCOME})
+    if row["stage"] is None:
+        return Outcome(spec, **{name: row[name] for name in _OUTCOME})
+    return StagedOutcome(spec, **{name: row[name] for name in _STAGED})
 
 
 class RenderReferences:

@@ -116,7 +116,8 @@ def _renamed(sweep: NamedSweep) -> Iterator[ScoredArm]:
     for scored in sweep.tracked.arms:
         kind = f"{sweep.label} {scored.arm.kind}" if several else sweep.label
         arm = replace(scored.arm, kind=kind, seed=places[scored.arm.seed])
-        yield replace(scored, arm=arm, protocol="common")
+        # the same id may be another demonstration in the other sweep's store
+        yield replace(scored, arm=arm, protocol="common", demos=())
 
 
 def protocol_differences(first: TrackedSweep, second: TrackedSweep) -> list[FieldDifference]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.demo_worth_report import DemoWorthReport
 from orchestrator.report.labelled_tasks import LabelReport
 from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.shift_differences import ShiftDifference
+from orchestrator.report.where_report import WhereReport
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Correlation, Interval
 from orchestrator.stats.sample_efficiency import Estimate
@@ -288,6 +290,10 @@ class CurveReport:
     """What choosing the best checkpoints did; None if the last ones are shown."""
     labels: LabelReport | None = None
     """Success on labelled and unlabelled tasks (`data.labelled_tasks`); None if all are labelled."""
+    where: WhereReport | None = None
+    """Where more demonstrations help; None in a report that was made by hand."""
+    demonstrations: DemoWorthReport | None = None
+    """Which demonstrations hurt; None if it is not known what the arms learned from."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
@@ -310,6 +316,8 @@ class CurveReport:
             "checkpoint": self.checkpoint,
             "selection_bias": _bias(self.selection_bias),
             **({"labels": self.labels.to_json()} if self.labels else {}),
+            **({"where": self.where.to_json()} if self.where else {}),
+            **({"demonstrations": self.demonstrations.to_json()} if self.demonstrations else {}),
         }
 
 

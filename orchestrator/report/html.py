@@ -18,6 +18,7 @@ from PIL import Image
 
 from orchestrator.redaction import redact
 from orchestrator.report.curve_report import CurveReport
+from orchestrator.report.place_plot import place_plot
 from orchestrator.report.svg_plots import (
     Plot,
     cost_plot,
@@ -28,6 +29,7 @@ from orchestrator.report.svg_plots import (
     outcomes_plot,
     styles,
 )
+from orchestrator.report.where_report import KINDS
 from orchestrator.stats.claims import POLICY_VERDICTS
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Estimate
@@ -100,6 +102,11 @@ def page(
                     for one in (labels.comparisons if labels else ())
                 ]
             ),
+            place_plots=[
+                place_plot(shown, f"place-{index}")
+                for index, shown in enumerate(report.where.maps if report.where else ())
+            ],
+            scene_kinds=KINDS,
             looks=LOOKS,
             costs=[
                 (name, words)

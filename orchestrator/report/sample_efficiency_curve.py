@@ -20,7 +20,9 @@ from orchestrator.report.curve_types import (
     Series,
     TaskScore,
 )
+from orchestrator.report.demo_worth_report import DemoWorthReport, demo_worth_report
 from orchestrator.report.labelled_tasks import LabelReport, label_report
+from orchestrator.report.where_report import WhereReport, where_report
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import (
@@ -181,6 +183,16 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         the arms.
         """
         return None if self.searched else label_report(self)
+
+    @cached_property
+    def where(self) -> WhereReport:
+        """Where more demonstrations help: stages of failing episodes, scenes, starting places."""
+        return where_report(self)
+
+    @cached_property
+    def demonstrations(self) -> DemoWorthReport | None:
+        """Which demonstrations hurt; None if it is not known what the arms learned from."""
+        return demo_worth_report(self)
 
     def area(self, line: Series) -> Estimate | None:
         """Return the area under a line over log demos, as a fraction of the largest possible; None if the

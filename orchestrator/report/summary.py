@@ -58,6 +58,8 @@ def report(curve: Curve) -> CurveReport:
         references=reference_lines(curve),
         shifts=tuple(shift_differences(curve)),
         labels=curve.labels,
+        where=curve.where,
+        demonstrations=curve.demonstrations,
     )
 
 

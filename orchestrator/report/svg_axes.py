@@ -68,6 +68,14 @@ def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, 
             ),
             " (log scale)",
         )
+    return *linear(values, left, right), ""
+
+
+def linear(values: Sequence[float], left: float, right: float) -> tuple[Scale, tuple[Tick, ...]]:
+    """Return scale and round ticks of a linear axis for measured numbers, from the smallest at `left` to the
+    largest at `right` (px), which is larger.
+    """
+    low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
     low, high = (low - span / 2, high + span / 2) if high == low else (low, high)
     step = 10.0 ** math.floor(math.log10(span / 3))
@@ -78,11 +86,8 @@ def measure(values: Sequence[float], left: float, right: float) -> tuple[Scale, 
     def x(value: float) -> float:
         return scale((value - origin) / width)
 
-    return (
-        x,
-        spread(Tick(x(i * step), f"{i * step:g}") for i in range(first, math.floor(high / step) + 1)),
-        "",
-    )
+    ticks = (Tick(x(i * step), f"{i * step:g}") for i in range(first, math.floor(high / step) + 1))
+    return x, spread(ticks)
 
 
 def polyline(places: Iterable[tuple[float, float]]) -> str:

@@ -19,6 +19,7 @@ from orchestrator.sweep.tracking_publisher import COST, arm_tags, sweep_tags
 from orchestrator.tracking.mlflow_reader import CLIPS, VIDEO, MeasuredArm, ScoredArm
 from orchestrator.tracking.mlflow_writer import STEPS, STORE, TRAINING
 from orchestrator.tracking.rollout_videos import RolloutVideo, films_of_arm
+from orchestrator.tracking.stages import stages_of
 from sim_workers.arithmetic import NOT_RECORDED
 
 
@@ -80,6 +81,8 @@ def _scored_arms(state: SweepState, arms: dict[str, Arm], costs: dict[str, Cost]
             cost=costs[arm_id],
             imagined=_imagined(state, arm, checkpoints, test) if test else {},
             films=_film_notes(state, arm, checkpoint),
+            demos=state.subset(arm).demos,
+            stages=stages_of(outcomes),
         )
 
 

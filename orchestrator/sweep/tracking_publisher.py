@@ -48,6 +48,7 @@ from orchestrator.tracking.mlflow_writer import (
     SOURCE_TYPE,
     STEPS,
     STORAGE,
+    SUBSET,
     TRAINED_ON,
     USER,
     MlflowWriter,
@@ -68,6 +69,8 @@ from orchestrator.tracking.outbox_records import (
 )
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxRelay, OutboxSettings
 from orchestrator.tracking.references import ARTIFACT, ReferenceScore, encode
+from orchestrator.tracking.stages import encode as encode_stages
+from orchestrator.tracking.stages import stages_artifact, stages_of
 from orchestrator.training.loop import CONSUMED
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
 from sim_workers.rollout.episode import Outcome
@@ -153,7 +156,7 @@ class TrackingPublisher:
             DescribeArm(arm_id=arm_id, arm=arm, facts=facts, datasets=tuple(redacted_in([data])))
         )
         self.arm_artifact(
-            arm_id, "subset.json", json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
+            arm_id, SUBSET, json.dumps({**vars(subset), "digest": subset.digest}, indent=1).encode()
         )
 
     def training(self, arm_id: str, step: int, metrics: Mapping[str, Any]) -> None:
@@ -196,6 +199,8 @@ class TrackingPublisher:
         self.arm_artifact(
             arm_id, outcomes_artifact(step, shift), json.dumps(results, sort_keys=True).encode()
         )
+        if shift == "nominal" and (stages := stages_of(outcomes)):
+            self.arm_artifact(arm_id, stages_artifact(step), encode_stages(stages))
         values = (score.success_rate, score.successes, score.episodes, score.errors, *score.interval)
         metrics = dict(zip(SCORE_METRICS, map(float, values), strict=True))
         metrics |= {

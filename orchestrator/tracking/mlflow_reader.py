@@ -32,6 +32,7 @@ from orchestrator.tracking.mlflow_writer import (
     STEPS,
     STORAGE,
     STORE,
+    SUBSET,
     SWEEP,
     TRAINED_ON,
     TRAINING,
@@ -44,6 +45,9 @@ from orchestrator.tracking.mlflow_writer import (
     tagged,
 )
 from orchestrator.tracking.references import ARTIFACT, ReferenceScore, decode
+from orchestrator.tracking.stages import FOLDER as STAGES
+from orchestrator.tracking.stages import EpisodeStage, stages_artifact
+from orchestrator.tracking.stages import decode as decode_stages
 from orchestrator.tracking.tracking_errors import is_unavailable, reason, status_of
 from policy.config import VIDEO_ACTION
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED, Arithmetic
@@ -100,6 +104,10 @@ class ScoredArm:
     """Episode id -> success on the scenes of `suite.select`, by which this checkpoint was chosen; empty if it
     is shown for being the last one.
     """
+    demos: tuple[str, ...] = ()
+    """Sorted ids of the demos that it learned from; none if not known."""
+    stages: Mapping[str, EpisodeStage] = field(default_factory=dict)
+    """Episode id -> stage and starting place, of the episodes that have them."""
 
     @property
     def results(self) -> tuple[object, str]:
@@ -460,7 +468,15 @@ def _scored_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[
         run_id=run_id,
         imagined=_imagined(mlflow, run) if VIDEO[0] in metrics else {},
         films=tuple(json.loads(_text(mlflow, run, name)) for name in sorted(notes, key=_stem)),
+        demos=tuple(json.loads(_text(mlflow, run, SUBSET))["demos"]) if SUBSET in files else (),
+        stages=_stages(mlflow, run, step) if STAGES in files else {},
     )
+
+
+def _stages(mlflow: Any, run: Any, step: int) -> dict[str, EpisodeStage]:
+    """Return the stages of a checkpoint's episodes; none if an earlier version scored it."""
+    name = stages_artifact(step)
+    return decode_stages(_text(mlflow, run, name)) if name in _files(mlflow, run, STAGES) else {}
 
 
 def _best_of_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence[str]) -> ScoredArm | None:
@@ -485,6 +501,7 @@ def _best_of_arm(mlflow: Any, run: Any, now: Mapping[str, str], shifts: Sequence
         acted_on=(),
         shifted={},
         films=(),
+        stages=_stages(mlflow, run, step) if arm.stages else {},
     )
 
 

@@ -29,6 +29,8 @@ EXPERIMENT = "demoscale"
 SWEEP, ARM, TRAINING, PROTOCOL, STEPS = (
     f"demoscale.{name}" for name in ("sweep", "arm", "training", "protocol", "steps")
 )
+SUBSET = "subset.json"
+"""File of an arm's run: ids of its demos and action-free episodes."""
 PROTOCOL_FILE = "protocol.json"
 """File of a sweep's run: the parts of its scoring protocol that policies of different kinds share, which two
 sweeps must have in common to be compared.

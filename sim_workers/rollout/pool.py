@@ -25,13 +25,13 @@ from sim_workers.rollout.pool_state import OnRetry, QueuedEpisode, Usage, Worker
 from sim_workers.rollout.ray_policy_client import RayServedPolicy
 from sim_workers.rollout.references import References, ReferencesInMemory
 from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.staged_worker import RolloutWorker
 from sim_workers.rollout.worker import (
     MOST_EPISODES,
     Doing,
     Outdated,
     Played,
     RolloutJob,
-    RolloutWorker,
     Said,
     Scene,
     Unanswered,

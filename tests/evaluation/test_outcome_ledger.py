@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import KILLED_STORAGES, SHARED_STORAGES
 
-from orchestrator.evaluation.outcome_ledger import SCHEMA, Ledger, scores
+from orchestrator.evaluation.outcome_ledger import LATER, SCHEMA, Ledger, scores
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from orchestrator.testing.outcomes import make_outcome
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.suite import EpisodeSpec
 from writer_processes import start, writer
 
@@ -68,10 +69,24 @@ def test_ledger_round_trips_every_field_of_an_outcome(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(played, never)
 
 
-def test_ledger_of_an_earlier_version_has_outcomes_without_arithmetic(storage: Storage) -> None:
+def test_ledger_round_trips_outcomes_with_and_without_stages(storage: Storage) -> None:
+    own = {field.name: getattr(outcome(1), field.name) for field in fields(Outcome)}
+    staged, several = (
+        StagedOutcome(
+            **own | {"spec": EpisodeSpec("Lift", seed, seed)}, stage="grasped", start_x=x, start_y=x
+        )
+        for seed, x in ((1, 0.1 / 3), (2, None))
+    )
+    ledger(storage).record([staged, several, outcome(3)])
+    assert ledger(storage).read() == by_id(staged, several, outcome(3))
+    ledger(storage).seal(ledger(storage).read().values())
+    assert ledger(storage).read() == by_id(staged, several, outcome(3))
+
+
+def test_ledger_of_an_earlier_version_has_outcomes_without_later_columns(storage: Storage) -> None:
     ledger(storage).record([outcome(1, simulated_on="a Xeon", acted_on="an EPYC")])
     (key,) = parts(storage)
-    table = pq.read_table(io.BytesIO(storage.get(key))).drop_columns(["simulated_on", "acted_on"])
+    table = pq.read_table(io.BytesIO(storage.get(key))).drop_columns([*LATER])
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     storage.put(key, buffer.getvalue())

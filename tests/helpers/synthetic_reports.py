@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import synthetic_insights
 from orchestrator.report.curve_report import (
     ArmReport,
     CheckpointVideo,
@@ -115,6 +116,8 @@ def rich() -> CurveReport:
             ("search", "grid"),
             ("rendering", "EGL, pictures as the reference's"),
         ),
+        where=synthetic_insights.where(DEMOS_ONLY),
+        demonstrations=synthetic_insights.demonstrations(),
         provenance=(
             ("data", "s3://robot-data/lift, version 12, sha256 4c1f0a9be2d7"),
             ("code", "demoscale 0.2.0, 31a1a9e"),

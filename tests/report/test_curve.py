@@ -29,10 +29,15 @@ from orchestrator.tracking.mlflow_writer import (
     ARM,
     SCORE_METRICS,
     SCORED_STEP,
+    SUBSET,
     MlflowWriter,
     outcomes_artifact,
 )
+from orchestrator.tracking.stages import EpisodeStage, encode, stages_artifact
 from synthetic_curves import SEEDS, scored, several, with_a_baseline
+
+DEMOS = ["a", "b"]
+STAGES = {"Lift-0-0": EpisodeStage("grasped", 0.01, -0.02), "Lift-1-1": EpisodeStage("none", None, None)}
 
 
 def test_curve_points_pool_replicates_and_keep_their_denominators() -> None:
@@ -161,6 +166,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
     for index, s in enumerate(curve.arms):
         tracker.arm(f"arm-{index}", s.arm, {})
         tracker.artifact(f"arm-{index}", outcomes_artifact(100), json.dumps(s.outcomes).encode())
+        if index:  # the first one as an earlier version published it
+            tracker.artifact(f"arm-{index}", SUBSET, json.dumps({"demos": DEMOS}).encode())
+            tracker.artifact(f"arm-{index}", stages_artifact(100), encode(STAGES))
         values = (s.successes / s.episodes, s.successes, s.episodes, s.errors, 0.0, 1.0)
         tracker.metrics(
             f"arm-{index}",
@@ -189,6 +197,10 @@ def test_read_sweep_returns_the_policy_of_each_arm(tracked: tuple[Path, Curve]) 
     assert [(s.arm, s.outcomes, s.successes, s.errors) for s in read_sweep(uri, "both").arms] == [
         (s.arm, s.outcomes, s.successes, s.errors) for s in sorted(curve.arms, key=lambda s: s.arm)
     ]
+    by_arm = {s.arm: s for s in read_sweep(uri, "both").arms}
+    first, second = (by_arm[s.arm] for s in curve.arms[:2])
+    assert (first.demos, first.stages) == ((), {})
+    assert (second.demos, second.stages) == (tuple(DEMOS), STAGES)
     client = MlflowClient(uri)
     runs = client.search_runs(
         [client.get_experiment_by_name("demoscale").experiment_id], "tags.`demoscale.arm` != '-'"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+import synthetic_insights
 import synthetic_reports
 from browser import MISSING, Tab, browsing, chromium
 from orchestrator.report.curve_report import CurveReport
@@ -79,6 +80,8 @@ def hostile() -> CurveReport:
             points=tuple(replace(point, arm=HOSTILE) for point in report.video.points),
             episodes=tuple(replace(episode, arm=HOSTILE) for episode in report.video.episodes),
         ),
+        where=synthetic_insights.where(report.lines[0].series, HOSTILE),
+        demonstrations=synthetic_insights.demonstrations(HOSTILE),
         protocol_facts=((HOSTILE, HOSTILE),),
         provenance=((HOSTILE, HOSTILE),),
     )
