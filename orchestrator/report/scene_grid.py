@@ -19,7 +19,7 @@ from sim_workers.rollout.suite import EpisodeSpec
 MOST_CELLS = 40_000
 """Arms times scenes up to which every episode is drawn; above it only counts by task are shown."""
 ROW, CHARACTER, TOTAL, MARK = 15.0, 6.8, 52.0, 26.0
-"""Height of an arm's row, width of a character at most, of the column of counts, and of a line's sign (px)."""
+"""Height of an arm's row, width of a character at most, of the counts, and of a line's sign (px)."""
 
 
 @dataclass(frozen=True)

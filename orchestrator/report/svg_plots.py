@@ -153,7 +153,7 @@ class Plot:
         return any(dot.row for trace in self.traces for dot in trace.dots)
 
     def callout(self, marker: Marker) -> Callout:
-        """Return the label of a marker while it is hovered or focused: above it, or below if there is no room."""
+        """Return the label of a hovered or focused marker: above it, or below if there is no room."""
         most = int((self.frame.width - 2 * CALLOUT_PAD - 8) / CHARACTER)
         name, _, value = marker.words.rpartition(": ")
         lines = (*textwrap.wrap(name, most), value)
