@@ -5,8 +5,8 @@
 
 Tiny arms of a few steps, one after another in one Ray, each by Ray Train as it is and without the actors that
 no run needs (`orchestrator/training/train_actors.py`), by turns. Of a long run the first of each is not
-counted: it starts what arms share. CPU seconds of all processes; imports are those of a process of their own, interpreter
-included.
+counted: it starts what arms share. CPU seconds of all processes; imports are those of a process of their
+own, interpreter included.
 """
 
 import os
