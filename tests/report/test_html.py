@@ -442,6 +442,13 @@ def test_page_of_a_bare_curve_names_what_is_missing(pages: dict[str, Path]) -> N
     assert not re.search(r">\s*(None|nan|inf|Undefined)\s*<", text)
 
 
+def test_page_of_lines_with_other_demo_counts_shows_a_dash() -> None:
+    report = synthetic_reports.rich()
+    text = page(replace(report, points=report.points[:-1]), [], "")
+    counts = text[text.index("Successes out of episodes, by demos") :].partition("</table>")[0]
+    assert counts.count('<td class="number">–</td>') == 1  # noqa: RUF001
+
+
 def test_page_shows_a_dash_for_a_missing_measure() -> None:
     report = synthetic_reports.rich()
     assert report.video
@@ -503,7 +510,8 @@ def five_lines() -> CurveReport:
         lines.append(replace(report.lines[0], series=series, label=series.policy))
         for place, demos in enumerate((5, 10, 30, 100, 300, 1000)):
             own = report.points[(number + place) % 12]
-            points.append(replace(own, point=replace(own.point, policy=series.policy, demo_count=demos)))
+            point = replace(own.point, policy=series.policy, demo_count=demos, action_free_ratio=0.0)
+            points.append(replace(own, point=point))
     answer = tuple(f"{number}: {report.answer[0]} {report.answer[1]}" for number in range(9))
     return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=())
 
