@@ -57,12 +57,25 @@ def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Pa
     texts = {
         "rich": page(rich, synthetic_reports.films(film), SWEEP, scenes=synthetic_reports.scenes(rich)),
         "bare": page(synthetic_reports.bare(), [], ""),
-        "held out": held_out().page(),
-        "compared": page(rich, [], SWEEP, scenes=synthetic_reports.scenes(rich, 500), beside=BESIDE),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture(scope="module")
+def all_pages(pages: dict[str, Path]) -> dict[str, Path]:
+    """Return these pages and those of held-out episodes, of several sweeps with many scenes, and of many lines."""
+    rich = synthetic_reports.rich()
+    texts = {
+        "held out": held_out().page(),
+        "compared": page(rich, [], SWEEP, scenes=synthetic_reports.scenes(rich, 500), beside=BESIDE),
+        "five lines": page(five_lines(), [], SWEEP),
+    }
+    folder = pages["rich"].parent
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return pages | {name: folder / f"{name}.html" for name in texts}
 
 
 @pytest.fixture(scope="module")
@@ -306,12 +319,9 @@ def test_page_in_print_is_white_with_films_as_pictures(tab: Tab, pages: dict[str
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["rich", "bare", "held out", "compared", "five lines"])
 def test_page_prints_answer_curve_and_table_on_one_sheet(
-    tab: Tab, pages: dict[str, Path], tmp_path: Path, kind: str
+    tab: Tab, all_pages: dict[str, Path], kind: str
 ) -> None:
-    path = pages.get(kind, tmp_path / "page.html")
-    if kind == "five lines":
-        path.write_text(page(five_lines(), [], SWEEP), encoding="utf-8")
-    tab.open(path, 1280)
+    tab.open(all_pages[kind], 1280)
     assert sheets(tab.pdf()) == 1
     tab.send("Emulation.setEmulatedMedia", media="print")
     printed = "e => e.getClientRects().length > 0"
@@ -361,11 +371,11 @@ def _value(place: int) -> str:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["rich", "bare", "held out", "compared"])
-def test_page_has_no_violation_that_axe_finds(tab: Tab, pages: dict[str, Path], kind: str) -> None:
+def test_page_has_no_violation_that_axe_finds(tab: Tab, all_pages: dict[str, Path], kind: str) -> None:
     """At 390, 1280 and 1920 px, in the light and the dark scheme, by all rules of axe-core."""
     engine, found = axe(), []
     for width, scheme in itertools.product((390, 1280, 1920), ("light", "dark")):
-        tab.open(pages[kind], width, 900, scheme)
+        tab.open(all_pages[kind], width, 900, scheme)
         tab.ask(engine)
         found += [
             (width, scheme, *violation)
