@@ -81,7 +81,8 @@ debian:  ## the system libraries that headless rendering needs, and venv
 	elif sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo apt-get install -y -qq --no-install-recommends $(DEBIAN); \
 	else echo "Debian packages are missing; run: sudo apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; fi
 
-browser:  ## Chromium, in which tests open the page; without it they are skipped, unless CI is set
+browser: setup  ## Chromium, in which tests open the page, and axe-core; without Chromium they are skipped, unless CI is set
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints-browser.txt axe-playwright-python
 	-@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	$(MAKE) --no-print-directory debian DEBIAN=chromium
 

@@ -44,6 +44,11 @@ from orchestrator.cli.tracked_sweep import tracked_at
     type=OutputPath(path_type=Path),
     help="Also write the curve to a .png, .svg, .pdf or .json file.",
 )
+@click.option(
+    "--html",
+    type=OutputPath(path_type=Path),
+    help="Also write a self-contained HTML page with all results and films.",
+)
 @JSON
 @report_user_errors
 def compare(
@@ -53,6 +58,7 @@ def compare(
     published: str | None,
     across_versions: bool,
     save: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Compare sweeps that were scored by the same protocol, read from MLflow alone: one curve, and
@@ -64,13 +70,15 @@ def compare(
     \b
     demoscale compare lift-video lift-no-noise
     demoscale compare lift lift --storage runs/tiny --storage s3://robot/runs --save both.png
+    demoscale compare lift-video lift-no-noise --html both.html
     demoscale compare kitchen --published examples/published/robocasa-24.yaml
     """
     from orchestrator.cluster.ray_runtime import quiet
-    from orchestrator.report.compared_sweeps import NamedSweep, compared, differences, labels
+    from orchestrator.report.compared_sweeps import Beside, NamedSweep, compared, differences, labels
     from orchestrator.report.published import read_published, warnings_for
     from orchestrator.report.sample_efficiency_curve import curve_of_tracked
     from orchestrator.tracking.mlflow_reader import read_sweep
+    from orchestrator.tracking.rollout_videos import films
 
     if len(names) == 1 and not published:
         raise argument_error("one sweep has nothing to be compared with; name another, or give --published")
@@ -78,9 +86,9 @@ def compare(
     uris = _each(servers or ("",), names, "--mlflow")
     results = read_published(published) if published else ()
     quiet()
+    tracked = [tracked_at(name, place, uri) for name, place, uri in zip(names, places, uris, strict=True)]
     sweeps = [
-        NamedSweep(label, read_sweep(*tracked_at(name, place, uri)))
-        for name, label, place, uri in zip(names, labels(names, places), places, uris, strict=True)
+        NamedSweep(label, read_sweep(*at)) for label, at in zip(labels(names, places), tracked, strict=True)
     ]
     for sweep in sweeps:
         single = curve_of_tracked(sweep.label, sweep.tracked)  # refuses one without scores
@@ -97,6 +105,15 @@ def compare(
         from orchestrator.report.matplotlib_plot import draw
 
         save.write_bytes(draw(curve, save.suffix.removeprefix("."), results))
+    if html:
+        videos = []
+        for at, sweep in zip(tracked, sweeps, strict=True):
+            own = {arm.run_id for arm in sweep.tracked.arms}
+            videos += films(at.tracking_uri, [arm for arm in curve.arms if arm.run_id in own])
+        named = tuple(sweep.label for sweep in sweeps)
+        beside = Beside(named, tuple(differing), tuple(results), tuple(warnings))
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(curve.page(videos, beside), encoding="utf-8")
     if as_json:
         return click.echo(json.dumps(found, indent=1))
     print_curve(curve)

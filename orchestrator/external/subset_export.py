@@ -19,10 +19,6 @@ from orchestrator.checkpoints.external_card import StoredFile, files_of, store
 from orchestrator.checkpoints.node_cache import cached_folder, user_folder
 from orchestrator.config.policy_manifest import DataFormat
 from orchestrator.data.episode_format import EpisodeError
-from orchestrator.data.exporters.diffusion_policy_zarr import export_zarr
-from orchestrator.data.exporters.lerobot_v3 import check_rate
-from orchestrator.data.exporters.lerobot_v3 import export as export_lerobot
-from orchestrator.data.exporters.robomimic import export_robomimic
 from orchestrator.data.exporters.roles import shown_contract
 from orchestrator.data.manifest import EpisodeEntry, Manifest
 from orchestrator.data.merged_store import weights_of
@@ -154,12 +150,20 @@ def _write(
     proprio: Sequence[int] | None,
 ) -> None:
     place, contract = folder / DATA[layout], manifest.contract
+    # each format's packages are imported where it is written
     if layout == "lerobot_v3":
+        from orchestrator.data.exporters.lerobot_v3 import check_rate
+        from orchestrator.data.exporters.lerobot_v3 import export as export_lerobot
+
         check_rate(storage, contract)
         written = export_lerobot(storage, contract, entries, place, without, proprio)
     elif layout == "robomimic_hdf5":
+        from orchestrator.data.exporters.robomimic import export_robomimic
+
         written = export_robomimic(storage, contract, entries, place, True, without, proprio)
     else:
+        from orchestrator.data.exporters.diffusion_policy_zarr import export_zarr
+
         written = export_zarr(storage, contract, entries, place, without, proprio)
     with closing(written):
         frames = sum(entry.length for entry in written)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from orchestrator.provenance import SIMULATING_PACKAGES
 from orchestrator.report.curve_types import OWN, policy_lines
+from orchestrator.report.published import PublishedResult
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.simulator_versions import SIMULATOR_TAG, VERSION_TAG, simulator_of
 from orchestrator.tracking.mlflow_reader import ScoredArm, TrackedSweep
@@ -59,8 +60,26 @@ class FieldDifference:
         """Whether it is a version of the simulator's packages."""
         return self.field in VERSION_FIELDS
 
+    @property
+    def in_words(self) -> list[str]:
+        """Values as text, shortened."""
+        return ["none" if value is None else _short(value) for value in self.values]
+
     def __str__(self) -> str:
-        return f"{self.field}: {' / '.join('none' if v is None else _short(v) for v in self.values)}"
+        return f"{self.field}: {' / '.join(self.in_words)}"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a page shows of several sweeps, or of one beside published results."""
+
+    sweeps: tuple[str, ...]
+    """Names of the sweeps on the curve."""
+    differences: tuple[FieldDifference, ...]
+    """Fields in which their sweep files differ."""
+    published: tuple[PublishedResult, ...]
+    warnings: tuple[str, ...]
+    """What to mind when the published results are read beside the curve, one sentence each."""
 
 
 def labels(names: Sequence[str], places: Sequence[str]) -> list[str]:

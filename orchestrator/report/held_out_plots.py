@@ -1,14 +1,25 @@
 """The curve of action errors as a figure and as a page: error against demos, lower is better."""
 
+import csv
 import io
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.curve_types import ErrorPoint, Series
+from orchestrator.report.downloads import downloads
 from orchestrator.report.html import COSTS, LOOKS, environment, forest
 from orchestrator.report.matplotlib_plot import GREY, line_style, shade
 from orchestrator.report.svg_axes import Tick, area, log_scale, measure, polyline, spread, unit_scale
-from orchestrator.report.svg_plots import NUDGE, Frame, Marker, Plot, Trace, styles
+from orchestrator.report.svg_plots import (
+    NUDGE,
+    Frame,
+    Marker,
+    Plot,
+    Replicate,
+    Trace,
+    spread_replicates,
+    styles,
+)
 
 if TYPE_CHECKING:
     from orchestrator.report.held_out_curve import HeldOutCurve
@@ -91,14 +102,24 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
             place = x(point.demo_count) + nudge
             words = f"{curve.label(line)}, {point.demo_count} demos: {_in_words(point)}"
             low, high = point.interval
-            dots.append(Marker(place, y(point.error), y(low), y(high), words))
+            row = f"point-{curve.points.index(point) + 1}"
+            dots.append(Marker(place, y(point.error), y(low), y(high), words, row=row))
             edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
-        replicates = tuple(
-            polyline((x(count) + nudge, y(error)) for count, error in zip(demos, errors, strict=True))
-            for demos, errors in _replicates(curve, line).values()
+        paths, seeds = spread_replicates(
+            [
+                Replicate(
+                    seed,
+                    x(count) + nudge,
+                    y(error),
+                    f"{curve.label(line)}, {count} demos, seed {seed}: action error {error:.3f}",
+                    "",
+                )
+                for seed, (demos, errors) in _replicates(curve, line).items()
+                for count, error in zip(demos, errors, strict=True)
+            ]
         )
         path = polyline((dot.x, dot.y) for dot in dots)
-        traces.append(Trace(looks[line], tuple(dots), path, area(edges), replicates))
+        traces.append(Trace(looks[line], tuple(dots), path, area(edges), paths, seeds))
     _, upwards, _ = measure([0.0, most], 0.0, frame.bottom - frame.top)
     ticks = tuple(Tick(frame.bottom - tick.at, tick.text) for tick in upwards)
     words = "; ".join(dot.words for trace in traces for dot in trace.dots)
@@ -121,6 +142,18 @@ def _in_words(point: ErrorPoint) -> str:
     return f"action error {point.error:.3f} [{low:.3f}, {high:.3f}] on {point.episodes} held-out episodes"
 
 
+def _errors_csv(curve: "HeldOutCurve") -> str:
+    """Return one line per held-out episode: its task, its id, and every arm's action error on it."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["task", "episode", *(measured.arm.name for measured in curve.arms)])
+    by_arm = [{error.episode: error.error for error in measured.errors} for measured in curve.arms]
+    tasks = {error.episode: error.task for measured in curve.arms for error in measured.errors}
+    for episode, task in sorted(tasks.items(), key=lambda own: (own[1], own[0])):
+        lines.writerow([task, episode, *(errors.get(episode, "") for errors in by_arm)])
+    return text.getvalue()
+
+
 def page(curve: "HeldOutCurve", sweep_yaml: str) -> str:
     """Render the whole page as UTF-8 text. sweep_yaml: the resolved sweep file, empty if it is not known."""
     points = [(point, curve.cost_report(point.cost)) for point in curve.points]
@@ -141,6 +174,7 @@ def page(curve: "HeldOutCurve", sweep_yaml: str) -> str:
         "looks": LOOKS,
         "costs": costs,
         "sweep_yaml": sweep_yaml,
+        "downloads": downloads(curve.name, curve.to_json(), {"episodes": _errors_csv(curve)}, sweep_yaml),
         "facts": [
             (name.removeprefix("demoscale.").replace("_", " "), value)
             for name, value in sorted(curve.tags.items())

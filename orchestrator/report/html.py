@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,7 +18,9 @@ from PIL import Image
 
 from orchestrator.redaction import redact
 from orchestrator.report.curve_report import CurveReport
+from orchestrator.report.downloads import downloads
 from orchestrator.report.place_plot import place_plot
+from orchestrator.report.scene_grid import SceneGrid, scene_blocks
 from orchestrator.report.svg_plots import (
     Plot,
     cost_plot,
@@ -34,6 +36,9 @@ from orchestrator.stats.claims import POLICY_VERDICTS
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Estimate
 from orchestrator.tracking.rollout_videos import RolloutVideo
+
+if TYPE_CHECKING:
+    from orchestrator.report.compared_sweeps import Beside
 
 FILMS_BYTES = 20_000_000
 """Size limit of a page's films in bytes of base64; films beyond it are listed by name."""
@@ -54,11 +59,15 @@ def page(
     sweep_yaml: str,
     films_bytes: int = FILMS_BYTES,
     surface: bytes = b"",
+    scenes: SceneGrid | None = None,
+    beside: "Beside | None" = None,
 ) -> str:
     """Render the whole page as UTF-8 text. sweep_yaml: the resolved sweep file, empty if it is not known.
-    surface: PNG that is shown in place of the lines.
+    surface: PNG that is shown in place of the lines. scenes: results on every scene; None if they are not
+    known. beside: what the curve has from several sweeps or from published results.
     """
     shown, left_out = _that_fit(films, films_bytes)
+    tables = {"episodes": scenes.to_csv()} if scenes else {}
     points = [point.point for point in report.points]
     cost, labels = cost_plot(report, "cost-wide", 430, 392), report.labels
     tasks = sorted({task for point in points for task in point.by_task})
@@ -119,6 +128,16 @@ def page(
             early=any(arm.early for arm in report.arms),
             sweep_yaml=sweep_yaml,
             surface=_uri("image/png", surface) if surface else "",
+            scenes=scenes,
+            scene_blocks=scene_blocks(
+                scenes,
+                {line.series: line.label for line in report.lines},
+                {(film["arm"], film["episode"]): number for number, film in enumerate(shown, 1)},
+            )
+            if scenes and scenes.drawn
+            else [],
+            downloads=downloads(report.name, report.to_json(), tables, sweep_yaml),
+            beside=beside,
         )
     )
 

@@ -54,6 +54,7 @@ from orchestrator.tracking.rollout_videos import RolloutVideo
 from sim_workers.rollout.suite import EpisodeSpec
 
 if TYPE_CHECKING:
+    from orchestrator.report.compared_sweeps import Beside
     from orchestrator.report.curve_report import CurveReport
 
 
@@ -319,12 +320,16 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
 
         return draw(self, kind)
 
-    def page(self, videos: Sequence[RolloutVideo]) -> str:
-        """Return the report as one HTML page with these rollout videos."""
+    def page(self, videos: Sequence[RolloutVideo], beside: "Beside | None" = None) -> str:
+        """Return the report as one HTML page with these rollout videos. beside: what the curve has from
+        several sweeps or from published results.
+        """
         from orchestrator.report.html import page
+        from orchestrator.report.scene_grid import scene_grid
 
         surface = self.draw("png") if self.surface else b""
-        return page(self.report(), videos, self.sweep_file, surface=surface)
+        report, scenes = self.report(), scene_grid(self)
+        return page(report, videos, self.sweep_file, surface=surface, scenes=scenes, beside=beside)
 
 
 def curve_from_mlflow(

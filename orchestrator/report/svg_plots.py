@@ -5,7 +5,9 @@ Lengths are SVG user units, which are pixels where a figure is shown at its own 
 Pure.
 """
 
+import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard, TypeVar
@@ -38,6 +40,10 @@ TONES, SHAPES, DASHES = (
 )
 BASELINE_SHAPES, BASELINE_DASHES = ("square", "hexagon"), ("5 4", "1 4")
 LABEL_GAP, NUDGE = 13.0, 5.0
+CHARACTER, CALLOUT_LINE, CALLOUT_PAD, CALLOUT_GAP = 7.0, 16.0, 8.0, 12.0
+"""Width of a character at most, height of a line, padding, and distance from the marker (px)."""
+SEED_SPREAD = 8.0
+"""Width over which the replicates of a point are spread, so that equal rates stay visible (px)."""
 LABELLED = 92.0  # distance of two demo counts below which denominators would overlap the neighbouring points
 
 
@@ -59,11 +65,13 @@ class Marker:
     low: float
     high: float
     words: str
-    """Tooltip of the marker."""
+    """What it shows, and after the last colon its value: label while it is hovered or focused."""
     text: str = ""
     text_x: float = 0.0
     text_y: float = 0.0
     anchor: str = "start"
+    row: str = ""
+    """Id of the table row with its numbers, to which it links; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Trace:
     path: str
     band: str = ""
     replicates: tuple[str, ...] = ()
+    seeds: tuple[Marker, ...] = ()
+    """Replicates of the points, without intervals."""
     drop: float | None = None
     """x coordinate at which the line reaches the figure's target; None if it does not."""
 
@@ -93,6 +103,17 @@ class Frame:
     def bottom(self) -> float:
         """Ordinate of the plot area's lower edge (px)."""
         return self.height - 46
+
+
+@dataclass(frozen=True)
+class Callout:
+    """Box with a marker's words, beside the marker and within the drawing."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,22 @@ class Plot:
     """Whether denominators stand next to the points."""
     references: tuple[Reference, ...] = ()
     """Horizontal lines that anchor the scale."""
+
+    @property
+    def linked(self) -> bool:
+        """Whether its markers link to rows of a table."""
+        return any(dot.row for trace in self.traces for dot in trace.dots)
+
+    def callout(self, marker: Marker) -> Callout:
+        """Return the label of a hovered or focused marker: above it, or below if there is no room."""
+        most = int((self.frame.width - 2 * CALLOUT_PAD - 8) / CHARACTER)
+        name, _, value = marker.words.rpartition(": ")
+        lines = (*textwrap.wrap(name, most), value)
+        width = max(map(len, lines)) * CHARACTER + 2 * CALLOUT_PAD
+        height = len(lines) * CALLOUT_LINE + CALLOUT_PAD
+        above = marker.y - height - CALLOUT_GAP
+        x = min(max(marker.x - width / 2, 2.0), self.frame.width - width - 2)
+        return Callout(x, above if above >= 0 else marker.y + CALLOUT_GAP, width, height, lines)
 
 
 def styles(lines: Sequence[Series]) -> dict[Series, Style]:
@@ -163,6 +200,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
     x, y = log_scale(counts, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
     target = None if task else target_rate(report.lines)
     traces = []
+    rows = _rows(report)
     for index, line in enumerate(report.lines):
         nudge = _nudge(index, len(looks))
         dots, edges = [], list[tuple[float, float, float] | None]()
@@ -177,26 +215,33 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
             words = (
                 f"{line.label}, {point.demo_count} demos: {denominator} = {rate:.2f} [{low:.2f}, {high:.2f}]"
             )
-            dots.append(Marker(place, y(rate), y(low), y(high), words, denominator if labelled else ""))
+            row = "" if task else rows[line.series, point.demo_count]
+            dots.append(
+                Marker(place, y(rate), y(low), y(high), words, denominator if labelled else "", row=row)
+            )
             if not task:
                 edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
         arms = [] if task else [arm for arm in _of(report.arms, line.series) if arm.episodes]
-        seeds = sorted({arm.seed for arm in arms})
         replicates = [
-            polyline(
-                (x(arm.demo_count) + nudge, y(arm.successes / arm.episodes))
-                for arm in arms
-                if arm.seed == seed
+            Replicate(
+                arm.seed,
+                x(arm.demo_count) + nudge,
+                y(arm.successes / arm.episodes),
+                f"{line.label}, {arm.demo_count} demos, seed {arm.seed}: {arm.successes}/{arm.episodes} ="
+                f" {arm.successes / arm.episodes:.2f}",
+                f"arm-{report.arms.index(arm) + 1}",
             )
-            for seed in (seeds if len(seeds) > 1 else ())
+            for arm in arms
         ]
+        paths, seeds = spread_replicates(replicates)
         traces.append(
             Trace(
                 looks[line.series],
                 tuple(dots),
                 polyline((d.x, d.y) for d in dots),
                 area(edges),
-                tuple(replicates),
+                paths,
+                seeds,
                 _drop(line, target, x),
             )
         )
@@ -226,6 +271,34 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
     )
 
 
+@dataclass(frozen=True)
+class Replicate:
+    """A point's value in one training run."""
+
+    seed: int
+    x: float
+    """Abscissa of the point (px)."""
+    y: float
+    words: str
+    row: str
+    """Id of the table row of its arm; empty for none."""
+
+
+def spread_replicates(replicates: Sequence[Replicate]) -> tuple[tuple[str, ...], tuple[Marker, ...]]:
+    """Return the thin line of every seed and the small markers of a line's replicates, seeds side by side;
+    nothing of a single seed.
+    """
+    seeds = sorted({one.seed for one in replicates})
+    if len(seeds) < 2:
+        return (), ()
+    beside = {seed: (place / (len(seeds) - 1) - 0.5) * SEED_SPREAD for place, seed in enumerate(seeds)}
+    dots = [(one.seed, one.x + beside[one.seed], one) for one in replicates]
+    return (
+        tuple(polyline((x, one.y) for own, x, one in dots if own == seed) for seed in seeds),
+        tuple(Marker(x, one.y, one.y, one.y, one.words, row=one.row) for _, x, one in dots),
+    )
+
+
 def label_styles(traces: Sequence[LabelTrace]) -> list[Style]:
     """Return the style of every line of `label_plot`: lines that differ in the group of tasks alone share
     tone and shape; those of unlabelled tasks are dashed.
@@ -247,6 +320,7 @@ def label_plot(report: LabelReport, name: str, width: float, height: float) -> P
     room = 16.0 + NUDGE * len(report.traces)
     x, y = log_scale(places, frame.left + room, frame.right - room), unit_scale(frame.bottom, frame.top)
     traces = []
+    rows = itertools.count(1)  # as the page numbers the rows of the table
     for index, (trace, style) in enumerate(zip(report.traces, label_styles(report.traces), strict=True)):
         dots, edges = [], list[tuple[float, float, float] | None]()
         for own in trace.points:
@@ -256,7 +330,8 @@ def label_plot(report: LabelReport, name: str, width: float, height: float) -> P
                 f"{trace.label}, {own.labelled} labelled tasks, {point.demo_count} demos:"
                 f" {point.successes}/{point.episodes} = {point.success_rate:.2f} [{low:.2f}, {high:.2f}]"
             )
-            dots.append(Marker(place, y(point.success_rate), y(low), y(high), words))
+            row = f"label-{next(rows)}"
+            dots.append(Marker(place, y(point.success_rate), y(low), y(high), words, row=row))
             edges.append((place, y(point.band.low), y(point.band.high)) if point.band else None)
         path = polyline((dot.x, dot.y) for dot in dots)
         traces.append(Trace(style, tuple(dots), path, area(edges)))
@@ -298,7 +373,7 @@ def cost_plot(report: CurveReport, name: str, width: float, height: float) -> Pl
     x, ticks, scale = measure([spent for _, spent in known], frame.left + 16, frame.right - 20)
     y = unit_scale(frame.bottom, frame.top)
     traces, words = [], []
-    looks = _styles(report)
+    looks, rows = _styles(report), _rows(report)
     for line in report.lines:
         dots = []
         for point, spent in known:
@@ -307,9 +382,9 @@ def cost_plot(report: CurveReport, name: str, width: float, height: float) -> Pl
             place, rate = x(spent), point.success_rate
             said = f"{line.label}, {point.demo_count} demos: {rate:.2f} for {spent:.3g} {unit}"
             low, high = map(y, point.interval)
-            dots.append(
-                Marker(place, y(rate), low, high, said, f"{point.demo_count}", place + 8, y(rate) + 14)
-            )
+            label = f"{point.demo_count}", place + 8, y(rate) + 14
+            row = rows[line.series, point.demo_count]
+            dots.append(Marker(place, y(rate), low, high, said, *label, row=row))
             words.append(said)
         traces.append(Trace(looks[line.series], tuple(dots), polyline((dot.x, dot.y) for dot in dots)))
     x_label = f"{unit}{scale}; beside the points: demos"
@@ -346,7 +421,13 @@ def distance_plot(report: CurveReport, name: str, width: float, height: float) -
     traces = []
     for series, style in _styles(report).items():
         dots = [
-            Marker(x(distance), y(rate), y(rate), y(rate), f"{point.arm}, step {point.step}")
+            Marker(
+                x(distance),
+                y(rate),
+                y(rate),
+                y(rate),
+                f"{point.arm}, step {point.step}: success {rate:.2f}, distance {distance:.3g}",
+            )
             for point, distance, rate in points
             if series_of.get(point.arm) == series
         ]
@@ -377,7 +458,7 @@ def outcomes_plot(report: CurveReport, name: str, width: float, height: float) -
         # reproducible.
         places = [rows[result] + ((index * 0.618034) % 1 - 0.5) * tall * 0.36 for index in range(len(mine))]
         dots = tuple(
-            Marker(x(e.distance), at, at, at, f"{e.episode}, {e.arm}")
+            Marker(x(e.distance), at, at, at, f"{e.episode}, {e.arm}: {result}, distance {e.distance:.3g}")
             for e, at in zip(mine, places, strict=True)
         )
         median = mine[len(mine) // 2].distance if mine else None
@@ -446,6 +527,12 @@ _T = TypeVar("_T", bound=_OnLine)
 def _of(rows: Sequence[_T], series: Series) -> list[_T]:
     """Return the rows of a line, by demo count."""
     return sorted((row for row in rows if row.series == series), key=lambda row: row.demo_count)
+
+
+def _rows(report: CurveReport) -> dict[tuple[Series, int], str]:
+    """Return the id of the row of every point in the page's table of points."""
+    points = enumerate(report.points, 1)
+    return {(own.point.series, own.point.demo_count): f"point-{number}" for number, own in points}
 
 
 def _styles(report: CurveReport) -> dict[Series, Style]:

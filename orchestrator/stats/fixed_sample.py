@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # imports `scipy.stats`, which takes a second, where it is first used
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 from scipy.optimize import brentq
-from scipy.special import bdtr, bdtrc, betaincinv
-from scipy.stats import binom, binomtest
+from scipy.special import bdtr, bdtrc, bdtrik, betaincinv
 
 LEVEL = 0.05
 """Significance level of every verdict."""
@@ -64,7 +63,11 @@ def _blaker_low(successes: int, episodes: int, missed: float) -> float:
         return float(bdtr(q, episodes, rate)) if q >= 0 else 0.0
 
     first = float(betaincinv(successes, episodes - successes + 1, missed / 2))
-    q = float(binom.ppf(missed / 2, episodes, first))
+    q = float(np.ceil(bdtrik(missed / 2, episodes, first)))
+    while lower(q, first) < missed / 2:  # the inverse is continuous, and rounded
+        q += 1
+    while lower(q - 1, first) >= missed / 2:
+        q -= 1
     grows = brentq(lambda rate: lower(q, rate) - upper(rate), first, 1.0, xtol=_ROUNDING / 10)
     if upper(grows) + lower(q - 1, grows) <= missed:
         return max(0.0, float(grows) - _ROUNDING)
@@ -81,7 +84,7 @@ def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> 
     if episodes == 0:
         return Interval(0.0, 1.0)
     # the observed rate: its p-value is not needed and takes no search
-    tested = binomtest(successes, episodes, successes / episodes)
+    tested = scipy.stats.binomtest(successes, episodes, successes / episodes)
     interval = tested.proportion_ci(confidence, method="exact")
     return Interval(float(interval.low), float(interval.high))
 
@@ -93,7 +96,7 @@ def best_of_bias(policies: int, episodes: int, success_rate: float) -> float:
     Exact, from the distribution of the largest of independent binomial counts; on common episodes the bias is
     smaller.
     """
-    at_most = binom.cdf(np.arange(episodes), episodes, success_rate) ** policies
+    at_most = scipy.stats.binom.cdf(np.arange(episodes), episodes, success_rate) ** policies
     return float((1 - at_most).sum() / episodes - success_rate)
 
 
@@ -109,7 +112,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     if len(values) < 2:
         return Interval(-np.inf, np.inf)
     sample = np.asarray(values, float)
-    half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1))
     half /= float(np.sqrt(len(sample)))
     return Interval(float(sample.mean()) - half, float(sample.mean()) + half)
 
@@ -142,7 +145,7 @@ def paired_means(first: Mapping[str, float], second: Mapping[str, float]) -> Pai
         p_value = 1.0 if apart[0] == 0 else 0.0
     else:
         t = float(apart.mean()) / (spread / float(np.sqrt(len(apart))))
-        p_value = float(2 * scipy_stats.t.sf(abs(t), len(apart) - 1))
+        p_value = float(2 * scipy.stats.t.sf(abs(t), len(apart) - 1))
     return PairedMeans(len(common), float(apart.mean()), int((apart < 0).sum()), p_value)
 
 
@@ -180,7 +183,7 @@ def paired_comparison(first: Mapping[str, bool], second: Mapping[str, bool]) -> 
     only_first = sum(first[i] and not second[i] for i in common)
     only_second = sum(second[i] and not first[i] for i in common)
     discordant = only_first + only_second
-    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    p_value = float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return PairedComparison(len(common), only_first, only_second, p_value)
 
 
@@ -192,7 +195,7 @@ def unpaired_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
     conservative.
     """
     table = [[successes, episodes - successes] for successes, episodes in (first, second)]
-    return float(scipy_stats.fisher_exact(table).pvalue)
+    return float(scipy.stats.fisher_exact(table).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -226,10 +229,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float =
     """
     if len(x) < 5 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    rho = float(scipy_stats.spearmanr(x, y).statistic)
+    rho = float(scipy.stats.spearmanr(x, y).statistic)
     if abs(rho) > 1 - 1e-12:
         return Correlation(rho, Interval(rho, rho), len(x))
-    half = scipy_stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
     low, high = np.tanh(np.arctanh(rho) + np.array([-half, half]))
     return Correlation(rho, Interval(float(low), float(high)), len(x))
 
@@ -292,7 +295,7 @@ def _trainings(
     tails = np.empty_like(normal)
     uniform = rng.random(draws)  # shared by all cells, so that a draw from the tails is one in every cell
     for own in np.unique(freedom):
-        tails[:, freedom == own] = np.sqrt(own / scipy_stats.chi2.ppf(uniform, own))[:, None]
+        tails[:, freedom == own] = np.sqrt(own / scipy.stats.chi2.ppf(uniform, own))[:, None]
     return np.asarray(normal * tails, float)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # imports `scipy.stats` where it is first used
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
 from orchestrator.stats.fixed_sample import Interval
 
@@ -43,7 +43,7 @@ def selection_bias(
     (first, variance, scenes), (second, other, others) = _block(chosen_on), _block(reported)
     if min(scenes, others) < 2:
         return SelectionBias(first, second, Interval(-1.0, 1.0))
-    half = float(scipy_stats.t.ppf(0.975, min(scenes, others) - 1)) * float(np.sqrt(variance + other))
+    half = float(scipy.stats.t.ppf(0.975, min(scenes, others) - 1)) * float(np.sqrt(variance + other))
     apart = first - second
     return SelectionBias(first, second, Interval(max(-1.0, apart - half), min(1.0, apart + half)))
 

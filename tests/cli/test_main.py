@@ -12,10 +12,13 @@ from click.testing import CliRunner
 from conftest import CHECKOUT, run
 from PIL import Image
 
-from imported_packages import HEAVY, imported_packages
+from imported_packages import HEAVY, imported_modules, imported_packages
 from orchestrator.cli.main import main
 from orchestrator.cli.submit_commands import JOBS
 from orchestrator.cli.terminal import graceful_interrupt
+from orchestrator.sweep.state import SweepState
+from orchestrator.testing.episodes import make_episode_store
+from reporting_sweep import make_sweep
 from sim_workers.rollout.suite import VARIANTS
 
 
@@ -28,6 +31,19 @@ def test_help_and_plan_import_no_heavy_package(command: list[str]) -> None:
     done = run("-X", "importtime", "-m", "orchestrator", *command)
     assert not imported_packages(done) & HEAVY
     assert "click" in imported_packages(done)
+    if command == ["--help"]:  # each of these takes a tenth of a second or more
+        assert not imported_packages(done) & {"scipy", "pyarrow", "pydantic", "pandas", "av", "yaml"}
+
+
+def test_status_imports_no_package_that_takes_a_second(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, make_episode_store(tmp_path / "lift", 8), "", arms=4)
+    SweepState.open(sweep, pin=True)
+    done = run(
+        "-X", "importtime", "-m", "orchestrator", "status", sweep.name, "--once", "--storage", str(tmp_path)
+    )
+    assert "demos-2_ratio-0_seed-1" in done.stdout
+    assert not imported_packages(done) & (HEAVY | {"pandas", "zarr", "h5py", "matplotlib", "boto3"})
+    assert "scipy.stats" not in imported_modules(done)
 
 
 @pytest.mark.parametrize("command", main.commands)

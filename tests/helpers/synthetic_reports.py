@@ -17,6 +17,7 @@ from orchestrator.report.curve_report import (
     VideoReport,
 )
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, TaskScore
+from orchestrator.report.scene_grid import GridArm, SceneGrid, TaskScenes
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Correlation, Interval, PairedComparison, blaker
 from orchestrator.stats.sample_efficiency import Estimate
@@ -24,6 +25,8 @@ from orchestrator.tracking.rollout_videos import RolloutVideo
 
 COUNTS, SEEDS, TASKS, EPISODES = (10, 30, 100, 300), (0, 1, 2), ("Lift", "PickPlaceCan"), 25
 DEMOS_ONLY, MIXED = Series("video_action", 0.0), Series("video_action", 1.0)
+FILMED = "demos-100_ratio-1_seed-0"
+"""Arm with films."""
 BASELINE = Series("diffusion_policy", 0.0)
 RATES = {
     DEMOS_ONLY: (0.22, 0.47, 0.71, 0.86),
@@ -179,12 +182,36 @@ def bare() -> CurveReport:
     )
 
 
+def scenes(report: CurveReport, episodes: int = EPISODES) -> SceneGrid:
+    """Results of the report's arms on `episodes` scenes of each task; where films are, as in `films`."""
+    arms = tuple(GridArm(arm.series, arm.arm, arm.demo_count, arm.seed) for arm in report.arms)
+    tasks = []
+    for task in TASKS:
+        ids = [f"{task}-{1_000_000 + place}-0" for place in range(episodes)]
+        filmed = {ids[10]: True, ids[11]: False}
+        results = []
+        for number, arm in enumerate(report.arms):
+            wins = arm.successes / arm.episodes * episodes
+            own = [(place * 7 + 3 * number * (place % 4)) % episodes < wins for place in range(episodes)]
+            kept = filmed if arm.arm == FILMED else {}
+            results.append(tuple(kept.get(episode, result) for episode, result in zip(ids, own, strict=True)))
+        won = [sum(column) for column in zip(*results, strict=True)]
+        order = sorted(range(episodes), key=lambda place: (-won[place], place))
+        tasks.append(
+            TaskScenes(
+                task,
+                tuple(ids[place] for place in order),
+                tuple(tuple(row[place] for place in order) for row in results),
+            )
+        )
+    return SceneGrid(arms, tuple(tasks))
+
+
 def films(mp4: bytes) -> list[RolloutVideo]:
     """A success and a failure of both tasks."""
-    arm = "demos-100_ratio-1_seed-0"
     return [
         {
-            "arm": arm,
+            "arm": FILMED,
             "episode": f"{task}-100001{n}-0",
             "result": result,
             "caption": f"{task}: 100 demos + 1 action-free per demo, seed 0",

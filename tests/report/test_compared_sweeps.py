@@ -1,6 +1,7 @@
 """Sweeps side by side, and a sweep next to published results."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,8 @@ def test_compare_command_reads_sweeps_from_mlflow_and_refuses_another_protocol(
     def compare(*arguments: str) -> Any:
         return CliRunner().invoke(main, ["compare", *arguments, "--storage", str(published)])
 
-    told = compare("first", "second", "--json", "--save", str(tmp_path / "both.png"))
+    page = tmp_path / "pages" / "both.html"
+    told = compare("first", "second", "--json", "--save", str(tmp_path / "both.png"), "--html", str(page))
     assert told.exit_code == 0, told.output
     report = json.loads(told.stdout)
     assert [(p["policy"], p["demo_count"], p["successes"]) for p in report["points"]] == [
@@ -216,6 +218,10 @@ def test_compare_command_reads_sweeps_from_mlflow_and_refuses_another_protocol(
     across = [one for one in report["comparisons"] if one["first_policy"] != one["second_policy"]]
     assert [(one["episodes"], one["only_first"]) for one in across] == [(8, 4), (8, 4)]
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    text = page.read_text(encoding="utf-8")
+    assert "first, second: scored by one protocol" in text
+    assert "Their sweep files say the same" in text
+    assert len(re.findall(r'<path class="won" d="M', text)) == 8  # arms, each with successes
     refused = compare("first", "short")
     assert refused.exit_code == 2
     assert "first and short cannot be compared, suite.horizon: 50 / 40" in refused.output

@@ -8,51 +8,13 @@ import numpy as np
 import pytest
 
 from orchestrator.config.arms import Arm
-from orchestrator.cost import Cost
-from orchestrator.data.action_error import ActionError
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.stats.fixed_sample import mean_interval, paired_means
-from orchestrator.tracking.mlflow_reader import MeasuredArm
-
-EPISODES = 16
-
-
-def arm_of(demos: int, ratio: float, seed: int, kind: str = "video_action", off: float = 0.0) -> MeasuredArm:
-    """Return an arm whose error falls with demos, on episodes of two tasks that differ in difficulty."""
-    errors = []
-    for number in range(EPISODES):
-        rng = np.random.default_rng([number, demos, seed])
-        error = 0.3 + 2 / demos + 0.02 * number + 0.05 * seed + off + 0.02 * rng.normal()
-        errors.append(
-            ActionError(
-                f"e{number:02d}",
-                ("pick", "place")[number % 2],
-                40,
-                10,
-                error,
-                (error, None, error),
-                0.8,
-                loss=error / 2,
-            )
-        )
-    return MeasuredArm(
-        Arm(demos, ratio, seed, kind),  # type: ignore[arg-type]
-        "protocol",
-        100,
-        tuple(errors),
-        Cost(train_cpu_s=3600),
-    )
-
-
-def curve() -> HeldOutCurve:
-    arms = [arm_of(demos, ratio, seed) for demos in (5, 20) for ratio in (0.0, 1.0) for seed in (0, 1, 2)]
-    arms += [arm_of(demos, 0.0, seed, "diffusion_policy", 0.1) for demos in (5, 20) for seed in (0, 1, 2)]
-    sweep = {"train": {"steps": 100}, "policy": {"preset": "tiny"}, "prices": {"cpu_hour": 2.0}}
-    return HeldOutCurve("drawer", tuple(arms), sweep, {"demoscale.data": "0f"}, ("x", "y", "grip"))
+from synthetic_errors import EPISODES, arm_of, held_out
 
 
 def test_points_average_episodes_and_seeds_with_two_kinds_of_intervals() -> None:
-    made = curve()
+    made = held_out()
     assert [(point.policy, point.demo_count, point.action_free_ratio) for point in made.points] == [
         (policy, demos, ratio)
         for policy, ratio in (("video_action", 0.0), ("video_action", 1.0), ("diffusion_policy", 0.0))
@@ -72,7 +34,7 @@ def test_points_average_episodes_and_seeds_with_two_kinds_of_intervals() -> None
 
 
 def test_comparisons_are_paired_by_episode_and_corrected() -> None:
-    made = curve()
+    made = held_out()
     more, *_ = made.comparisons
     assert (more.first, more.second) == ("20 demos", "5 demos")
     assert more.result.difference == pytest.approx(-0.3, abs=0.02)
@@ -100,7 +62,7 @@ def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
         "By action error, an action-free ratio of 1 is worth 2 times the demos of"
     )
     assert made.data_equivalence(made.lines[0]) is None
-    same = curve()
+    same = held_out()
     assert same.answer()[0].startswith(
         "No evidence that an action-free ratio of 1 replaces demos, by action error"
     )
@@ -109,7 +71,7 @@ def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_held_out_curve_of_fewer_than_three_seeds_says_nothing_about_recipes(seeds: int) -> None:
-    made = HeldOutCurve("few", tuple(one for one in curve().arms if one.arm.seed < seeds))
+    made = HeldOutCurve("few", tuple(one for one in held_out().arms if one.arm.seed < seeds))
     headline, more = made.answer()[:2]
     assert headline.startswith("These trained policies differ: 20 demos against 5 demos")
     assert "nothing about its recipe" in more
@@ -165,7 +127,7 @@ class _Balanced(HTMLParser):
 
 
 def test_page_and_figures_say_what_was_measured() -> None:
-    made = curve()
+    made = held_out()
     page, parser = made.page(), _Balanced()
     parser.feed(page)
     assert (parser.open, parser.scripts) == ([], 0)
@@ -181,7 +143,7 @@ def test_page_and_figures_say_what_was_measured() -> None:
         assert made.draw(kind).startswith(head)
 
 
-def test_arms_of_two_protocols_are_not_on_one_curve() -> None:
+def test_arms_of_two_protocols_are_not_on_one_held_out() -> None:
     first, second = arm_of(5, 0, 0), replace(arm_of(20, 0, 0), protocol="another")
     with pytest.raises(ValueError, match="different protocols"):
         HeldOutCurve("mixed", (first, second))

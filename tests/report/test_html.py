@@ -1,10 +1,16 @@
 """A curve's page in a real browser: on a laptop, a phone and paper, in the light and the dark scheme."""
 
+import base64
 import copy
+import csv
+import io
 import itertools
+import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +20,29 @@ from markupsafe import escape
 import synthetic_insights
 import synthetic_reports
 from browser import MISSING, Tab, browsing, chromium
+from orchestrator.report.compared_sweeps import Beside, FieldDifference
 from orchestrator.report.curve_report import CurveReport
+from orchestrator.report.curve_types import Series
+from orchestrator.report.downloads import MOST_BYTES, downloads
 from orchestrator.report.html import page
+from orchestrator.report.published import PublishedResult
 from sim_workers.rollout.rollout_video import mp4
 from synthetic_curves import several, with_a_baseline
+from synthetic_errors import held_out
 
 HOSTILE = (
     """<script>window.broken = 1</script>"><img src=x onerror="window.broken=1">'{{ 7*7 }}</style></pre>"""
 )
 SWEEP = "name: lift-and-can\nmlflow: https://reader:hunter2@mlflow.example.org\n"
+
+
+BESIDE = Beside(
+    ("lift-video", "lift-no-noise"),
+    (FieldDifference("train.steps", (100, None)), FieldDifference("policy.preset", ("tiny", "svd-256"))),
+    (PublishedResult(name="Video Policy", source="arXiv:2508.00795, table 1", successes=63, episodes=100),),
+    ("Published results are of other scenes and seeds: compare rates with care, not episodes.",),
+)
+"""What two sweeps differ in, and a published result."""
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +54,29 @@ def film() -> bytes:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
+    rich = synthetic_reports.rich()
     texts = {
-        "rich": page(synthetic_reports.rich(), synthetic_reports.films(film), SWEEP),
+        "rich": page(rich, synthetic_reports.films(film), SWEEP, scenes=synthetic_reports.scenes(rich)),
         "bare": page(synthetic_reports.bare(), [], ""),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture(scope="module")
+def all_pages(pages: dict[str, Path]) -> dict[str, Path]:
+    """Return these pages and those of held-out episodes, of several sweeps with many scenes, and of many lines."""
+    rich = synthetic_reports.rich()
+    texts = {
+        "held out": held_out().page(),
+        "compared": page(rich, [], SWEEP, scenes=synthetic_reports.scenes(rich, 500), beside=BESIDE),
+        "five lines": page(five_lines(), [], SWEEP),
+    }
+    folder = pages["rich"].parent
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return pages | {name: folder / f"{name}.html" for name in texts}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +178,7 @@ def test_page_is_no_wider_than_the_window_except_scrolling_tables(
     tab.open(path, width, 740)
     assert tab.ask("innerWidth") == width
     assert tab.ask("document.documentElement.scrollWidth") <= width
-    wide = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll table, .scroll pre, .unseen') && e.getClientRects().length
+    wide = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll table, .scroll pre, .scroll .scenes, .unseen') && e.getClientRects().length
               && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 200))"""
     assert tab.ask(wide) == []
     if (kind, width) == ("rich", 360):
@@ -215,7 +251,7 @@ def test_page_is_accessible_to_screen_reader_and_keyboard(
         )
         == 0
     )
-    silent = """[...document.querySelectorAll('svg')].filter(e => e.getAttribute('aria-hidden') != 'true' && !(e.getAttribute('role') == 'img'
+    silent = """[...document.querySelectorAll('svg')].filter(e => e.getAttribute('aria-hidden') != 'true' && !(['img', 'group'].includes(e.getAttribute('role'))
         && e.querySelector(':scope > title').textContent && e.querySelector(':scope > desc').textContent)).length"""
     assert tab.ask(silent) == 0
     assert (
@@ -259,7 +295,8 @@ def test_page_films_play_from_embedded_data(tab: Tab, pages: dict[str, Path]) ->
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_in_print_is_white_with_films_as_pictures(tab: Tab, pages: dict[str, Path], scheme: str) -> None:
     tab.open(pages["rich"], 688, 1000, scheme)
-    assert tab.pdf().startswith(b"%PDF")
+    tab.ask("location.hash = 'whole'")
+    assert sheets(tab.pdf()) > 1
     tab.send(
         "Emulation.setEmulatedMedia",
         media="print",
@@ -283,6 +320,77 @@ def test_page_in_print_is_white_with_films_as_pictures(tab: Tab, pages: dict[str
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("kind", ["rich", "bare", "held out", "compared", "five lines"])
+def test_page_prints_answer_curve_and_table_on_one_sheet(
+    tab: Tab, all_pages: dict[str, Path], kind: str
+) -> None:
+    tab.open(all_pages[kind], 1280)
+    assert sheets(tab.pdf()) == 1
+    tab.send("Emulation.setEmulatedMedia", media="print")
+    printed = "e => e.getClientRects().length > 0"
+    assert tab.ask(f"[...document.querySelectorAll('h1, main .plot')].filter({printed}).length") >= 2
+    assert tab.ask(f"[...document.querySelectorAll('main table')].filter({printed}).length") >= 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_shows_a_value_where_the_pointer_or_the_keyboard_is(
+    tab: Tab, pages: dict[str, Path], width: int
+) -> None:
+    """A point answers with its numbers, links to its row, and the label lies within the window."""
+    tab.open(pages["rich"], width, 900)
+    shown = """[...document.querySelectorAll('.callout')].filter(e => e.getClientRects().length
+        && getComputedStyle(e).visibility == 'visible').map(e => [e.getBoundingClientRect().left, e.getBoundingClientRect().right,
+        [...e.querySelectorAll('text')].map(t => t.textContent).join(' | ')])"""
+    assert tab.ask(shown) == []
+    hit = "[...document.querySelectorAll('a[href=\"#point-4\"] .hit')].filter(e => e.getClientRects().length)[0].getBoundingClientRect()"
+    x, y = tab.ask(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({hit})")
+    tab.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    ((left, right, words),) = tab.ask(shown)
+    point = synthetic_reports.rich().points[3].point
+    assert words.startswith(f"demos only, 300 demos | {point.successes}/{point.episodes} = ")
+    assert 0 <= left < right <= width
+    tab.send("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    for kind_of_event in ("rawKeyDown", "keyUp"):
+        tab.send("Input.dispatchKeyEvent", type=kind_of_event, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    assert [words for *_, words in tab.ask(shown)] == [f"demos only, 10 demos | {_value(0)}"]
+    tab.send(
+        "Input.dispatchKeyEvent",
+        type="keyDown",
+        key="Enter",
+        code="Enter",
+        text="\r",
+        windowsVirtualKeyCode=13,
+    )
+    assert tab.ask("location.hash") == "#point-1"
+    assert tab.ask("document.querySelector('#point-1 td').textContent") == "10"
+
+
+def _value(place: int) -> str:
+    point = synthetic_reports.rich().points[place].point
+    low, high = point.interval
+    return f"{point.successes}/{point.episodes} = {point.success_rate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["rich", "bare", "held out", "compared"])
+def test_page_has_no_violation_that_axe_finds(tab: Tab, all_pages: dict[str, Path], kind: str) -> None:
+    """At 390, 1280 and 1920 px, in the light and the dark scheme, by all rules of axe-core."""
+    engine, found = axe(), []
+    for width, scheme in itertools.product((390, 1280, 1920), ("light", "dark")):
+        tab.open(all_pages[kind], width, 900, scheme)
+        tab.ask(engine)
+        found += [
+            (width, scheme, *violation)
+            for violation in tab.ask(
+                "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.map(v =>"
+                " [v.id, v.help, v.nodes.slice(0, 3).map(n => n.html.slice(0, 200))]))"
+            )
+        ]
+    assert found == []
+
+
+@pytest.mark.browser
 def test_page_escapes_hostile_names(tab: Tab, tmp_path: Path, film: bytes) -> None:
     path = tmp_path / "hostile.html"
     named = [
@@ -301,6 +409,29 @@ def test_page_escapes_hostile_names(tab: Tab, tmp_path: Path, film: bytes) -> No
 
 
 # -- its text
+
+
+def test_page_carries_its_numbers_and_episodes_as_files_without_secrets() -> None:
+    report = synthetic_reports.rich()
+    grid = synthetic_reports.scenes(report)
+    text = page(report, [], SWEEP, scenes=grid)
+    files = {
+        name: base64.b64decode(data).decode()
+        for data, name in re.findall(r'href="data:[a-z/]+;base64,([^"]*)" download="([^"]+)"', text)
+    }
+    assert list(files) == ["lift-and-can.json", "lift-and-can-episodes.csv", "lift-and-can.yaml"]
+    assert json.loads(files["lift-and-can.json"])["points"] == report.to_json()["points"]
+    assert "hunter2" not in "".join(files.values())
+    rows = list(csv.DictReader(io.StringIO(files["lift-and-can-episodes.csv"])))
+    assert len(rows) == 2 * synthetic_reports.EPISODES
+    wins = sum(int(row[report.arms[0].arm]) for row in rows)
+    assert wins == sum(task.counts(0)[0] for task in grid.tasks)
+
+
+def test_page_names_a_file_that_is_too_large_to_carry() -> None:
+    (numbers, episodes) = downloads("a/b", {}, {"episodes": "x" * MOST_BYTES}, "")
+    assert (numbers.name, bool(numbers.uri), bool(episodes.uri)) == ("a-b.json", True, False)
+    assert episodes.kilobytes == 3000
 
 
 def test_page_shows_every_count_with_denominator_and_interval(pages: dict[str, Path]) -> None:
@@ -322,6 +453,13 @@ def test_page_of_a_bare_curve_names_what_is_missing(pages: dict[str, Path]) -> N
         assert sentence in text
     assert "Success against cost" not in text
     assert not re.search(r">\s*(None|nan|inf|Undefined)\s*<", text)
+
+
+def test_page_of_lines_with_other_demo_counts_shows_a_dash() -> None:
+    report = synthetic_reports.rich()
+    text = page(replace(report, points=report.points[:-1]), [], "")
+    counts = text[text.index("Successes out of episodes, by demos") :].partition("</table>")[0]
+    assert counts.count('<td class="number">–</td>') == 1  # noqa: RUF001
 
 
 def test_page_shows_a_dash_for_a_missing_measure() -> None:
@@ -374,6 +512,36 @@ def test_page_is_a_pure_function_of_its_data(film: bytes) -> None:
         synthetic_reports.rich(), synthetic_reports.films(film), SWEEP
     )
     assert data == before
+
+
+def five_lines() -> CurveReport:
+    """Return a curve of five policies with long names, six demo counts each, and an answer of nine sentences."""
+    report = synthetic_reports.rich()
+    points, lines = [], []
+    for number in range(5):
+        series = Series(f"policy_number_{number}_of_another_library", 0.0)
+        lines.append(replace(report.lines[0], series=series, label=series.policy))
+        for place, demos in enumerate((5, 10, 30, 100, 300, 1000)):
+            own = report.points[(number + place) % 12]
+            point = replace(own.point, policy=series.policy, demo_count=demos, action_free_ratio=0.0)
+            points.append(replace(own, point=point))
+    answer = tuple(f"{number}: {report.answer[0]} {report.answer[1]}" for number in range(9))
+    return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=())
+
+
+def axe() -> str:
+    """Return the script of axe-core, from the package that `make browser` installs."""
+    found = find_spec("axe_playwright_python")
+    if not found and "CI" not in os.environ:
+        pytest.skip("axe-core is not installed here; `make browser` installs it")
+    assert found
+    assert found.origin
+    return (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+def sheets(pdf: bytes) -> int:
+    """Return the number of pages of a PDF by Chromium, which writes their objects uncompressed."""
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
 def luminance(colour: str) -> float:
