@@ -67,8 +67,8 @@ class Arms:
     def of(
         cls, demos: Sequence[float], ratios: Sequence[float], outcomes: Sequence[Mapping[str, bool]]
     ) -> "Arms":
-        """Return the scores of arms from the outcomes of their episodes. outcomes: per arm, whether an episode
-        succeeded, by its id, which is the scene's.
+        """Return the scores of arms from the outcomes of their episodes. outcomes: per arm, whether an
+        episode succeeded, by its id, which is the scene's.
         """
         scenes = {
             name: place for place, name in enumerate(sorted({name for one in outcomes for name in one}))

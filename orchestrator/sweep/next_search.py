@@ -19,7 +19,7 @@ from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost
 from orchestrator.report.next_report import ArmCosts, NextArm, describe, unit_of
-from orchestrator.stats.forecast import FEWEST_COUNTS, Arms, Forecast, forecast
+from orchestrator.stats.forecast import DRAWS, FEWEST_COUNTS, Arms, Forecast, forecast
 from orchestrator.stats.next_arm import Candidate, Target, area_between, demos_for, equivalence, proposals
 from orchestrator.sweep.state import SweepState
 
@@ -96,17 +96,19 @@ class NextArmSearch:
         costs: Callable[[], Mapping[str, Cost]],
         say: Callable[[str], None],
         choosing: bool = True,
+        draws: int = DRAWS,
     ) -> None:
         """Read the decisions of earlier runs.
 
         outcomes: reads the score of an arm that was told. costs: of all training runs and scores so far, by
         arm id or that of a shared video model. choosing: False to return the stored decisions only.
+        draws: of the forecasts.
         """
         assert sweep.search.next
         self.exhausted = False
         self._grid = sorted(sweep.possible_arms())
         self._sweep, self._search, self._record, self._say = sweep, sweep.search.next, record, say
-        self._outcomes, self._costs, self._choosing = outcomes, costs, choosing
+        self._outcomes, self._costs, self._choosing, self._draws = outcomes, costs, choosing, draws
         chosen = [Choice.from_json(told) for told in record.choices()]
         self._again = [choice.arm for choice in chosen]
         self._begun = list(self._again)
@@ -197,11 +199,10 @@ class NextArmSearch:
     def _weigh(
         self, results: Mapping[Arm, Outcomes], waiting: Sequence[Arm], left: float
     ) -> Choice | Ended | None:
-        fitted = forecast(_arms(results))
+        fitted = forecast(_arms(results), draws=self._draws)
         if waiting:
-            fitted = forecast(
-                fitted.arms.joined(_expected_scores(fitted, waiting, self._sweep.suite.deciding))
-            )
+            expected = _expected_scores(fitted, waiting, self._sweep.suite.deciding)
+            fitted = forecast(fitted.arms.joined(expected), draws=self._draws)
         (unit, candidates), target = self._candidates(results), self._target()
         ranked = tuple(proposals(fitted, target, candidates))
         found = NextArm(self._sweep.name, target, fitted, unit, ranked, left)

@@ -249,6 +249,9 @@ class SweepRun:
                 self._checkpoints.close()
             if not self.state.held_out:
                 self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+            if self.state.sweep.search.next:
+                decided = {"chosen": self.state.choices(), "ended": self.state.ends()}
+                self._publisher.artifact("choices.json", json.dumps(decided, indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
             self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
             unfinished = [*self._unfinished()]
