@@ -68,7 +68,7 @@ class World:
         average = expit(TABLE[:, None] + spread * NODES) @ WEIGHTS / WEIGHTS.sum()
         wanted = np.clip(self.rates(demos * (1 + ratios) ** self.video), 1e-6, 1 - 1e-6)
         middle = np.interp(wanted, average, TABLE) + self.training_sd * rng.standard_normal(len(demos))
-        return (rng.random((len(demos), SCENES)) < expit(middle[:, None] + scenes)).astype(float)
+        return np.asarray(rng.random((len(demos), SCENES)) < expit(middle[:, None] + scenes), float)
 
 
 def world(rng: np.random.Generator) -> World:

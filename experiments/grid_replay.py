@@ -178,10 +178,10 @@ def main(quick: bool) -> dict[str, object]:
             f"part_{grid.name}": part,
             f"random_{grid.name}": float(np.mean([one for one, _ in random])),
         }
-    held, beyond = sum(one.held for one in tested), [one for one in tested if one.largest]
+    held, largest = sum(one.held for one in tested), [one for one in tested if one.largest]
     print(f"{held} of {len(tested)} left-out counts are inside intervals of {100 * CONFIDENCE:g} %")
-    print(f"of the largest ones {sum(one.held for one in beyond)} of {len(beyond)}")
-    return answer | {"left_out": len(tested), "held": held, "largest_held": sum(one.held for one in beyond)}
+    print(f"of the largest ones {sum(one.held for one in largest)} of {len(largest)}")
+    return answer | {"left_out": len(tested), "held": held, "largest_held": sum(one.held for one in largest)}
 
 
 if __name__ == "__main__":

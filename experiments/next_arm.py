@@ -60,7 +60,7 @@ class Run:
     @property
     def near(self) -> bool:
         """Whether the centre is as near to the grid's as asked."""
-        return abs(np.log(self.centre)) < np.log(1 + NEAR)
+        return bool(abs(np.log(self.centre)) < np.log(1 + NEAR))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ and what would have been forecast without the largest demo count.
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -269,12 +269,18 @@ def _too_few(curve: Curve, lines: Sequence[Series], arms: Arms) -> str:
             " data.demo_count."
         )
     seeds = max((point.seeds for line in lines for point in curve.of_line(line)), default=0)
-    if seeds < FEWEST_SEEDS and not curve.searched:
+    if seeds < FEWEST_SEEDS and not (curve.searched or _chosen_one_by_one(curve)):
         return (
             f"no point has {FEWEST_SEEDS} seeds, so the spread between trainings is unknown and nothing is"
             " forecast; add to seeds."
         )
     return ""
+
+
+def _chosen_one_by_one(curve: Curve) -> bool:
+    """Return whether a next-arm search chose the arms, which spreads seeds over points."""
+    search = curve.sweep.get("search")
+    return isinstance(search, Mapping) and bool(search.get("next"))
 
 
 def _arms(curve: Curve, lines: Sequence[Series]) -> Arms:

@@ -313,7 +313,7 @@ def predicted_each(draws: NDArray[Any], weights: Floats) -> Floats:
     parts = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
     # the sum of all weights may be below 1 by rounding
     places = [np.minimum((shares < part - 1e-9).sum(axis=1), len(draws) - 1) for part in parts]
-    return np.stack([draws[place] for place in places], axis=1).astype(np.float64)
+    return np.asarray(np.stack([draws[place] for place in places], axis=1), np.float64)
 
 
 def scene_sd(outcomes: NDArray[np.float64]) -> float:

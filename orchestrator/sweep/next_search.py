@@ -170,7 +170,10 @@ class NextArmSearch:
         """Return the next arm, or why there is none; None: wait for a score."""
         left = (self._search.budget or math.inf) - self._spent(waiting)
         if left <= 0:
-            return Ended("its budget is spent.")
+            return Ended(
+                f"its budget of {self._search.budget:g} is spent; with a higher search.next.budget the same"
+                " command goes on."
+            )
         low, demos = self._lowest_ratio, self._demos
         alive = {(arm.demo_count, arm.action_free_ratio) for arm in (*results, *waiting)}
         for count in (demos[0], demos[len(demos) // 2], demos[-1]):

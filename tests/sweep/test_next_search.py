@@ -3,27 +3,37 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.record import CheckpointRecord, write_record
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost
-from orchestrator.sweep.next_search import Choice, NextArmSearch
+from orchestrator.sweep.next_search import Choice, NextArmSearch, adopt_trained
+from orchestrator.sweep.state import SweepState
 
 EPISODES = 40
 ARM = Cost(train_cpu_s=1800, sim_cpu_s=1800, episodes=EPISODES)
 """An hour of CPU."""
 
 
-def sweep(budget: float | None = None, **search: Any) -> SweepConfig:
+def sweep(
+    budget: float | None = None,
+    episodes: str = "nowhere",
+    demo_count: tuple[int, ...] = (10, 20, 40, 80),
+    storage: str = "runs",
+    **search: Any,
+) -> SweepConfig:
     return SweepConfig.model_validate(
         {
             "name": "search",
+            "storage": storage,
             "seeds": [0, 1, 2],
-            "data": {"episodes": "nowhere", "demo_count": [10, 20, 40, 80], "action_free_ratio": [0, 1]},
+            "data": {"episodes": episodes, "demo_count": demo_count, "action_free_ratio": [0, 1]},
             "train": {"steps": 100, "checkpoint_every": 100},
             "suite": {"tasks": ["Lift"], "episodes": EPISODES, "horizon": 50},
             "search": {"next": {"target": "demos_for_0.7", "budget": budget, **search}},
@@ -82,7 +92,7 @@ class Lab:
 
     def run(self, most: int = 100) -> list[Arm]:
         """Train and score one arm after another."""
-        arms = []
+        arms = list[Arm]()
         while len(arms) < most and (arm := self.search.next()):
             arms.append(arm)
             self.score(arm)
@@ -156,3 +166,31 @@ def test_search_that_only_retries_chooses_no_arm() -> None:
     assert [again.search.next() for _ in range(5)] == [*first, None]
     assert again.search.exhausted
     assert record.ended == []
+
+
+def test_search_ends_once_its_budget_is_spent_and_goes_on_with_a_higher_one() -> None:
+    record = Record()
+    assert len(Lab(sweep(budget=3), record).run()) == 3
+    more = Lab(sweep(budget=4.5), record)
+    assert len(more.run()) == 4
+    assert record.ended[0] == (
+        "its budget of 3 is spent; with a higher search.next.budget the same command goes on."
+    )
+
+
+def test_arms_trained_by_an_earlier_form_of_the_file_are_the_first_decisions(
+    folder: Path, store: str
+) -> None:
+    """A budget or `ahead` of another value finds the same decisions, another target does not."""
+    asked = sweep(episodes=store, demo_count=(1, 2, 4), storage=str(folder))
+    state, trained = SweepState.open(asked, pin=True), Arm(2, 1.0, 1)
+    record = CheckpointRecord(fingerprint="0", loss=0.1, loss_video=0.1, loss_action=0.1)
+    write_record(state.storage, state.arm_id(trained), 100, record)
+    write_record(state.storage, state.arm_id(Arm(4, 0.0, 0)), 50, record)
+    for _ in range(2):
+        adopt_trained(state)
+    changed = sweep(8.0, store, (1, 2, 4), str(folder), ahead=1)
+    other = sweep(None, store, (1, 2, 4), str(folder), target="area")
+    for config, chosen in ((changed, [trained]), (other, [])):
+        found = SweepState.open(config)
+        assert [Choice.from_json(told).arm for told in found.choices()] == found.proposed() == chosen
