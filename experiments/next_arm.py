@@ -1,6 +1,6 @@
 """Does the next-arm search reach a grid's answer for less?
 
-    python -m experiments.next_arm              28 worlds, some minutes
+    python -m experiments.next_arm              40 worlds, some minutes
     python -m experiments.next_arm --quick      2 worlds
 
 Pure statistics, no simulator; worlds are those of `experiments.forecast`. A grid trains 3 seeds of 4 or 5
@@ -31,7 +31,7 @@ from orchestrator.stats.next_arm import Candidate, demos_for, proposals
 from orchestrator.stats.sample_efficiency import Floats
 
 RATE, WIDER, NEAR = 0.7, 1.25, 0.2
-PART, WORLDS = 0.4, 28
+PART, WORLDS = 0.4, 40
 RATIOS = (0.0, 1.0)
 DRAWS = 1000
 """Of the forecasts while a search goes on; those of the grid and of the end have twice as many."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.checkpoints.record import CheckpointRecord, write_record
+from orchestrator.cli.next_command import store_limit
 from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost
@@ -194,3 +195,11 @@ def test_arms_trained_by_an_earlier_form_of_the_file_are_the_first_decisions(
     for config, chosen in ((changed, [trained]), (other, [])):
         found = SweepState.open(config)
         assert [Choice.from_json(told).arm for told in found.choices()] == found.proposed() == chosen
+
+
+def test_next_command_proposes_no_arm_beyond_the_episode_store(folder: Path, store: str) -> None:
+    SweepState.open(sweep(None, store, (1, 2, 4), str(folder)), pin=True)
+    possible = store_limit("search", str(folder))
+    assert [possible(demos, 1.0) for demos in (4, 8, 9)] == [True, True, False], "of sixteen episodes"
+    assert possible(16, 0.0)
+    assert store_limit("no-such-sweep", str(folder))(1000, 3.0), "unknown, so nothing is left out"
