@@ -211,13 +211,17 @@ class NextArmSearch:
         found = NextArm(self._sweep.name, target, fitted, unit, ranked, left)
         if not found.best:
             # the scores of arms in progress may be others than expected
-            return None if waiting else Ended(found.in_words()[0])
+            return None if waiting else Ended(found.in_words()[0].removeprefix(f"{found.policy}: "))
         best = found.best.candidate
         arm = self._fresh(best.demos, best.ratio)
         assert arm
+        _, narrows, rests = found.in_words()
+        if waiting:
+            named = ", ".join(_names(waiting))
+            rests = f"{rests.removesuffix('.')}; {named} in progress count with the score expected of them."
         return Choice(
             arm,
-            (f"{arm.name}: {describe(best)}.", *found.in_words()[1:]),
+            (f"{arm.name}: {describe(best)}.", narrows, rests),
             unit,
             best.cost,
             found.best.width,

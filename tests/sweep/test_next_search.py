@@ -130,6 +130,7 @@ def test_search_goes_on_while_fewer_arms_than_ahead_have_no_score() -> None:
     lab.run(3)
     fourth, fifth = lab.next(), lab.next()
     assert fourth != fifth
+    assert lab.said[-1].endswith(f"; {fourth.name} in progress count with the score expected of them.")
     assert lab.search.next() is None, "two arms have no score"
     lab.score(fifth)
     assert lab.next() not in (fourth, fifth), "scores may arrive in any order"
@@ -147,7 +148,7 @@ def test_killed_search_repeats_its_decisions_and_makes_the_same_later_ones() -> 
     assert later.run() == whole
     assert whole[killed_after] == begun
     assert record.ended == [
-        "search: no candidate narrows the demos that 70 % takes by 1 % or more within the budget; stop here."
+        "no candidate narrows the demos that 70 % takes by 1 % or more within the budget; stop here."
     ]
 
 
