@@ -59,12 +59,16 @@ class World:
             column.ravel()
             for column in np.meshgrid(counts, np.array(ratios), np.arange(SEEDS), indexing="ij")
         )
+        won = self.outcomes(demos, mixed, rng, scenes)
+        return Arms(demos, mixed, won.sum(axis=1), np.full(len(demos), float(SCENES)), scene_sd(won))
+
+    def outcomes(self, demos: Floats, ratios: Floats, rng: np.random.Generator, scenes: Floats) -> Floats:
+        """Return 1 where an arm succeeds, (A, SCENES). demos, ratios: (A,)."""
         spread = np.hypot(self.training_sd, self.scene_sd)
         average = expit(TABLE[:, None] + spread * NODES) @ WEIGHTS / WEIGHTS.sum()
-        wanted = np.clip(self.rates(demos * (1 + mixed) ** self.video), 1e-6, 1 - 1e-6)
+        wanted = np.clip(self.rates(demos * (1 + ratios) ** self.video), 1e-6, 1 - 1e-6)
         middle = np.interp(wanted, average, TABLE) + self.training_sd * rng.standard_normal(len(demos))
-        won = (rng.random((len(demos), SCENES)) < expit(middle[:, None] + scenes)).astype(float)
-        return Arms(demos, mixed, won.sum(axis=1), np.full(len(demos), float(SCENES)), scene_sd(won))
+        return np.asarray(rng.random((len(demos), SCENES)) < expit(middle[:, None] + scenes), float)
 
 
 def world(rng: np.random.Generator) -> World:

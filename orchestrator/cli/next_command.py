@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from orchestrator.cli.mistakes import report_user_errors
 from orchestrator.cli.options import JSON, MLFLOW, RATE, STORAGE
 from orchestrator.cli.tracked_sweep import tracked_at
+from policy.errors import DemoscaleError
 
 TARGETS = ("demos", "equivalence", "area")
 
@@ -40,6 +42,9 @@ def next_(
     """Propose what to run next in the sweep NAME: a further training of a demo count and ratio, or further
     episodes of a trained arm, whichever narrows the target's interval most for its cost.
 
+    Demo counts go up to four times the largest one tried, as far as the sweep's episode store has them; a
+    store that this machine cannot read is not asked.
+
     Costs are those of the sweep's arms so far, in money if it has prices, in GPU-hours or CPU-hours else.
 
     \b
@@ -53,10 +58,34 @@ def next_(
 
     quiet()
     curve = Curve.read(*tracked_at(name, storage, mlflow))  # refuses a sweep that measures action errors
-    found = next_arms(curve, target, rate, budget)
+    found = next_arms(curve, target, rate, budget, store_limit(name, storage))
     if as_json:
         told = [{"refused": one} if isinstance(one, str) else one.to_json() for one in found]
         return click.echo(json.dumps(told, indent=1))
     for one in found:
         for sentence in [one] if isinstance(one, str) else one.in_words():
             click.echo(sentence)
+
+
+def store_limit(name: str, storage: str) -> Callable[[int, float], bool]:
+    """Return what says whether the episode store of a sweep has the episodes of an arm, by demo count and
+    ratio; it says so of all arms if the sweep's storage or store cannot be read here.
+    """
+    from orchestrator.config.arms import Arm
+    from orchestrator.data.subset import SubsetError
+    from orchestrator.sweep.state import SweepState
+
+    try:
+        state = SweepState.named(name, storage)
+    except DemoscaleError:
+        return lambda demos, ratio: True
+
+    def possible(demos: int, ratio: float) -> bool:
+        sweep, arm = state.sweep, Arm(demos, ratio, state.sweep.seeds[0], state.sweep.lines[0].name)
+        try:
+            sweep.select(state.manifest, arm, state.quarantined.keys(), frozenset(state.held_out))
+        except SubsetError:
+            return False
+        return True
+
+    return possible

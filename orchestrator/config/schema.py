@@ -890,6 +890,45 @@ class Optuna(Section):
     """
 
 
+DEMOS_FOR = "demos_for_"
+"""Beginning of `search.next.target` before a success rate."""
+NEXT_COUNTS = 3
+"""Demo counts that a next-arm search takes at least (`stats.forecast.FEWEST_COUNTS`)."""
+
+
+class Next(Section):
+    """The arm that narrows the forecast of a target most for its cost is trained next, of the arms that
+    `demo_count`, `action_free_ratio` and `seeds` name; until none is worth its cost.
+    """
+
+    target: str = "demos_for_0.9"
+    """What is to be known: `demos_for_0.9`, the demos that a success rate of 0.9 takes with the lowest ratio,
+    or any other rate; `equivalence`: what action-free video is worth in demos; `area`: the mean success rate
+    over the demo counts, with the lowest ratio.
+    """
+    budget: PositiveFloat | None = None
+    """What all arms of the sweep may cost, in money if the sweep has `prices`, in hours of GPUs else, and of
+    CPUs where no GPU is used; no arm is begun that is expected to cost more than what is left. With a higher
+    one the same command goes on. Empty: unlimited.
+    """
+    ahead: PositiveInt = 2
+    """Arms in progress without a score at which no further one is chosen: more of them use a cluster better
+    and choose with less knowledge.
+    """
+
+    @field_validator("target")
+    @classmethod
+    def _known(cls, target: str) -> str:
+        if target in ("equivalence", "area") or re.fullmatch(rf"{DEMOS_FOR}0\.\d*[1-9]", target):
+            return target
+        raise ValueError(f"unknown target {target}; write {DEMOS_FOR}0.9, equivalence or area")
+
+    @property
+    def rate(self) -> float | None:
+        """Success rate whose demos are to be known; None for another target."""
+        return float(self.target.removeprefix(DEMOS_FOR)) if self.target.startswith(DEMOS_FOR) else None
+
+
 class Search(Section):
     """Which arms are trained, and how far. Decisions follow the lower bound of the success rate's 95 %
     interval, or the upper bound of the action error's, never the loss.
@@ -901,25 +940,34 @@ class Search(Section):
     """Stops an arm whose best score is below the median of the others' averages up to the same step."""
     optuna: Optuna | None = None
     """Proposes arms one after another instead of playing the grid; may be combined with one of the others."""
+    next: Next | None = None
+    """Trains those arms of the grid that say most about a target for their cost, one after another."""
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """`grid`, `asha` and `median` alone are their defaults."""
+        """`grid`, `asha`, `median` and `next` alone are their defaults."""
         if not isinstance(value, str):
             return value
         if value == "optuna":
             raise ValueError(
                 "optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}"
             )
-        if value not in ("grid", "asha", "median"):
-            raise ValueError(f"unknown search {value}; there are grid, asha, median and optuna")
+        if value not in ("grid", "asha", "median", "next"):
+            raise ValueError(f"unknown search {value}; there are grid, asha, median, optuna and next")
         return {} if value == "grid" else {value: {}}
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Search":
         if self.asha and self.median:
             raise ValueError("asha and median are two rules for one decision; keep one of them")
+        if self.next and self.optuna:
+            raise ValueError("optuna and next both choose the arms; keep one of them")
+        if self.next and (self.asha or self.median):
+            raise ValueError(
+                "next takes the score of every arm's last checkpoint, and asha and median stop arms before;"
+                " leave them out"
+            )
         return self
 
 

@@ -27,9 +27,11 @@ from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_o
 from orchestrator.config.lines import Line, LineData, PolicyChoice, lines_of
 from orchestrator.config.recipes import with_recipes, without_recipes
 from orchestrator.config.schema import (
+    NEXT_COUNTS,
     Budget,
     Data,
     Device,
+    Next,
     Prices,
     Range,
     Search,
@@ -90,7 +92,7 @@ class SweepConfig(Section):
     """Simulator processes; the scores do not depend on how many."""
     search: Search = Search()
     """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`,
-    `median`, {asha: {reduction: 3}}, {optuna: {trials: 40}}."""
+    `median`, {asha: {reduction: 3}}, {optuna: {trials: 40}}, {next: {target: demos_for_0.9, budget: 40}}."""
     attempts: PositiveInt = 3
     """At an arm whose training fails; then it is reported, and the others go on."""
     budget: Budget = Budget()
@@ -159,6 +161,12 @@ class SweepConfig(Section):
 
     def grid(self) -> list[Arm]:
         """Every combination of what the file lists; none where a search proposes the arms."""
+        return [] if self.search.next else self.possible_arms()
+
+    def possible_arms(self) -> list[Arm]:
+        """Every arm that the sweep may train: the grid's, of which a next-arm search trains some; none where
+        Optuna proposes them.
+        """
         if self.search.optuna:
             return []
         assert isinstance(self.data.demo_count, tuple)
@@ -523,6 +531,8 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             "search.optuna: its arms are tried with one seed and without baselines; repeat the best of them"
             " in a grid"
         )
+    if search and search.next:
+        yield from _contradictions_of_next(search.next, data, suite, policy)
     if policy and suite:
         yield from _contradictions_of_settings(policy, suite)
     if policy and policy.lines:
@@ -540,7 +550,12 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
             " epochs gives arms with fewer demos fewer; write {threshold: 0.8}, or match steps"
         )
     against = suite.against if suite else ""
-    if against and optuna:
+    if against and search and search.next:
+        yield (
+            "suite.decide.against: search.next may never train that arm; write {threshold: 0.8}, or search a"
+            " grid"
+        )
+    elif against and optuna:
         yield (
             "suite.decide.against: Optuna may never propose that arm; write {threshold: 0.8}, or search a"
             " grid"
@@ -557,6 +572,27 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "train.videos: sweep asks for train.mode two_stage and for one data.action_free_ratio: all arms"
             " see the same videos"
+        )
+
+
+def _contradictions_of_next(
+    search: Next, data: Data | None, suite: SuiteConfig | None, policy: PolicyChoice | None
+) -> Iterator[str]:
+    """Yield what contradicts `search.next`."""
+    if data and isinstance(data.demo_count, tuple) and len(data.demo_count) < NEXT_COUNTS:
+        yield f"data.demo_count: search.next forecasts from {NEXT_COUNTS} counts or more; add to the list"
+    ratios = data.action_free_ratio if data else ()
+    if search.target == "equivalence" and isinstance(ratios, tuple) and data and len(ratios) < 2:
+        yield (
+            "search.next.target: equivalence takes two ratios, without and with action-free video; write"
+            " data.action_free_ratio: [0, 1]"
+        )
+    if suite and suite.held_out is not None:
+        yield "search.next: it forecasts success rates, and suite.held_out measures none; play episodes"
+    if policy and (policy.lines or policy.baselines):
+        yield (
+            "search.next: its arms are those of one policy; leave policy.lines and policy.baselines out, and"
+            " list them in a sweep of their own"
         )
 
 

@@ -141,9 +141,11 @@ class Plan:
 
 
 def planned_arms(sweep: SweepConfig) -> list[Arm]:
-    """Return all arms. A search proposes its arms later: until then each trial counts as the largest arm."""
+    """Return all arms, of a next-arm search those that it chooses from. Optuna proposes its arms later: until
+    then each trial counts as the largest arm.
+    """
     trials = (sweep.search.optuna or Optuna(trials=1)).trials
-    return sweep.grid() or [sweep.largest()] * trials
+    return sweep.possible_arms() or [sweep.largest()] * trials
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,14 @@ def _unread_latents(sweep: SweepConfig, episodes: str, manifest: Manifest) -> It
 
 
 def _notes(sweep: SweepConfig) -> Iterator[str]:
-    """Yield what to know of external lines. Raises SweepError for a folder with mistakes."""
+    """Yield what to know of a next-arm search and of external lines. Raises SweepError for a folder with
+    mistakes.
+    """
+    if sweep.search.next:
+        yield (
+            "search.next chooses from these arms and trains those that are worth their cost, so this is the"
+            " most it may take"
+        )
     shared = {"match", "videos", "workers", "seconds"}
     chosen = [name for name in chosen_fields(sweep.policy.preset, sweep.train) if name not in shared]
     for line in (line for line in sweep.lines if not line.own):

@@ -64,9 +64,9 @@ class PowerTable:
 
 
 def most_compared(sweep: SweepConfig) -> int:
-    """Return the number of comparisons of the question with the most of them; 1 where a search proposes the
+    """Return the number of comparisons of the question with the most of them; 1 where Optuna proposes the
     arms.
     """
-    arms = sweep.grid()
+    arms = sweep.possible_arms()
     families = compared_cells(lines_of(arms, {}), sorted({arm.demo_count for arm in arms})) if arms else []
     return max([1, *map(len, families)])

@@ -5,7 +5,7 @@ and what would have been forecast without the largest demo count.
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,6 @@ from orchestrator.stats.forecast import (
     Forecast,
     forecast,
     predicted,
-    scene_sd,
 )
 
 DRAWN = 10.0
@@ -198,18 +197,19 @@ class SweepForecast:
 
 def reach_in_words(found: DemosForecast) -> str:
     """Return one forecast as the end of a sentence."""
-    (low, high), most = found.interval, _number(found.tried * FURTHEST)
+    (low, high), most = found.interval, demos_in_words(found.tried * FURTHEST)
     if found.identified:
         return (
-            f"{100 * found.rate:g} % takes {_number(found.demos)} demos, {100 * CONFIDENCE:g} % interval of"
-            f" the forecast {_number(low)} to {_number(high)}; up to {found.tried:.0f} were tried."
+            f"{100 * found.rate:g} % takes {demos_in_words(found.demos)} demos, {100 * CONFIDENCE:g} %"
+            f" interval of the forecast {demos_in_words(low)} to {demos_in_words(high)}; up to"
+            f" {found.tried:.0f} were tried."
         )
     if low == math.inf:
         bounds = f"more than {most}"
     elif high == math.inf:
-        bounds = f"between {_number(low)} and more than {most}"
+        bounds = f"between {demos_in_words(low)} and more than {most}"
     else:
-        bounds = f"between {_number(low)} and {_number(high)}"
+        bounds = f"between {demos_in_words(low)} and {demos_in_words(high)}"
     never = (
         f"; with probability {found.never:.2f} none up to {most} reaches it" if found.never >= 0.005 else ""
     )
@@ -269,7 +269,7 @@ def _too_few(curve: Curve, lines: Sequence[Series], arms: Arms) -> str:
             " data.demo_count."
         )
     seeds = max((point.seeds for line in lines for point in curve.of_line(line)), default=0)
-    if seeds < FEWEST_SEEDS and not curve.searched:
+    if seeds < FEWEST_SEEDS and not (curve.searched or _chosen_one_by_one(curve)):
         return (
             f"no point has {FEWEST_SEEDS} seeds, so the spread between trainings is unknown and nothing is"
             " forecast; add to seeds."
@@ -277,19 +277,22 @@ def _too_few(curve: Curve, lines: Sequence[Series], arms: Arms) -> str:
     return ""
 
 
+def _chosen_one_by_one(curve: Curve) -> bool:
+    """Return whether a next-arm search chose the arms, which spreads seeds over points."""
+    search = curve.sweep.get("search")
+    return isinstance(search, Mapping) and bool(search.get("next"))
+
+
 def _arms(curve: Curve, lines: Sequence[Series]) -> Arms:
     scored = [arm for arm in curve.arms if Series.of(arm.arm) in lines]
-    episodes = sorted({episode for arm in scored for episode in arm.outcomes})
-    place = {episode: number for number, episode in enumerate(episodes)}
-    outcomes = np.full((len(scored), len(episodes)), np.nan)
-    for row, arm in zip(outcomes, scored, strict=True):
-        row[[place[episode] for episode in arm.outcomes]] = list(arm.outcomes.values())
-    columns = [(arm.arm.demo_count, arm.arm.action_free_ratio, arm.successes, arm.episodes) for arm in scored]
-    demos, ratios, successes, played = np.array(columns, np.float64).T
-    return Arms(demos, ratios, successes, played, scene_sd(outcomes))
+    return Arms.of(
+        [arm.arm.demo_count for arm in scored],
+        [arm.arm.action_free_ratio for arm in scored],
+        [arm.outcomes for arm in scored],
+    )
 
 
-def _number(demos: float) -> str:
+def demos_in_words(demos: float) -> str:
     """Return a number of demos with two significant digits, or whole below 100."""
     if demos < 100:
         return f"{max(1, round(demos))}"

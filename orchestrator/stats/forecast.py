@@ -12,7 +12,7 @@ shape's evidence is the mean of the weights.
 Shapes: A arms, G demo counts, D draws, K parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, log, sqrt
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
-from scipy.special import betaln, expit, gammaln, logit, logsumexp
+from scipy.special import expit, gammaln, logit, logsumexp
 
 from orchestrator.stats.fixed_sample import Interval
 from orchestrator.stats.sample_efficiency import Floats
@@ -63,6 +63,27 @@ class Arms:
     logits.
     """
 
+    @classmethod
+    def of(
+        cls, demos: Sequence[float], ratios: Sequence[float], outcomes: Sequence[Mapping[str, bool]]
+    ) -> "Arms":
+        """Return the scores of arms from the outcomes of their episodes. outcomes: per arm, whether an
+        episode succeeded, by its id, which is the scene's.
+        """
+        scenes = {
+            name: place for place, name in enumerate(sorted({name for one in outcomes for name in one}))
+        }
+        won = np.full((len(outcomes), len(scenes)), np.nan)
+        for row, one in zip(won, outcomes, strict=True):
+            row[[scenes[name] for name in one]] = list(one.values())
+        return cls(
+            np.array(demos, np.float64),
+            np.array(ratios, np.float64),
+            np.nansum(won, axis=1),
+            (~np.isnan(won)).sum(axis=1).astype(np.float64),
+            scene_sd(won),
+        )
+
     def those(self, chosen: NDArray[np.bool_]) -> "Arms":
         """Return some of the arms. chosen: (A,)."""
         return Arms(
@@ -72,6 +93,14 @@ class Arms:
             self.episodes[chosen],
             self.scene_sd,
         )
+
+    def joined(self, other: "Arms") -> "Arms":
+        """Return these arms and others that were scored on the same scenes."""
+        demos, ratios, successes, episodes = (
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("demos", "ratios", "successes", "episodes")
+        )
+        return Arms(demos, ratios, successes, episodes, self.scene_sd)
 
     @property
     def counts(self) -> Floats:
@@ -174,29 +203,29 @@ class Forecast:
         rates = np.clip(np.concatenate(found), 1e-12, 1 - 1e-12)
         return np.asarray(expit(logit(rates) + self._scenes[:, None]))
 
+    def trained(self, demos: float, ratio: float) -> tuple[Floats, Floats]:
+        """Return draws of the two parameters of the beta distribution of a new training's success rate on the
+        suite's scenes, each (D,).
+        """
+        on_these_scenes = replace(self, _scenes=np.zeros_like(self._scenes))
+        rate = on_these_scenes.rates(np.array([demos]), ratio)[:, 0]
+        size = _size(np.concatenate([draws[:, -1] for draws in self._chosen]))
+        return rate * size, (1 - rate) * size
+
+    def trained_arm(self, arm: int) -> tuple[Floats, Floats]:
+        """Return `trained` of one of the arms, given its scores. arm: its place."""
+        arms = self.arms
+        first, second = self.trained(float(arms.demos[arm]), float(arms.ratios[arm]))
+        return first + arms.successes[arm], second + arms.episodes[arm] - arms.successes[arm]
+
     def successes(self, demos: float, ratio: float, episodes: Floats, seed: int = 0) -> NDArray[np.int64]:
         """Return draws of the successes that new trainings of one point would have on the suite's scenes,
         (D, number of trainings). episodes: per training, (number of trainings,).
         """
         rng = np.random.default_rng(seed)
-        on_these_scenes = replace(self, _scenes=np.zeros_like(self._scenes))
-        rate = on_these_scenes.rates(np.array([demos]), ratio)
-        size = _size(np.concatenate([draws[:, -1:] for draws in self._chosen]))
-        trained = rng.beta(rate * size, (1 - rate) * size, (len(rate), len(episodes)))
-        return np.asarray(rng.binomial(episodes.astype(np.int64), trained))
-
-    def more_successes(self, arm: int, episodes: int, seed: int = 0) -> NDArray[np.int64]:
-        """Return draws of the successes that one of the arms would have in so many further episodes, given
-        those that it has, (D,).
-        """
-        rng, arms = np.random.default_rng(seed), self.arms
-        on_these_scenes = replace(self, _scenes=np.zeros_like(self._scenes))
-        rate = on_these_scenes.rates(arms.demos[arm : arm + 1], float(arms.ratios[arm]))[:, 0]
-        size = _size(np.concatenate([draws[:, -1] for draws in self._chosen]))
-        won, lost = arms.successes[arm], arms.episodes[arm] - arms.successes[arm]
-        return np.asarray(
-            rng.binomial(episodes, rng.beta(rate * size + won, (1 - rate) * size + lost)), np.int64
-        )
+        first, second = self.trained(demos, ratio)
+        rates = rng.beta(first[:, None], second[:, None], (len(first), len(episodes)))
+        return np.asarray(rng.binomial(episodes.astype(np.int64), rates))
 
     def needed(self, rate: float, ratio: float = 0.0) -> Floats:
         """Return draws of the demos that a rate takes at a ratio, (D,): infinite where it takes more than
@@ -272,11 +301,19 @@ def forecast(arms: Arms, shapes: tuple[Shape, ...] = SHAPES, draws: int = DRAWS,
 
 def predicted(draws: NDArray[Any]) -> Interval:
     """Return the central CONFIDENCE of draws, which may be infinite."""
-    low, high = (
-        float(np.quantile(draws, part, method="inverted_cdf"))
-        for part in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-    )
-    return Interval(low, high)
+    (bounds,) = predicted_each(np.sort(draws), np.full((1, len(draws)), 1 / len(draws)))
+    return Interval(*map(float, bounds))
+
+
+def predicted_each(draws: NDArray[Any], weights: Floats) -> Floats:
+    """Return the central CONFIDENCE of weighted draws, (W, 2). draws: (D,) rising, may be infinite; weights:
+    (W, D), which sum to 1.
+    """
+    shares = np.cumsum(weights, axis=1)
+    parts = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    # the sum of all weights may be below 1 by rounding
+    places = [np.minimum((shares < part - 1e-9).sum(axis=1), len(draws) - 1) for part in parts]
+    return np.asarray(np.stack([draws[place] for place in places], axis=1), np.float64)
 
 
 def scene_sd(outcomes: NDArray[np.float64]) -> float:
@@ -312,19 +349,23 @@ def _size(correlation: Floats) -> Floats:
 def _log_posterior(shape: Shape, arms: Arms) -> Callable[[Parameters], Floats]:
     """Return the unnormalised log posterior density of parameters (D, K + 2), (D,)."""
     prior = np.array([*shape.prior, VIDEO, CORRELATION])
-    x, video = np.log(arms.demos) - _centre(arms), np.log1p(arms.ratios)
     won, lost = arms.successes, arms.episodes - arms.successes
     choices = gammaln(arms.episodes + 1) - gammaln(won + 1) - gammaln(lost + 1)
+    # arms of one point have one rate, so that it is computed once
+    points, at = np.unique(np.stack([arms.demos, arms.ratios]), axis=1, return_inverse=True)
+    x, video = np.log(points[0]) - _centre(arms), np.log1p(points[1])
+    at, times = at.ravel(), np.bincount(at.ravel())
 
     def density(parameters: Parameters) -> Floats:
         rates = shape.rates(parameters, x[None, :] + parameters[:, -2:-1] * video[None, :])
         rates = np.clip(rates, 1e-9, 1 - 1e-9)
         size = _size(parameters[:, -1:])
         first, second = rates * size, (1 - rates) * size
-        likelihood = choices + betaln(won + first, lost + second) - betaln(first, second)
+        scored = gammaln(won + first[:, at]) + gammaln(lost + second[:, at]) - gammaln(arms.episodes + size)
+        before = (gammaln(first) + gammaln(second) - gammaln(size)) @ times
         standard = (parameters - prior[:, 0]) / prior[:, 1]
         priors = -0.5 * np.sum(standard**2 + np.log(2 * np.pi * prior[:, 1] ** 2), axis=1)
-        return np.asarray(likelihood.sum(axis=1) + priors)
+        return np.asarray((choices + scored).sum(axis=1) - before + priors)
 
     return density
 
@@ -339,18 +380,18 @@ def _fit(shape: Shape, arms: Arms, draws: int, rng: np.random.Generator) -> Fit:
     )
     centre, spread = means + sds * found.x, np.outer(sds, sds) * found.hess_inv
     proposals = [_Proposal(means, np.diag(sds**2))]
-    samples = [proposals[0].sample(draws // 4, rng)]
-    densities = [density(samples[0])]
+    sample = proposals[0].sample(draws // 4, rng)
+    densities, mixed = density(sample), [proposals[0].log_density(sample)]
     for _ in range(ADAPTATIONS):
         proposals.append(_Proposal(centre, _bounded(spread, sds)))
-        samples.append(proposals[-1].sample(draws, rng))
-        densities.append(density(samples[-1]))
-        sample, log_weights = np.concatenate(samples), np.concatenate(densities)
-        shares = np.log([len(own) / len(sample) for own in samples])
-        mixture = [
-            share + proposal.log_density(sample) for share, proposal in zip(shares, proposals, strict=True)
-        ]
-        log_weights = log_weights - logsumexp(mixture, axis=0)
+        newest = proposals[-1].sample(draws, rng)
+        sample, densities = np.concatenate([sample, newest]), np.concatenate([densities, density(newest)])
+        mixed = [
+            np.concatenate([known, proposal.log_density(newest)])
+            for known, proposal in zip(mixed, proposals[:-1], strict=True)
+        ] + [proposals[-1].log_density(sample)]
+        shares = np.log([draws // 4, *[draws] * (len(proposals) - 1)]) - log(len(sample))
+        log_weights = densities - logsumexp(np.array(mixed) + shares[:, None], axis=0)
         weights = np.exp(log_weights - logsumexp(log_weights))
         centre = weights @ sample
         spread = (sample - centre).T @ ((sample - centre) * weights[:, None])

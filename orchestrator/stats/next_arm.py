@@ -1,24 +1,28 @@
 """Which arm to train or score next: the one that narrows the forecast of a target most for its cost. Pure.
 
 Preposterior analysis (Raiffa and Schlaifer 1961): every draw of the forecast predicts a candidate's successes
-and has a value of the target; draws that predict like successes are those that would remain, so the target's
-interval within them is the one that the candidate would leave (by grouping, as Strong et al. 2014 do by
-regression). Shapes: D draws.
+and has a value of the target. A possible score weighs the draws by the probability that they give it; the
+target's distribution under these weights is the one that this score would leave. An interval is taken to
+narrow as the standard deviation does, whose expectation is less noisy. Shapes: D draws.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, sqrt
 
 import numpy as np
+from scipy.special import betaln
 
-from orchestrator.stats.forecast import CONFIDENCE, FURTHEST, Forecast
+from orchestrator.stats.fixed_sample import Interval
+from orchestrator.stats.forecast import FURTHEST, Forecast, predicted, predicted_each
 from orchestrator.stats.sample_efficiency import Floats, area
 
-GROUPS = 12
-"""Number of groups of like predicted successes."""
+SCORES = 32
+"""Number of possible scores of a candidate that are weighed, equally probable ones."""
 NARROWS = 0.01
 """Part of the target's interval below which a candidate is not worth its cost."""
+CHANGES = 0.05
+"""Probability below which a candidate's score does not change a verdict."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Target:
     name: str
     of: Callable[[Forecast], Floats]
     """Returns (D,) finite values, on the scale on which the width of an interval counts."""
+    asks: float | None = None
+    """Value that the verdict is about: whether the target is above or below it; None: there is no verdict."""
+    in_demos: bool = False
+    """Whether the values are logarithms of demos."""
 
 
 def demos_for(rate: float, ratio: float) -> Target:
@@ -52,12 +60,14 @@ def demos_for(rate: float, ratio: float) -> Target:
         most = log(fitted.arms.counts[-1] * FURTHEST)
         return np.minimum(np.log(fitted.needed(rate, ratio)), most)
 
-    return Target(f"the demos that {100 * rate:g} % takes", of)
+    return Target(f"the demos that {100 * rate:g} % takes", of, in_demos=True)
 
 
 def equivalence() -> Target:
-    """Return the target "power of (1 + ratio) by which action-free video multiplies demos"."""
-    return Target("what action-free video is worth in demos", lambda fitted: fitted.powers)
+    """Return the target "power of (1 + ratio) by which action-free video multiplies demos", whose verdict is
+    whether video helps (above 0) or harms (below 0).
+    """
+    return Target("what action-free video is worth in demos", lambda fitted: fitted.powers, 0.0)
 
 
 def area_between(low: float, high: float, ratio: float) -> Target:
@@ -71,10 +81,17 @@ class Proposal:
     """A candidate with what it is worth."""
 
     candidate: Candidate
-    width: float
-    """Of the target's interval now."""
+    interval: Interval
+    """Of the target now."""
     expected: float
-    """Of the target's interval after the candidate's score, on average."""
+    """Width of the target's interval after the candidate's score, on average."""
+    changes: float = 0.0
+    """Probability that the candidate's score changes the verdict."""
+
+    @property
+    def width(self) -> float:
+        """Width of the target's interval now."""
+        return self.interval.high - self.interval.low
 
     @property
     def narrows(self) -> float:
@@ -90,15 +107,19 @@ class Proposal:
 def proposals(fitted: Forecast, target: Target, candidates: Sequence[Candidate]) -> list[Proposal]:
     """Return the candidates by what they are worth, the best first."""
     values = target.of(fitted)
-    width = _width(values)
+    order = np.argsort(values)
+    values, now = values[order], predicted(values)
     found = []
-    for number, candidate in enumerate(candidates):
-        if candidate.arm is None:
-            episodes = np.array([float(candidate.episodes)])
-            drawn = fitted.successes(candidate.demos, candidate.ratio, episodes, seed=number)[:, 0]
-        else:
-            drawn = fitted.more_successes(candidate.arm, candidate.episodes, seed=number)
-        found.append(Proposal(candidate, width, _remaining(values, drawn.astype(np.float64))))
+    for candidate in candidates:
+        weights = _after(fitted, candidate)[:, order]
+        means = weights @ values
+        left = float(np.mean(weights @ values**2 - means**2))
+        part = sqrt(max(0.0, left) / variance) if (variance := float(values.var())) > 0 else 1.0
+        changes = 0.0
+        if target.asks is not None:
+            later = predicted_each(values, weights)
+            changes = float(np.mean([_verdict(target, *one) != _verdict(target, *now) for one in later]))
+        found.append(Proposal(candidate, now, min(1.0, part) * (now.high - now.low), changes))
     return sorted(found, key=lambda one: -one.worth)
 
 
@@ -109,21 +130,31 @@ def worthwhile(best: Proposal, budget: float) -> bool:
     return best.narrows >= NARROWS and best.candidate.cost <= budget
 
 
-def _remaining(values: Floats, successes: Floats) -> float:
-    """Return the mean width of the target's interval within groups of draws that predict like successes, less
-    what grouping at random narrows. values, successes: (D,).
+def settled(target: Target, ranked: Sequence[Proposal]) -> bool:
+    """Return whether there is a verdict on the target that no candidate's score changes, but with a
+    probability below CHANGES.
     """
-    order = np.argsort(successes + np.random.default_rng(0).random(len(successes)) * 1e-6)
-    grouped = _mean_width(values[order])
-    chance = _mean_width(np.random.default_rng(1).permutation(values))
-    return grouped * _width(values) / chance if chance > 0 else 0.0
+    return bool(ranked and _verdict(target, *ranked[0].interval)) and all(
+        one.changes < CHANGES for one in ranked
+    )
 
 
-def _mean_width(values: Floats) -> float:
-    groups = np.array_split(values, GROUPS)
-    return float(np.mean([_width(group) for group in groups]))
+def _verdict(target: Target, low: float, high: float) -> int:
+    """Return 1 if an interval lies above what the target asks, -1 if below, 0 if neither."""
+    if target.asks is None:
+        return 0
+    return int(low > target.asks) - int(high < target.asks)
 
 
-def _width(values: Floats) -> float:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(high - low)
+def _after(fitted: Forecast, candidate: Candidate) -> Floats:
+    """Return the weights of the draws after each of the candidate's equally probable scores, (SCORES, D)."""
+    if candidate.arm is None:
+        first, second = fitted.trained(candidate.demos, candidate.ratio)
+    else:
+        first, second = fitted.trained_arm(candidate.arm)
+    episodes, rng = candidate.episodes, np.random.default_rng(0)
+    drawn = np.sort(rng.binomial(episodes, rng.beta(first, second)))
+    won = drawn[((np.arange(SCORES) + 0.5) / SCORES * len(drawn)).astype(int)][:, None]
+    likelihood = betaln(first + won, second + episodes - won) - betaln(first, second)
+    weights = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

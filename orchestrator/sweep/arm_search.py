@@ -92,8 +92,11 @@ def _milestones(first: float, factor: float, last: float) -> Iterator[float]:
 class ArmSearch(Protocol):
     """Source of a sweep's arms, one after another."""
 
+    exhausted: bool
+    """Whether `next` returns no arm any more; otherwise None only means that it waits for a score."""
+
     def next(self) -> Arm | None:
-        """Return the next arm to train; None if there is no further one."""
+        """Return the next arm to train; None if there is none now."""
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
         """Record an arm's result: its last score's lower bound, its CPU plus GPU seconds, the step it was
@@ -103,22 +106,31 @@ class ArmSearch(Protocol):
     def failed(self, arm: Arm) -> None:
         """Record that the arm failed and will have no score."""
 
+    def unscored(self, arm: Arm) -> None:
+        """Record that episodes of the arm's score ended in an error; a later run plays them again."""
+
 
 class GridSearch:
     """The arms of the grid, in order."""
 
     def __init__(self, arms: Iterable[Arm]) -> None:
         self._arms = iter(arms)
+        self.exhausted = False
 
     def next(self) -> Arm | None:
         """Return the next arm of the grid; None after the last."""
-        return next(self._arms, None)
+        arm = next(self._arms, None)
+        self.exhausted = arm is None
+        return arm
 
     def tell(self, arm: Arm, success_low: float, seconds: float, stopped_at: int | None) -> None:
         """Ignore the result: the grid is fixed."""
 
     def failed(self, arm: Arm) -> None:
         """Ignore the failure: the grid is fixed."""
+
+    def unscored(self, arm: Arm) -> None:
+        """Ignore the arm: the grid is fixed."""
 
 
 class OptunaSearch:
@@ -169,6 +181,7 @@ class OptunaSearch:
         }
         self._again = list(before)
         self._proposed = 0
+        self.exhausted = False
 
     def next(self) -> Arm | None:
         """Return the next arm to train, those of an earlier run first; None once all trials are proposed."""
@@ -188,6 +201,7 @@ class OptunaSearch:
                 return arm
             # A duplicate of an earlier proposal has the same score, so it needs no training.
             self._end(number, self.study.get_trials(deepcopy=False)[known].values)
+        self.exhausted = True
         return None
 
     def _ask(self) -> tuple[Arm, int, int | None]:
@@ -215,6 +229,9 @@ class OptunaSearch:
     def failed(self, arm: Arm) -> None:
         """Report to Optuna that an arm failed, without a value."""
         self._end(self._numbers[arm.name], None)
+
+    def unscored(self, arm: Arm) -> None:
+        """Leave the trial open: a later run ends it."""
 
     def _end(self, number: int, values: Sequence[float] | None, pruned: bool = False) -> None:
         """Finish a trial with its values, or as failed if it has none; a finished trial stays unchanged."""

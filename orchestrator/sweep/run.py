@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator.cluster.placement import ResourcePlan
 from orchestrator.cluster.ray_runtime import acting_device, connect, dedicated_resources, resources
 from orchestrator.cluster.sharing import presence
+from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.cost import Cost, CostLedger, of_outcome
 from orchestrator.data.drawn_by import difference, drivers_of
@@ -51,6 +52,7 @@ from orchestrator.sweep.arm_search import ArmPruner, ArmSearch, GridSearch, Optu
 from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.eval_scheduler import EvalBackend, EvalScheduler, eval_backend
 from orchestrator.sweep.heartbeat import Heartbeat
+from orchestrator.sweep.next_search import NextArmSearch, adopt_trained
 from orchestrator.sweep.ray_tune import Fit, fit, resources_of, run_trials
 from orchestrator.sweep.republish import publish_curve
 from orchestrator.sweep.retention import CheckpointPruner
@@ -124,6 +126,8 @@ class SweepRun:
             self.state = SweepState.open(sweep, pin=True)
             if sweep.data.on_corrupt == "quarantine":
                 self.state = self._without_damaged(say)
+            if sweep.search.next:
+                adopt_trained(self.state)
             self.board = self.state.board()
             torn = self.state.without_torn(self.board)
             if torn:
@@ -143,10 +147,24 @@ class SweepRun:
                 self._search = OptunaSearch(
                     sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed()
                 )
+            if sweep.search.next:
+                self._search = NextArmSearch(
+                    sweep, self.state, self._outcomes_of, self.spending.by_arm, say, choosing=not retry_failed
+                )
+                for arm in self.board.arms.values():
+                    if arm.failure:
+                        self._search.failed(arm.arm)
             self._held = held.pop_all()
 
     def _taken_over(self, why: str) -> None:
         self.taken_over = why
+
+    def _outcomes_of(self, arm: Arm) -> dict[str, bool]:
+        """Return whether the episodes of the score succeeded by which the search judges an arm."""
+        arm_id, last = self.state.arm_id(arm), self.state.sweep.train_of(arm).end
+        checkpoint = self.state.checkpoints(arm_id)[last].fingerprint
+        _, outcomes = self.state.score(arm, checkpoint, self.state.sweep.suite.decided_on)
+        return {outcome.spec.episode_id: outcome.result == "success" for outcome in outcomes}
 
     @cached_property
     def _publisher(self) -> TrackingPublisher:
@@ -231,6 +249,9 @@ class SweepRun:
                 self._checkpoints.close()
             if not self.state.held_out:
                 self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
+            if self.state.sweep.search.next:
+                decided = {"chosen": self.state.choices(), "ended": self.state.ends()}
+                self._publisher.artifact("choices.json", json.dumps(decided, indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
             self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
             unfinished = [*self._unfinished()]
@@ -533,7 +554,12 @@ class SweepRun:
         for episode, cause in score.causes:
             self.say(f"quarantined {episode} of {job}: {cause}")
         self.spending.add(job.arm_id, self.evaluation.inference_cost(job))
-        if job.contract or not score.complete:  # a reference of the suite has no arm
+        if job.contract:  # a reference of the suite has no arm
+            return
+        if not score.complete:
+            arm = self.board.arms[job.arm_id]
+            if decides and job.step == arm.steps:
+                self._search.unscored(arm.arm)
             return
         self._publisher.score(job.arm_id, job.step, job.checkpoint.fingerprint, part, score, event.outcomes)
         if decides:

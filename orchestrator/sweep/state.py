@@ -13,7 +13,8 @@ outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/ou
 action_errors/<checkpoint>/<protocol>     action errors, orchestrator/evaluation/action_error_ledger.py
 video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
                                           orchestrator/evaluation/video_score.py
-decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped
+decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped;
+                                          why a next-arm search chose each, and why it ended
 keys/<fingerprint>.json                   parts of the keys, orchestrator/fingerprints.py
 failures/<name>/<arm id>.json             permanent failure of an arm's training
 costs/<name>/<run>.json                   cost of each run of the sweep, orchestrator/cost.py
@@ -246,7 +247,7 @@ class SweepState:
         """
         state, whole = self, set[str]()
         while True:
-            subsets = [state.subset(arm) for arm in state.sweep.grid() or [state.sweep.largest()]]
+            subsets = [state.subset(arm) for arm in state.sweep.possible_arms() or [state.sweep.largest()]]
             chosen = {episode for subset in subsets for episode in subset.episodes}.union(state.held_out)
             todo = state.manifest.select(sorted(chosen - whole))
             damaged = {}
@@ -400,7 +401,7 @@ class SweepState:
         """Return the keys of the training of every line, and of every suite."""
         sweep = self.sweep
         own = (
-            sweep.grid()
+            sweep.possible_arms()
             if sweep.train.match == "epochs"
             else [Arm(sweep.data.most_demos, 0.0, sweep.seeds[0], line.name) for line in sweep.lines]
         )
@@ -446,6 +447,10 @@ class SweepState:
         its own.
         """
         search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
+        if self.sweep.search.next:  # what may change while a search goes on
+            search["next"] = {"target": self.sweep.search.next.target}
+        else:
+            del search["next"]
         # earlier versions had no such fields, and their searches go on
         later = {"processors"} if suite_config.processors == "one" else set[str]()
         later |= {"libero_reset"} if suite_config.libero_reset == "settled" else set[str]()
@@ -468,6 +473,27 @@ class SweepState:
         self.storage.put_if_absent(
             f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode()
         )
+
+    def choices(self) -> list[dict[str, Any]]:
+        """Return the decisions of a next-arm search (`next_search.Choice`) in order, JSON-safe."""
+        return [*read_json_objects(self.storage, f"{self._decisions}/chosen/").values()]
+
+    def record_choice(self, number: int, choice: dict[str, Any]) -> None:
+        """Store a decision of a next-arm search; that of an earlier run stays."""
+        self.storage.put_if_absent(
+            f"{self._decisions}/chosen/{number:06d}.json", json.dumps(choice, indent=1).encode()
+        )
+
+    def record_end(self, number: int, why: str) -> None:
+        """Store why a next-arm search ended after so many decisions."""
+        self.storage.put_if_absent(
+            f"{self._decisions}/ended/{number:06d}-{digest(why)}.json",
+            json.dumps({"chosen": number, "why": why}).encode(),
+        )
+
+    def ends(self) -> list[str]:
+        """Return why a next-arm search ended, once per budget with which it did."""
+        return [told["why"] for told in read_json_objects(self.storage, f"{self._decisions}/ended/").values()]
 
     def record_stop(self, arm_id: str, step: int) -> None:
         """Store that the search stopped the arm after `step`."""

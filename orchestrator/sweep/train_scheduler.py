@@ -59,6 +59,8 @@ class TrainScheduler:
         self._ending = False
         self._proposed = 0
         self._exhausted = False
+        self._waits = False
+        """Whether the search had no arm when it was last asked, and waits for a score."""
         self._ready: deque[Job] = deque()
         """Jobs to start before further arms are proposed: those of arms whose video model is trained."""
         self._waiting: dict[str, list[TrainJob]] = {}
@@ -101,10 +103,10 @@ class TrainScheduler:
     @property
     def demand(self) -> int:
         """Number of training runs in progress or ready to start; without bound while further arms may be
-        proposed.
+        proposed, unless the search waits for a score.
         """
         with self._lock:
-            if not self._ending and not self._exhausted:
+            if not (self._ending or self._exhausted or self._waits):
                 return UNBOUNDED
             return len(self._running) + (0 if self._ending else len(self._ready))
 
@@ -128,6 +130,7 @@ class TrainScheduler:
         that share it wait.
         """
         while (arm := self._search.next()) is not None:
+            self._waits = False
             arm_id = self._admit(arm)
             if not self._to_train(arm_id):
                 continue
@@ -139,7 +142,7 @@ class TrainScheduler:
             self._waiting.setdefault(video.arm_id, []).append(job)
             if len(self._waiting[video.arm_id]) == 1:
                 return video
-        self._exhausted = True
+        self._exhausted, self._waits = self._search.exhausted, not self._search.exhausted
         return None
 
     def _on(self, job: TrainJob, video: TrainJob) -> TrainJob:

@@ -51,6 +51,15 @@ def test_sweep_yaml_round_trips(tmp_path: Path, store: str) -> None:
     assert Sweep.load(tmp_path / "resolved.yaml") == sweep
 
 
+def test_next_arm_search_has_no_grid_and_plans_all_arms_that_it_may_train(tmp_path: Path, store: str) -> None:
+    data = {"episodes": "STORE", "demo_count": [1, 2, 3]}
+    sweep = Sweep.load(write(tmp_path, store, data=data, seeds=[0, 1], search="next"))
+    assert sweep.search.next
+    assert sweep.search.next.rate == 0.9
+    assert (sweep.grid(), len(sweep.possible_arms()), sweep.plan().arms) == ([], 6, 6)
+    assert "search.next chooses from these arms" in str(sweep.plan())
+
+
 def test_overrides_are_validated_like_the_file(tmp_path: Path, store: str) -> None:
     path = write(tmp_path, store)
     assert (
@@ -113,7 +122,7 @@ def test_sweep_load_lists_all_mistakes_at_once(tmp_path: Path) -> None:
             {"search": "optuna"},
             "optuna needs to know how many arms to try: write search: {optuna: {trials: 40}}",
         ),
-        ({"search": "gird"}, "search: unknown search gird; there are grid, asha, median and optuna"),
+        ({"search": "gird"}, "search: unknown search gird; there are grid, asha, median, optuna and next"),
         (
             {"search": {"asha": {"rungs": 3}}},
             "search.asha.rungs: unknown field; the fields here are first, reduction",
@@ -137,6 +146,27 @@ def test_sweep_load_lists_all_mistakes_at_once(tmp_path: Path) -> None:
         (
             {"search": {"optuna": {"trials": 4}}, "seeds": [0, 1]},
             "search.optuna: its arms are tried with one seed",
+        ),
+        (
+            {"search": {"next": {"target": "demos_for_90"}}},
+            "search.next.target: unknown target demos_for_90; write demos_for_0.9, equivalence or area",
+        ),
+        ({"search": {"next": {}, "asha": {}}}, "asha and median stop arms before; leave them out"),
+        ({"search": {"next": {}, "optuna": {"trials": 2}}}, "optuna and next both choose the arms"),
+        (
+            {"search": "next", "data": {"episodes": "STORE", "demo_count": [1, 2]}},
+            "data.demo_count: search.next forecasts from 3 counts or more; add to the list",
+        ),
+        (
+            {
+                "search": {"next": {"target": "equivalence"}},
+                "data": {"episodes": "STORE", "demo_count": [1, 2, 3]},
+            },
+            "search.next.target: equivalence takes two ratios",
+        ),
+        (
+            {"search": "next", "policy": {"baselines": ["diffusion_policy"]}},
+            "search.next: its arms are those of one policy",
         ),
     ],
 )

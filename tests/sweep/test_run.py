@@ -19,10 +19,12 @@ from conftest import CHECKOUT
 
 from orchestrator.checkpoints.ref import CheckpointRef
 from orchestrator.cli.status_commands import Progress
+from orchestrator.config.arms import Arm
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.cost import CostLedger
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.live_status import LiveStatus
+from orchestrator.sweep.next_search import Choice
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
@@ -271,6 +273,31 @@ def test_optuna_sweep_keeps_its_proposals_over_runs(folder: Path, store: str) ->
     more = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
     assert more.run.state.proposed() == arms
     assert len(ledger(folder)) == 3 * 3 * 40
+
+
+@pytest.mark.full
+def test_next_arm_sweep_resumes_with_its_choices_and_says_why_it_ends(folder: Path, store: str) -> None:
+    settings: dict[str, Any] = {
+        "seeds": [0, 1],
+        "data": {"demo_count": [1, 4, 8]},
+        "train": {"checkpoint_every": 9},
+        "search": {"next": {"target": "area"}},
+    }
+    paused = Run(sweep(folder, store, budget={"max_episodes": 100}, **settings))()
+    first = paused.run.state.proposed()
+    assert first[:3] == [Arm(1, 0.0, 0), Arm(4, 0.0, 0), Arm(8, 0.0, 0)]
+    done = Run(sweep(folder, store, **settings))()
+    state = done.run.state
+    chosen = [Choice.from_json(told).arm for told in state.choices()]
+    assert state.proposed() == chosen
+    assert chosen[: len(first)] == first
+    assert len(chosen) == len(set(chosen)) > 3
+    assert {arm.state for arm in done.run.board.arms.values()} == {"scored"}
+    assert len(ledger(folder)) == len(chosen) * 40, "no episode is played twice"
+    assert done.curve
+    assert sorted(scored.arm for scored in done.curve.arms) == sorted(chosen)
+    (why,) = state.ends()
+    assert done.said(f"search: {why}")
 
 
 @pytest.mark.full
