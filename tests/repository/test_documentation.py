@@ -1,6 +1,5 @@
 """Every code block of docs/ is run or checked, by its language; messages and paths that pages quote exist."""
 
-import ast
 import io
 import json
 import re
@@ -28,6 +27,7 @@ BLOCKS = blocks()
 LANGUAGES = {"sh", "python", "yaml", "toml", "json", "text"}
 NOT_HERE = {
     ".": "activates an environment",
+    "cd": "is the shell's",
     "aws": "needs an account of AWS",
     "duckdb": "another program; the files that it reads are those of tests/evaluation/test_outcome_ledger.py",
     "git": "clones a repository",
@@ -39,6 +39,7 @@ NOT_HERE = {
     "sbatch": "needs SLURM; tests/deploy/test_slurm.py runs deploy/slurm.sh",
 }
 """Programs of shell blocks that no test here runs, with the reason. Files that they are given must exist."""
+A_FILE = re.compile(r"(deploy|jobs|examples|tests|constraints)[\w/.-]*\.\w+$")
 SWEEP = {
     "name": "page",
     "data": {"episodes": "data/lift", "demo_count": [2]},
@@ -81,15 +82,8 @@ def test_shell_blocks_name_programs_modules_targets_and_files_that_exist() -> No
                 known = arguments[0] == "-m" and find_spec(arguments[1]) is not None
             else:
                 known = program in NOT_HERE
-            files = (
-                word.removeprefix("sweep.yaml=") for word in (one.split("=", 1)[-1] for one in arguments)
-            )
-            missing = [
-                name
-                for name in files
-                if re.match(r"(deploy|jobs|examples|tests|constraints)[\w/.-]*\.\w+$", name)
-                and not (CHECKOUT / name).exists()
-            ]
+            files = [word.rpartition("=")[2] for word in arguments]
+            missing = [name for name in files if A_FILE.match(name) and not (CHECKOUT / name).exists()]
             if not known or missing:
                 wrong.append(f"{block}: {' '.join(words)} {missing}")
     assert wrong == []
@@ -166,19 +160,14 @@ def test_documented_python_blocks_that_are_not_run_are_few() -> None:
     assert len([block for block in of("python") if block.not_run]) <= 2
 
 
-def strings_of_the_source() -> list[str]:
-    """Return every constant text of the packages, f-strings in their constant parts."""
-    return [
-        node.value
-        for root in ROOTS
-        for file in (CHECKOUT / root).rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
+def source_with_joined_strings() -> str:
+    """Return the source of the packages in which texts that go on in the next line are one."""
+    sources = (file.read_text() for root in ROOTS for file in (CHECKOUT / root).rglob("*.py"))
+    return re.sub(r'"\n *f?"', "", "".join(sources))
 
 
 def test_messages_of_the_troubleshooting_page_are_in_the_source() -> None:
-    constants = "\n".join(strings_of_the_source())
+    source = source_with_joined_strings()
     quoted = [block for block in BLOCKS if block.page == "troubleshooting.md" and block.language == "text"]
     assert len(quoted) > 40
     missing = []
@@ -186,7 +175,7 @@ def test_messages_of_the_troubleshooting_page_are_in_the_source() -> None:
         parts = [part.strip(" \n:;,.()") for part in re.split(r"<[^>]+>", block.text)]
         known = [part for part in parts if len(part) > 3]
         assert known, block
-        missing += [f"{block}: {part}" for part in known if part not in constants]
+        missing += [f"{block}: {part}" for part in known if part not in source]
     assert missing == []
 
 
@@ -236,7 +225,9 @@ def test_site_links_of_pages_outside_docs_lead_to_pages_of_the_site(hooks: Modul
 
 
 def test_site_has_the_files_that_linked_files_link_to(hooks: ModuleType) -> None:
-    found = hooks.linked([("docs/start.md", "[jobs](../jobs/README.md)")])
+    found = hooks.linked(
+        [("docs/start.md", "[a](../README.md)"), ("docs/lines.md", "[b](../policies/README.md)")]
+    )
     assert {"jobs/README.md", "policies/README.md", "policies/lerobot_act/README.md"} <= found
     assert not {name for name in found if name.startswith("docs/")}
     assert hooks.content("jobs/quickstart.yaml").startswith(
