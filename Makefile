@@ -51,7 +51,7 @@ pusht: setup  ## also gym-pusht and the example package with own tasks, docs/own
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable examples/own_tasks
 
 docs: docs-tools  ## the documentation site in site/: open site/index.html; fails for a broken link
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 docs-tools: setup  ## what `make docs` and its test need: mkdocs and its extensions, 40 MB
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-docs.txt --editable '.[dev,docs]'

@@ -55,11 +55,15 @@ def _prose(text: str | None) -> str:
     """Return a command's help as Markdown."""
     paragraphs = inspect.cleandoc(text or "").split("\n\n")
     return "\n\n".join(
-        f"```sh\n{inspect.cleandoc(paragraph.removeprefix(AS_WRITTEN))}\n```"
+        _as_written(inspect.cleandoc(paragraph.removeprefix(AS_WRITTEN)))
         if paragraph.startswith(AS_WRITTEN)
         else html.escape(paragraph, quote=False)
         for paragraph in paragraphs
     )
+
+
+def _as_written(text: str) -> str:
+    return f"```{'sh' if text.startswith('demoscale ') else 'text'}\n{text}\n```"
 
 
 def _cell(text: str, code: bool = False) -> str:
