@@ -14,7 +14,7 @@ TIMES := .test-times
 PYTHON312 ?= python3.12
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo lines test coverage test-full stress gpu check setup debian browser libero pusht policies lerobot bench lock image-lock clean
+.PHONY: demo lines test coverage test-full stress gpu check setup debian browser libero pusht docs docs-tools policies lerobot bench lock image-lock clean
 .DELETE_ON_ERROR:
 
 demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curve
@@ -29,7 +29,7 @@ test: setup check  ## the checks and the fast tests: about fifteen minutes on tw
 coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-test-full: coverage browser libero pusht  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, every bench in short
+test-full: coverage browser libero pusht docs-tools  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, the documentation site, every bench in short
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/full -m full
 	$(BIN)/python -m bench.suite --read $(TIMES)/fast $(TIMES)/full
 
@@ -51,6 +51,12 @@ libero: setup  ## also LIBERO-10: its code, tasks and meshes, 360 MB
 pusht: setup  ## also gym-pusht and the example package with own tasks, docs/own_tasks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-pusht.txt --editable '.[dev,pusht]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable examples/own_tasks
+
+docs: docs-tools  ## the documentation site in site/: open site/index.html; fails for a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-tools: setup  ## what `make docs` and its test need: mkdocs and its extensions, 40 MB
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-docs.txt --editable '.[dev,docs]'
 
 policies: setup  ## the environments of the external policies in policies/: 3 GB of downloads, Python 3.12
 	$(BIN)/demoscale policy prepare policies/lerobot_act policies/lerobot_diffusion policies/robomimic_bc_rnn
@@ -97,5 +103,5 @@ image-lock: setup  ## write deploy/requirements*.txt, the image's packages by ha
 	$(HASHED) --no-binary evdev --constraint constraints.txt --output-file deploy/requirements.txt pyproject.toml
 	echo setuptools | $(HASHED) --constraint deploy/requirements.txt --output-file deploy/requirements-build.txt -
 
-clean:  ## remove the environment, the demo's data and its results
-	rm -rf .venv .venv-lerobot data runs
+clean:  ## remove the environment, the demo's data and its results, the site
+	rm -rf .venv .venv-lerobot data runs site

@@ -72,7 +72,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(line)
 
 
-FULL = ("bench", "browser", "lerobot", "libero", "pusht")
+FULL = ("bench", "browser", "docs", "lerobot", "libero", "pusht")
 """Markers that imply the full round, but for tests of the stress round: these take long, or need more than
 a bare machine has.
 """
@@ -106,6 +106,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="gym-pusht is not installed here; `make pusht` installs it")
             )
+        if item.get_closest_marker("docs") and not find_spec("mkdocs"):
+            item.add_marker(pytest.mark.skip(reason="mkdocs is not installed here; `make docs` installs it"))
         if item.get_closest_marker("libero") and (missing := missing_libero()):
             item.add_marker(pytest.mark.skip(reason=missing))
         item.add_marker(pytest.mark.xdist_group(_group(item)))
