@@ -299,6 +299,7 @@ class RolloutPool:
             (worker for worker in self._workers if worker.idle),
             key=lambda worker: worker.scene not in self._waiting,
         )
+        busy: Counter[Scene] | None = None
         for worker in idle:
             if not self._waiting or self._without_servers:
                 return
@@ -307,7 +308,8 @@ class RolloutPool:
                 continue
             scene = worker.scene
             if scene not in self._waiting:
-                scene = choose_scene(self._loads(worker))
+                busy = self._busy() if busy is None else busy
+                scene = choose_scene(self._loads(worker, busy))
             if scene is None:
                 continue
             if worker.scene not in (None, scene) and self.references.get(scene) is None:
@@ -320,17 +322,22 @@ class RolloutPool:
                 "playing" if worker.scene == scene else "making"
             )
             worker.scene = scene
+            if busy is not None:
+                busy[scene] += 1
             worker.told = worker.actor.play.options(num_returns="streaming").remote(
                 self._addressed(worker, worker.entry.job)
             )
 
-    def _loads(self, worker: Worker) -> dict[Scene, SceneLoad]:
+    def _busy(self) -> Counter[Scene]:
+        """Return the number of workers that play a scene now and will play on, by scene."""
+        playing = [worker for worker in self._workers if worker.entry and worker.scene]
+        gone = {node for node in {worker.node for worker in playing} if self._nodes.goes(node)}
+        return Counter(worker.scene for worker in playing if worker.scene and worker.node not in gone)
+
+    def _loads(self, worker: Worker, busy: Counter[Scene]) -> dict[Scene, SceneLoad]:
         """Return the queues of the scenes with waiting episodes, as an idle worker with another scene finds
         them.
         """
-        busy = Counter(
-            other.scene for other in self._workers if other.entry and not self._nodes.goes(other.node)
-        )
         loads = {}
         for scene, entries in self._waiting.items():
             # without a reference, only a fresh process can help
