@@ -19,7 +19,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import psutil
 
@@ -37,7 +36,7 @@ RUN_S = 900.0
 """Seconds after which a peer's run counts as failed."""
 
 MESHES = tuple(f"{name}==0.1.0" for name in DISTRIBUTIONS[1:])
-SAME = ("rpent-libero==0.2.0", "robosuite==1.5.2", "mujoco==3.9.0", "numpy==1.26.4", "torch==2.11.0", *MESHES)
+SAME = ("rpent-libero==0.2.0", "robosuite==1.5.2", "mujoco==3.9.0", "numpy==1.26.4", "torch==2.13.0", *MESHES)
 """Requirements of the simulator of this project, and of LIBERO's reader of its scenes."""
 
 CONFIGURE = '''
@@ -145,29 +144,27 @@ from vla_eval.benchmarks.libero import benchmark
 from vla_eval.orchestrator import Orchestrator
 benchmark.LIBERO_ENV_RESOLUTION = asked["size"]
 kind = benchmark.LIBEROBenchmark
-number, port = asked["tasks"][int(sys.argv[2])], int(sys.argv[3])
-reset, result = kind.reset, kind.get_step_result
+shard, port = int(sys.argv[2]), int(sys.argv[3])
+reset, result, tasks = kind.reset, kind.get_step_result, kind.get_tasks
 
 def seeded(self, task):
-    np.random.seed(task.get("episode_idx", 0))
-    self.scene = task.get("episode_idx", 0)
+    self.played = {"task": task["task_id"], "scene": task.get("episode_idx", 0)}
+    np.random.seed(self.played["scene"])
     return reset(self, task)
 
 def noted(self, step):
-    ended(task=number, scene=self.scene)
+    ended(**self.played)
     return result(self, step)
 
 kind.reset, kind.get_step_result = seeded, noted
-tasks = kind.get_tasks
-kind.get_tasks = lambda self: [tasks(self)[number]]
-config = {"server": {"url": f"ws://127.0.0.1:{port}"}, "output_dir": str(folder / f"results-{number}"),
+kind.get_tasks = lambda self: [tasks(self)[number] for number in asked["tasks"]]
+config = {"server": {"url": f"ws://127.0.0.1:{port}"}, "output_dir": str(folder / "results"),
           "benchmarks": [{"benchmark": "vla_eval.benchmarks.libero.benchmark:LIBEROBenchmark",
                           "subname": "libero_10", "mode": "sync", "episodes_per_task": asked["scenes"],
                           "max_steps": asked["steps"],
                           "params": {"suite": "libero_10", "seed": 0, "num_steps_wait": 10,
                                      "send_wrist_image": True, "send_state": False}}]}
-answers = anyio.run(Orchestrator(config).run)
-(folder / f"answers-{number}.json").write_text(json.dumps(answers, default=str))
+anyio.run(Orchestrator(config, shard, asked["processes"], "bench").run)
 """
 )
 
@@ -233,12 +230,19 @@ class Peer:
     """Program of a policy server, which gets JSON and the port; empty if there is none."""
     processes: int = 2
     """Number of processes that run the script."""
+    answer: str = ""
+    """File without which no episode has a result; empty if each episode's result is kept when it ends."""
 
 
 OWN = Peer("LIBERO's own loop", "3.11", ("vla-eval==0.8.0", *SAME), OWN_LOOP)
 VLA_EVAL = Peer("vla-eval 0.8.0", "3.11", ("vla-eval==0.8.0", *SAME), VLA_SHARD, VLA_SERVER)
 LEROBOT_EVAL = Peer(
-    "lerobot-eval 0.6.1", "3.12", ("lerobot[libero]==0.6.1", "psutil", *MESHES), LEROBOT, processes=1
+    "lerobot-eval 0.6.1",
+    "3.12",
+    ("lerobot[libero]==0.6.1", "psutil", *MESHES),
+    LEROBOT,
+    processes=1,
+    answer="answers/eval_info.json",
 )
 PEERS = {"own_loop": OWN, "vla_eval": VLA_EVAL, "lerobot_eval": LEROBOT_EVAL}
 
@@ -272,30 +276,35 @@ class Run:
     """Hashes of what the policy server saw."""
     server_s: float
     """CPU seconds of the policy server."""
+    kept: int
+    """Number of episodes that have a result."""
 
     @property
     def episodes(self) -> int:
         """Number of episodes that ended."""
         return sum(one.episodes for one in self.ended)
 
-    def _counted(self) -> list[tuple[Ended, Ended]]:
-        """Return the first and the last end of each process."""
+    def _counted(self) -> list[list[Ended]]:
+        """Return the ends of each process that played more than the first episode, in their order."""
         by_process: dict[int, list[Ended]] = defaultdict(list)
         for one in sorted(self.ended, key=lambda one: one.at):
             by_process[one.pid].append(one)
-        return [(ends[0], ends[-1]) for ends in by_process.values() if len(ends) > 1]
+        return [ends for ends in by_process.values() if len(ends) > 1]
 
-    def seconds(self, scenes: int) -> float:
-        """Return the seconds per episode on each process, without the first."""
-        return mean((last.at - first.at) / (scenes - 1) for first, last in self._counted())
+    @property
+    def seconds(self) -> float:
+        """Seconds per episode on each process, without the first."""
+        return mean((ends[-1].at - ends[0].at) / (len(ends) - 1) for ends in self._counted())
 
-    def cpu_s(self, scenes: int) -> float:
-        """Return the CPU seconds per episode of all processes, without the first ones."""
-        spent = (
-            (last.cpu_s + last.children_s - first.cpu_s - first.children_s) / (scenes - 1) / first.episodes
-            for first, last in self._counted()
-        )
-        return mean(spent) + self.server_s / max(1, self.episodes)
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds per episode of all processes, without the first ones."""
+        spent, played = 0.0, 0
+        for first, *others in self._counted():
+            last = others[-1]
+            spent += last.cpu_s + last.children_s - first.cpu_s - first.children_s
+            played += sum(one.episodes for one in others)
+        return spent / played + self.server_s / self.episodes
 
 
 def environment_of(peer: Peer, folder: Path) -> Environment:
@@ -373,7 +382,9 @@ def run(
     seen = frozenset(
         json.loads(line)[-1] for line in (looks.read_text().splitlines() if looks.exists() else [])
     )
-    return Run(tuple(_ended(folder)), seen, server_s)
+    ended = tuple(_ended(folder))
+    kept = sum(one.episodes for one in ended) if (folder / peer.answer).exists() else 0
+    return Run(ended, seen, server_s, kept)
 
 
 def _ended(folder: Path) -> list[Ended]:
@@ -397,11 +408,7 @@ def _wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
 def _simulator(process: "subprocess.Popen[bytes]") -> int:
     """Return the process that simulates: the given one, or the one below it that uses most memory."""
     below = psutil.Process(process.pid).children(recursive=True)
-    return max([psutil.Process(process.pid), *below][1:] or [process], key=_memory).pid
-
-
-def _memory(process: Any) -> int:
-    return int(psutil.Process(process.pid).memory_info().rss)
+    return int(max(below or [psutil.Process(process.pid)], key=lambda one: one.memory_info().rss).pid)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

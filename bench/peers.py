@@ -206,6 +206,11 @@ class Pool:
         self._sampler = harness.Sampler(os.getpid(), lambda title: "all")
         self.replaced: dict[str, int] = self._pool.usage.replaced
 
+    def warm(self, tasks: Sequence[str]) -> None:
+        """Play an episode of each task, until each process has the simulator of another one."""
+        while {worker.scene.task for worker in self._pool._workers if worker.scene} != {*tasks}:
+            self.play(tasks, [0])
+
     def play(self, tasks: Sequence[str], seeds: Sequence[int], kill: bool = False) -> Slice:
         """Play one episode per task and seed. kill: end one process with SIGKILL after the first episode."""
         from orchestrator.testing.processes import titled_processes
@@ -266,7 +271,7 @@ def ten_tasks(tasks: Sequence[str], rounds: int, episodes: int, folder: Path) ->
         pair = tasks[first : first + WORKERS]
         found.builds_s += bare.call("build", pair)
         bare.play(pair, [0], lean=True)
-        pool.play(pair, [0])
+        pool.warm(pair)
         found.steps |= dict(zip(pair, bare.call("step", pair, 20), strict=True))
         seeds = range(1, 1 + episodes)
         arms = {
@@ -328,7 +333,7 @@ def pool_like_peers(folder: Path, scenes: int) -> tuple[Compared, Pictures]:
     tasks = [list(LIBERO_10)[number] for number in PEER_TASKS]
     folder.mkdir()
     pool = Pool(folder, "openvla")
-    pool.play(tasks, [0])
+    pool.warm(tasks)
     played = pool.play(tasks, range(1, scenes))
     pool.play(tasks, range(2), kill=True)
     assert pool.replaced.get("died") == 1, pool.replaced
@@ -358,8 +363,8 @@ def against_peers(
             found[name] = " ".join(str(error).split())
             continue
         runs[name] = run
-        lost = 2 * WORKERS - killed.episodes
-        found[name] = Compared(run.seconds(SCENES), run.cpu_s(SCENES), lost)
+        lost = 2 * WORKERS - killed.kept
+        found[name] = Compared(run.seconds, run.cpu_s, lost)
     return found, equal_pictures(pictures, runs)
 
 
@@ -431,7 +436,7 @@ def main(quick: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "tasks").mkdir()
         measured, equal = ten_tasks(
-            tasks[:WORKERS] if quick else tasks, *((1, 1) if quick else (3, 2)), Path(name) / "tasks"
+            tasks[:WORKERS] if quick else tasks, *((1, 1) if quick else (2, 2)), Path(name) / "tasks"
         )
         answer = show_ten(measured) | {"equal_pictures_bare": equal}
         found, shares = against_peers(Path(name), () if quick else tuple(libero_peers.PEERS))
