@@ -82,7 +82,7 @@ class StandingClient:
         digest = hashlib.sha256(b"".join(observation.images[camera].tobytes() for camera in CAMERAS))
         with self.notes.open("a") as file:
             file.write(json.dumps([self.episode, observation.step, digest.hexdigest()]) + "\n")
-        return ActionChunk(np.tile(np.float32(IDLE), (CHUNK, 1)), CHUNK)
+        return ActionChunk(np.tile(np.array(IDLE, np.float32), (CHUNK, 1)), CHUNK)
 
 
 def noted(folder: Path) -> Pictures:
@@ -217,7 +217,8 @@ class Pool:
         from sim_workers.rollout.worker import RolloutJob
 
         self._sampler.sample()
-        before, began, ended = self._sampler.seconds["all"], time.perf_counter(), []
+        before, began = self._sampler.seconds["all"], time.perf_counter()
+        ended: list[EpisodeSpec] = []
         for seed in seeds:
             for task in tasks:
                 job = RolloutJob(spec(task, seed), RULES, self._contract, self._source, reset=self._reset)
@@ -257,7 +258,8 @@ class Measured:
     def per_episode(self, arm: str, what: str) -> float:
         """Median over rounds of the seconds per episode on each process, or of CPU seconds per episode."""
         many = self.episodes / WORKERS if what == "seconds" else self.episodes
-        return median(getattr(one, what) for one in self.rounds[arm]) / many
+        spent: float = median(getattr(one, what) for one in self.rounds[arm])
+        return spent / many
 
 
 def ten_tasks(tasks: Sequence[str], rounds: int, episodes: int, folder: Path) -> tuple[Measured, bool]:
@@ -401,6 +403,7 @@ def show_peers(found: dict[str, Compared | str], equal: dict[str, float | None])
     titles = {"pool": "the pool"} | {name: peer.title for name, peer in libero_peers.PEERS.items()}
     for name, title in titles.items():
         one = found.get(name, "not asked for")
+        ratios: tuple[float | None, float | None] = (None, None)
         if isinstance(one, Compared):
             ratios = (one.seconds / pool.seconds, one.cpu_s / pool.cpu_s)
             print(
@@ -408,7 +411,6 @@ def show_peers(found: dict[str, Compared | str], equal: dict[str, float | None])
                 f"{one.lost:>11} of 4"
             )
         else:
-            ratios = (None, None)
             print(f"{title:<42}  not measured: {one}")
         if name != "pool":
             answer |= {f"ratio_to_{name}": ratios[0], f"cpu_ratio_to_{name}": ratios[1]}

@@ -254,7 +254,8 @@ def _keeping_model(domain: Any) -> Any:
     its furniture depends on how many episodes came before.
     """
 
-    class Kept(domain):  # type: ignore[misc]
+    class Kept(domain):
+        object_property_initializers: list[Any]
         _restored: dict[str, npt.NDArray[Any]] | None = None
         _closing = False
 
