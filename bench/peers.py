@@ -299,11 +299,13 @@ def show_ten(found: Measured) -> dict[str, object]:
         "lean": "bare loops, lean control step",
         "pool": "the pool",
     }
-    print(f"\n{'ten tasks, episodes of 100 steps':<40}{'s/episode':>11}{'CPU s/episode':>15}")
+    head = f"{len(found.steps)} tasks, episodes of {STEPS} control steps"
+    print(f"\n{head:<40}{'s/episode':>11}{'CPU s/episode':>15}")
     for arm, title in titles.items():
         wall, cpu = (found.per_episode(arm, what) for what in ("seconds", "cpu_s"))
         print(f"{title:<40}{wall:>11.2f}{cpu:>15.2f}")
-    print(f"building a simulator takes {median(found.builds_s):.1f} s; s/episode: on each process")
+    print(f"{len(found.rounds['pool'])} rounds of {found.episodes} episodes; s/episode: on each process")
+    print(f"building a simulator takes {median(found.builds_s):.1f} s")
     ratios = [ms["own"] / ms["lean"] for ms in found.steps.values()]
     return {
         "ratio_control_step": median(ratios),
@@ -326,8 +328,10 @@ class Compared:
     """Per episode on each process."""
     cpu_s: float
     """Per episode, of all processes."""
-    lost: int
-    """Episodes without a result when one of two processes was killed after the first of four episodes."""
+    lost: int | None
+    """Episodes without a result when one of two processes was killed after the first of four episodes. None:
+    not measured.
+    """
 
 
 def pool_like_peers(folder: Path, scenes: int) -> tuple[Compared, Pictures]:
@@ -408,7 +412,7 @@ def show_peers(found: dict[str, Compared | str], equal: dict[str, float | None])
             ratios = (one.seconds / pool.seconds, one.cpu_s / pool.cpu_s)
             print(
                 f"{title:<42}{one.seconds:>10.2f}{ratios[0]:>9.2f}x{one.cpu_s:>15.2f}{ratios[1]:>9.2f}x"
-                f"{one.lost:>11} of 4"
+                + ("    not measured" if one.lost is None else f"{one.lost:>11} of 4")
             )
         else:
             print(f"{title:<42}  not measured: {one}")
