@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from bench import corpus, harness, peers
+from bench import corpus, data_peers, harness
 from bench.harness import CONSUMER, FETCHING, RAY, Child, Mark
 from orchestrator.data.episode_store import latest_version, publish
 from orchestrator.data.manifest import Manifest
@@ -95,7 +95,7 @@ def cost(before: Mark, after: Mark, clips: int, idle_share: float = 0.0) -> Cost
 
 def joined(ours: Child, s3: dict[str, str], idle_s: float) -> float:
     """Start Ray in the process of our pipeline; return the CPU seconds per second of an idle one."""
-    (before, after), _ = ours.run(peers.join, s3, idle_s)
+    (before, after), _ = ours.run(data_peers.join, s3, idle_s)
     return sum(after.since(before).values()) / (after.time - before.time)
 
 
@@ -114,17 +114,19 @@ def measured(
         for number in range(size.rounds):
             # drift meets all alike
             for name, batches in list(size.batches.items())[:: -1 if number % 2 else 1]:
-                clips = batches * peers.BATCH
+                clips = batches * data_peers.BATCH
                 if name in stores:
                     already = seaweedfs.sent_bytes(s3)
-                    marks, _ = ours.run(peers.pipeline, stores[name], batches, name == CLUSTER)
+                    marks, _ = ours.run(data_peers.pipeline, stores[name], batches, name == CLUSTER)
                     share = idle_share
                 elif name == BARE:
-                    (marks, _), share = alone.run(peers.bare, stores[FOLDER], batches), 0.0
+                    (marks, _), share = alone.run(data_peers.bare, stores[FOLDER], batches), 0.0
                 else:
-                    (marks, _), share = loader.run(peers.hdf5, stores[FOLDER], files[name], batches), 0.0
+                    (marks, _), share = loader.run(data_peers.hdf5, stores[FOLDER], files[name], batches), 0.0
                 if name == S3:
-                    sent.append((seaweedfs.sent_bytes(s3) - already) / (clips + peers.WARM_UP * peers.BATCH))
+                    sent.append(
+                        (seaweedfs.sent_bytes(s3) - already) / (clips + data_peers.WARM_UP * data_peers.BATCH)
+                    )
                 costs[name].append(cost(marks[-2], marks[-1], clips, share))
     return costs, statistics.median(sent)
 
@@ -139,7 +141,7 @@ def first_batch(size: Size, ours: Child, uri: str, manifest: Manifest) -> tuple[
     """Seconds until manifest, choice and first batch, from a manifest of 10,000 episodes."""
     _publish(uri, corpus.many_names(manifest, 10_000))
     tries: list[tuple[float, float, float]] = [
-        ours.run(peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)
+        ours.run(data_peers.first_batch, uri)[1] for _ in range(size.first_batch_tries)
     ]
     return min(
         tries, key=lambda seconds: abs(seconds[2] - statistics.median(sorted(other[2] for other in tries)))
@@ -150,7 +152,7 @@ def selection(size: Size, folder: Path, manifest: Manifest) -> tuple[float, floa
     """Seconds and GiB, in a fresh process."""
     _publish(str(folder), corpus.many_names(manifest, size.selection_rows))
     with Child() as child:
-        answer: tuple[float, float] = child.run(peers.selection, str(folder), 200)[1]
+        answer: tuple[float, float] = child.run(data_peers.selection, str(folder), 200)[1]
     return answer
 
 
@@ -159,7 +161,7 @@ def memory(size: Size, uri: str) -> tuple[list[float], float]:
     bound it should keep to.
     """
     with Child() as child:
-        marks, bound = child.run(peers.epochs, uri, 80 * MIB, size.epochs)
+        marks, bound = child.run(data_peers.epochs, uri, 80 * MIB, size.epochs)
     before = marks[0].peak[CONSUMER]
     return [(mark.peak[CONSUMER] - before + mark.peak[FETCHING]) / MIB for mark in marks[1:]], bound / MIB
 
@@ -217,8 +219,8 @@ def main(quick: bool) -> None:
             f" MiB, as raw HDF5 {raw / MIB:.0f}"
         )
         print(
-            f"a clip is 9 frames of each camera; batches of {peers.BATCH}; {size.rounds} rounds in turns,"
-            " medians\n"
+            f"a clip is 9 frames of each camera; batches of {data_peers.BATCH}; {size.rounds} rounds in"
+            " turns, medians\n"
         )
         costs, sent = measured(size, ours, idle_share, stores, files, s3)
         show_costs(costs, idle_share)
@@ -235,7 +237,7 @@ def main(quick: bool) -> None:
             f"{what} {seconds:.2f} s"
             for what, seconds in zip(("manifest", "chosen", "batch"), firsts, strict=True)
         )
-        print(f"first batch of {peers.ARM_DEMOS:,} demos out of 10,000 episodes: {parts}")
+        print(f"first batch of {data_peers.ARM_DEMOS:,} demos out of 10,000 episodes: {parts}")
         selected = selection(size, root / "many", manifest)
         print(
             f"selection, {size.selection_rows:,} manifest rows: {selected[0]:.2f} s, {selected[1]:.2f} GiB"
@@ -278,9 +280,9 @@ def copy(source: str, target: str) -> None:
 def raw_bytes(manifest: Manifest, batches: int) -> float:
     """Of pictures that the HDF5 loader reads per clip, for the clips of the counted batches."""
     frame = 3 * 128 * 128 * len(corpus.CAMERAS)
-    clips = list(peers.draws(peers.order_of(manifest), batches))
+    clips = list(data_peers.draws(data_peers.order_of(manifest), batches))
     return (
-        sum(len(peers.read_frames(draw.start, draw.visit.entry.length)) for draw in clips)
+        sum(len(data_peers.read_frames(draw.start, draw.visit.entry.length)) for draw in clips)
         * frame
         / len(clips)
     )
@@ -288,7 +290,7 @@ def raw_bytes(manifest: Manifest, batches: int) -> float:
 
 def visit_bytes(manifest: Manifest, batches: int) -> float:
     """That our pipeline would read per clip if it fetched the object anew at every visit."""
-    clips = list(peers.draws(peers.order_of(manifest), batches))
+    clips = list(data_peers.draws(data_peers.order_of(manifest), batches))
     return sum(draw.visit.entry.nbytes for draw in clips if draw.opens) / len(clips)
 
 

@@ -45,6 +45,11 @@ ARM = {
     },
 }
 """Settings of the only supported arm controller: robosuite's default for the Panda."""
+LIBERO = "libero.libero.envs.bddl_base_domain"
+"""Module of LIBERO's base class (rpent-libero 0.2.0), whose tasks are supported, too. Its control step is
+robosuite's with two success checks, for the reward and for `done`, and `_post_process`, which derives the
+looks of a lit stove from the state.
+"""
 
 
 class FastStep:
@@ -61,9 +66,10 @@ class FastStep:
         kind = type(env)
         # Of robosuite's tasks only Wipe overrides _post_action, and only its reward has a side effect: it
         # removes the dirt.
-        rewards = kind.reward.__module__
-        self._only_a_reward = kind._post_action is MujocoEnv._post_action and rewards.startswith(
-            "robosuite.environments.manipulation."
+        after, rewards = kind._post_action, kind.reward.__module__
+        self._is_libero = after.__module__ == rewards == LIBERO
+        self._only_a_reward = self._is_libero or (
+            after is MujocoEnv._post_action and rewards.startswith("robosuite.environments.manipulation.")
         )
         self._bind()
 
@@ -113,6 +119,8 @@ class FastStep:
         env.cur_time += env.control_timestep
         if self._only_a_reward:
             env.done = env.timestep >= env.horizon and not env.ignore_done
+            if self._is_libero:
+                env._post_process()
         else:
             env._post_action(action)
 
@@ -375,14 +383,14 @@ def _refuse_unknown(env: Any) -> None:
     """
     kind = type(env)
     if (
-        kind.step is not MujocoEnv.step
-        or kind._pre_action is not RobotEnv._pre_action
+        (kind.step is not MujocoEnv.step and kind.step.__module__ != LIBERO)
+        or (kind._pre_action is not RobotEnv._pre_action and kind._pre_action.__module__ != LIBERO)
         or not env.lite_physics
         or env.viewer is not None
     ):
         raise ValueError(
-            "the fast control step supports only robosuite's own step, with lite_physics and without a"
-            f" viewer; {kind.__name__} has another"
+            "the fast control step supports only the steps of robosuite and LIBERO, with lite_physics and"
+            f" without a viewer; {kind.__name__} has another"
         )
     for robot in env.robots:
         if type(robot) is not FixedBaseRobot or robot.composite_controller.name != "BASIC":

@@ -241,6 +241,56 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
+CHANGED_BY_RESETS = ("body_pos", "body_quat", "site_rgba", "geom_rgba")
+"""Fields of MuJoCo's model that an episode may change: places of the furniture, visible marks."""
+
+
+def _keeping_model(domain: Any) -> Any:
+    """Return a subclass of a LIBERO environment whose hard resets do not compile the model again, which takes
+    seconds: they restore the fields that change. The result is that of the first reset of a new environment,
+    to the last bit.
+
+    From reset to reset, LIBERO itself draws more numbers for each drawer or door that begins open, so that
+    its furniture depends on how many episodes came before.
+    """
+
+    class Kept(domain):
+        object_property_initializers: list[Any]
+        _restored: dict[str, npt.NDArray[Any]] | None = None
+        _closing = False
+
+        def _load_model(self) -> None:
+            if self._restored is None:
+                super()._load_model()
+                self._initializers = [*self.object_property_initializers]
+            else:
+                # LIBERO appends them to those of the construction
+                self.object_property_initializers = 2 * self._initializers
+
+        def _initialize_sim(self, xml_string: str | None = None) -> None:
+            if self._restored is None:
+                super()._initialize_sim(xml_string)
+                model = self.sim.model._model
+                self._restored = {name: getattr(model, name).copy() for name in CHANGED_BY_RESETS}
+                return
+            for name, values in self._restored.items():
+                getattr(self.sim.model._model, name)[:] = values
+            self.sim.reset()
+            self.sim.forward()
+            self.initialize_time(self.control_freq)
+
+        def _destroy_sim(self) -> None:
+            if self._closing:
+                super()._destroy_sim()
+
+        def close(self) -> None:
+            self._closing = True
+            super().close()
+
+    Kept.__name__ = domain.__name__  # LIBERO compares it with the task's file
+    return Kept
+
+
 class LiberoEnv(SimEnv):
     """Task of LIBERO, with the methods of SimEnv.
 
@@ -249,7 +299,7 @@ class LiberoEnv(SimEnv):
     centimetre of its place, also determined by the scene.
 
     How the episode begins is the `reset` of the suite. `libero`: LIBERO's own
-    `env.reset()`, which builds a new model, `env.set_init_state(state)` and five idle steps, to the last
+    `env.reset()` in a new environment, `env.set_init_state(state)` and five idle steps, to the last
     bit, with numpy's generator seeded by the scene. The controller's goal
     then is the arm's pose before the state was set, so the arm moves by millimetres in the idle steps.
     `openvla`: the same with OpenVLA's ten idle steps with an open gripper. `settled`: the goal is the state's
@@ -262,8 +312,12 @@ class LiberoEnv(SimEnv):
     film_camera = "agentview"
     loads_models = False  # a recorded model names meshes by their place on the machine that recorded it
 
-    def __init__(self, task: str, contract: Contract, reset: Reset = "settled") -> None:
-        """reset: how episodes begin, see the class."""
+    def __init__(
+        self, task: str, contract: Contract, reset: Reset = "settled", fast_control: bool = True
+    ) -> None:
+        """reset: how episodes begin, see the class. fast_control: use `fast_control.py`, whose states and
+        observations are bit-identical.
+        """
         self._reset = reset
         keys = embodiment_of(contract, "Lift").keys("Lift")
         self._claim(task, contract, LIBERO[task])
@@ -275,7 +329,8 @@ class LiberoEnv(SimEnv):
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         definition = str(task_file(task))
         self._states = init_states(task)
-        self._env = domains.TASK_MAPPING[get_problem_info(definition)["problem_name"]](
+        domain = domains.TASK_MAPPING[get_problem_info(definition)["problem_name"]]
+        self._env = (domain if reset == "settled" else _keeping_model(domain))(
             definition,
             robots=["Panda"],
             controller_configs=robosuite.load_composite_controller_config(controller=None, robot="Panda"),
@@ -284,6 +339,8 @@ class LiberoEnv(SimEnv):
         )
         build_context(self._env.sim, PROFILES[contract.render_profile], contract.image_size)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
+        if fast_control:
+            self._make_lean()
 
     def reset(self, seed: int) -> None:
         """Start from fixed scene `seed % 50`, after the idle steps. Raises DivergedError if the simulation
@@ -293,10 +350,7 @@ class LiberoEnv(SimEnv):
         with _numpy_seeded(scene):
             self._place_furniture()
         env = self._env
-        if self._reset != "settled":
-            # LIBERO builds a new model, which draws numbers before the furniture's places are drawn
-            build_context(env.sim, PROFILES[self.contract.render_profile], self.contract.image_size)
-        else:
+        if self._reset == "settled":
             env.sim.reset()  # clears the solver's warm start, which the placing has changed
         env.sim.set_state_from_flattened(self._states[scene])
         env.sim.forward()

@@ -152,14 +152,18 @@ class SimEnv:
         self._grips = has_fingers(name)
         self._low_dim: dict[str, npt.NDArray[np.float64]] = {}
         if fast_control:
-            from sim_workers.envs.fast_control import FastStep  # it imports the simulator
+            self._make_lean()
 
-            try:
-                self._fast = FastStep(self._env)
-                self.own_step = ""
-            except ValueError as unknown:
-                self.own_step = str(unknown)
-                _say_once(task, str(unknown))
+    def _make_lean(self) -> None:
+        """Take lean control steps from now on, if they support the environment."""
+        from sim_workers.envs.fast_control import FastStep  # it imports the simulator
+
+        try:
+            self._fast = FastStep(self._env)
+            self.own_step = ""
+        except ValueError as unknown:
+            self.own_step = str(unknown)
+            _say_once(self.task, str(unknown))
 
     def _claim(self, task: str, contract: Contract, instruction: str) -> None:
         """Register as the process's only simulator. Raises RuntimeError if it has another."""

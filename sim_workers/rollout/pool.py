@@ -18,6 +18,7 @@ from sim_workers.arithmetic import pinned_kernels
 from sim_workers.checkout import CodeChangedError, Files
 from sim_workers.envs.render import backend_of
 from sim_workers.envs.render_check import RenderFingerprint
+from sim_workers.rollout.assignment import Durations, SceneLoad, choose_scene
 from sim_workers.rollout.autoscaler import PoolLoad, ServerUsage
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.node_health import NodeHealth, ServerLocations, node_of
@@ -127,6 +128,7 @@ class RolloutPool:
         self.usage = Usage()
         self._workers: list[Worker] = []
         self._waiting: dict[Scene, list[QueuedEpisode]] = {}
+        self._durations = Durations()
         self._finished: deque[tuple[RolloutJob, Outcome, RecordedVideo | None]] = deque()  # not yet yielded
         self.most_workers = num_workers
         self.on_retry = on_retry
@@ -289,26 +291,60 @@ class RolloutPool:
         self._next_look = time.monotonic() + pause_s
 
     def _dispatch(self) -> None:
-        """Assign every idle worker an episode, of its simulator's scene if one is waiting."""
-        for worker in [worker for worker in self._workers if worker.idle]:
+        """Assign every idle worker an episode, of its simulator's scene if one is waiting, unless building
+        another simulator does not pay.
+        """
+        # first those that need no other simulator, so that none is built for their episodes
+        idle = sorted(
+            (worker for worker in self._workers if worker.idle),
+            key=lambda worker: worker.scene not in self._waiting,
+        )
+        busy: Counter[Scene] | None = None
+        for worker in idle:
             if not self._waiting or self._without_servers:
                 return
             if self._nodes.goes(worker.node):
                 self._replace(worker, "leaving")
                 continue
-            scene = worker.scene if worker.scene in self._waiting else next(iter(self._waiting))
+            scene = worker.scene
+            if scene not in self._waiting:
+                busy = self._busy() if busy is None else busy
+                scene = choose_scene(self._loads(worker, busy))
+            if scene is None:
+                continue
             if worker.scene not in (None, scene) and self.references.get(scene) is None:
                 # only a fresh process, which never built another scene, may set a reference
                 self._replace(worker, "other")
                 continue
             worker.entry = self._next(scene)
-            worker.deadline = time.monotonic() + self._settings.silence_s(
+            worker.began, worker.fresh = time.monotonic(), worker.scene is None
+            worker.deadline = worker.began + self._settings.silence_s(
                 "playing" if worker.scene == scene else "making"
             )
             worker.scene = scene
+            if busy is not None:
+                busy[scene] += 1
             worker.told = worker.actor.play.options(num_returns="streaming").remote(
                 self._addressed(worker, worker.entry.job)
             )
+
+    def _busy(self) -> Counter[Scene]:
+        """Return the number of workers that play a scene now and will play on, by scene."""
+        playing = [worker for worker in self._workers if worker.entry and worker.scene]
+        gone = {node for node in {worker.node for worker in playing} if self._nodes.goes(node)}
+        return Counter(worker.scene for worker in playing if worker.scene and worker.node not in gone)
+
+    def _loads(self, worker: Worker, busy: Counter[Scene]) -> dict[Scene, SceneLoad]:
+        """Return the queues of the scenes with waiting episodes, as an idle worker with another scene finds
+        them.
+        """
+        loads = {}
+        for scene, entries in self._waiting.items():
+            # without a reference, only a fresh process can help
+            fresh = worker.scene is None or (busy[scene] > 0 and self.references.get(scene) is None)
+            build_s, episode_s = self._durations.build_s(fresh), self._durations.episode_s(scene)
+            loads[scene] = SceneLoad(len(entries), busy[scene], build_s, episode_s)
+        return loads
 
     @property
     def _without_servers(self) -> bool:
@@ -371,6 +407,7 @@ class RolloutPool:
             worker.deadline = time.monotonic() + self._settings.silence_s(said.doing)
         elif isinstance(said, RenderFingerprint):
             assert worker.scene
+            self._durations.built(time.monotonic() - worker.began, worker.fresh)
             if difference := said.difference(self.references.put(worker.scene, said)):
                 if not difference.startswith("contamination"):  # a fault of this process, not of its node
                     self._nodes.refused(worker.node)
@@ -389,6 +426,8 @@ class RolloutPool:
             self._again(entry, f"the policy did not answer: {said.why}")
         elif isinstance(said, Played):
             entry = self._released(worker)
+            if said.outcome.result != "error":
+                self._durations.played(entry.job.scene, said.outcome.sim_s + said.outcome.policy_s)
             # others say nothing about how many simulators the servers can feed
             if self._source is None or isinstance(entry.job.source, RayServedPolicy):
                 self.usage.sim_s += said.outcome.sim_s

@@ -39,6 +39,10 @@ class Worker:
     scene: Scene | None = None
     """Scene of its simulator; None in a fresh process."""
     entry: QueuedEpisode | None = None
+    began: float = 0.0
+    """`time.monotonic()` of the last assignment of an episode."""
+    fresh: bool = True
+    """Whether its process had no simulator before that episode."""
     server: int | None = None
     """Index of the policy server that it queries; None before the first query, or if the server is none of
     the current ones.
