@@ -1,7 +1,7 @@
 """Do forecasts hold in real grids, and does the next-arm search reach their answer for less?
 
     python -m experiments.grid_replay              a minute
-    python -m experiments.grid_replay --quick      one grid
+    python -m experiments.grid_replay --quick      one random order
 
 The grids (`experiments/grids/`) were trained and scored by demoscale: real policies, real simulations. Every
 demo count is left out in turn; the others forecast its successes. Where the largest count is left out the
@@ -148,7 +148,7 @@ def _fresh(grid: Grid, chosen: Sequence[int], count: float) -> int:
 @harness.command("grid_replay", digits=4)
 def main(quick: bool) -> dict[str, object]:
     """Print a table; return the values of the last line."""
-    grids = [Grid.read(file) for file in sorted(GRIDS.glob("*.json"))[: 1 if quick else None]]
+    grids = [Grid.read(file) for file in sorted(GRIDS.glob("*.json"))]
     tested = list[LeftOut]()
     answer: dict[str, object] = {"grids": len(grids)}
     for grid in grids:
@@ -169,7 +169,7 @@ def main(quick: bool) -> dict[str, object]:
         low, high = forecast(arms).demos_to_reach(RATE, float(arms.ratios[0])).interval
         print(f"  {100 * RATE:g} % takes {low:.0f} to {high:.0f} demos by the whole grid")
         part, centre = search(grid, None)
-        random = [search(grid, np.random.default_rng(seed)) for seed in range(2 if quick else ORDERS)]
+        random = [search(grid, np.random.default_rng(seed)) for seed in range(1 if quick else ORDERS)]
         print(
             f"  the search trains {part:.2f} of the arms, centre {centre:.2f} of the grid's; in random order"
             f" {np.mean([one for one, _ in random]):.2f}\n"
