@@ -67,10 +67,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Pa
 @pytest.fixture(scope="module")
 def all_pages(pages: dict[str, Path]) -> dict[str, Path]:
     """Return these pages and those of held-out episodes, of several sweeps, and of many lines."""
-    rich = synthetic_reports.rich()
     texts = {
         "held out": held_out().page(),
-        "compared": page(rich, [], SWEEP, scenes=synthetic_reports.scenes(rich, 60), beside=BESIDE),
+        "compared": page(synthetic_reports.bare(), [], SWEEP, beside=BESIDE),
         "five lines": page(five_lines(), [], SWEEP),
     }
     folder = pages["rich"].parent
