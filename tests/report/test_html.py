@@ -525,7 +525,7 @@ def five_lines() -> CurveReport:
             point = replace(own.point, policy=series.policy, demo_count=demos, action_free_ratio=0.0)
             points.append(replace(own, point=point))
     answer = tuple(f"{number}: {report.answer[0]} {report.answer[1]}" for number in range(9))
-    return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=())
+    return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=(), where=None)
 
 
 def axe() -> str:
