@@ -16,7 +16,6 @@ from orchestrator.training import ray_train
 from orchestrator.training.claimed_resources import release_claims
 from orchestrator.training.control_channel import ANSWER_S, send
 from orchestrator.training.loop import TrainJob
-from orchestrator.training.train_actors import without_idle_actors
 from orchestrator.training.train_events import Failed, Finished, Reported, TrainEvent
 
 Fit = Callable[[Any, str, dict[str, float], Any, int], list[Reported]]
@@ -31,7 +30,6 @@ def fit(
     """Train an arm with Ray Train, or with its external policy's own command."""
     if isinstance(job, ExternalJob):
         return fit_external(job, folder, resources, channel, attempts)
-    without_idle_actors()
     return ray_train.fit(job, folder, resources, channel, attempts)
 
 

@@ -1,5 +1,5 @@
-"""Training on Ray. The only file with ray.train besides `train_actors.py`: a thin adapter that gives the
-plain loop its workers and stores its checkpoints.
+"""Training on Ray. The only file with ray.train: a thin adapter that gives the plain loop its workers and
+stores its checkpoints.
 """
 
 import re

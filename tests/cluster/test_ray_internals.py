@@ -20,15 +20,6 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
         "orchestrator/cluster/ray_jobs.py",
         ("method", "endpoint"),
     ),
-    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": (
-        "orchestrator/training/train_actors.py",
-        ("self",),
-    ),
-    "ray.train.v2._internal.callbacks.DatasetsCallback": ("orchestrator/training/train_actors.py", ()),
-    "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback": (
-        "orchestrator/training/train_actors.py",
-        (),
-    ),
     f"{MANAGER}._save_state": ("orchestrator/training/train_snapshot.py", ()),
     f"{MANAGER}._load_state": (
         "orchestrator/training/train_snapshot.py",

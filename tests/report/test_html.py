@@ -66,11 +66,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory, film: bytes) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def all_pages(pages: dict[str, Path]) -> dict[str, Path]:
-    """Return these pages and those of held-out episodes, of several sweeps with many scenes, and of many lines."""
-    rich = synthetic_reports.rich()
+    """Return these pages and those of held-out episodes, of several sweeps, and of many lines."""
     texts = {
         "held out": held_out().page(),
-        "compared": page(rich, [], SWEEP, scenes=synthetic_reports.scenes(rich, 500), beside=BESIDE),
+        "compared": page(synthetic_reports.bare(), [], SWEEP, beside=BESIDE),
         "five lines": page(five_lines(), [], SWEEP),
     }
     folder = pages["rich"].parent
@@ -526,7 +525,7 @@ def five_lines() -> CurveReport:
             point = replace(own.point, policy=series.policy, demo_count=demos, action_free_ratio=0.0)
             points.append(replace(own, point=point))
     answer = tuple(f"{number}: {report.answer[0]} {report.answer[1]}" for number in range(9))
-    return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=())
+    return replace(report, answer=answer, points=tuple(points), lines=tuple(lines), arms=(), where=None)
 
 
 def axe() -> str:
