@@ -56,7 +56,8 @@ def features(env: SimEnv) -> Floats:
     turn = 4 * (np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
     turn -= 4 * np.arctan2(2 * (q * r + u * v), 1 - 2 * (v * v + r * r))
     fingers = state["robot0_gripper_qpos"][0]
-    return np.asarray([*(cube - hand), np.cos(turn), np.sin(turn), fingers, hand[2]]) / SCALE
+    values = np.array([*(cube - hand), np.cos(turn), np.sin(turn), fingers, hand[2]])
+    return np.asarray(values / SCALE, np.float64)
 
 
 def record(env: SimEnv, seed: int) -> Recorded:
