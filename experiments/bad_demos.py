@@ -116,7 +116,7 @@ def drawn(allowed: list[int], store: int, arms: int, rng: np.random.Generator) -
 @harness.command("bad_demos")
 def main(quick: bool) -> dict[str, object]:
     """Print what was found and what leaving it out did; return the values of the last line."""
-    size, arms, scenes, again = (16, 10, 2, 2) if quick else (30, 48, 16, 10)
+    size, arms, scenes, again = (16, 10, 2, 2) if quick else (30, 48, 16, 6)
     env, began, rng = (
         SimEnv("Lift", contract((), (64, 64), "fast")),
         time.process_time(),
