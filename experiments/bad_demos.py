@@ -6,7 +6,7 @@
 The scripted expert records 30 demonstrations in robosuite; in 6 of them the actions are shuffled in time. An
 arm draws 8 and plays scenes of the evaluation block. Its policy is the weighted mean of the actions of the
 nearest recorded states (the cube in the hand's frame, the fingers, the height of the hand): a real policy in
-the real simulator, but none of this project's networks, whose training would take a hundred times as long.
+the real simulator, but none of this project's networks, whose training takes far longer.
 The demonstrations that `demo_worth` names are left out, and further arms of other seeds, with and without
 them, play other scenes.
 """
