@@ -17,9 +17,10 @@ Scripts whose results are findings, not speeds. Each prints a table and, last, o
 
 | experiment | finding |
 | --- | --- |
+| `bad_demos` | of 6 demonstrations of Lift with shuffled actions among 30, 48 arms name 3 and no good one; without these, success rises from 0.57 to 0.89, of a nearest-neighbour policy |
 | `ceiling` | scripted experts solve 98 to 100 of 100 evaluation scenes; Door does not stay open |
 | `decisions` | an anytime-valid verdict on 70 against 50 % takes a third of the episodes of a design that does not know the gap, and more than one that knows it |
-| `demo_worth` | FINDING |
+| `demo_worth` | of 10 bad demonstrations among 50 that change success by 5 points each, 60 arms name 15 %, 120 arms 67 %, 240 arms 96 %; 98 % or more of the names are right |
 | `drivers` | the same rasteriser renders the same bits through EGL and OSMesa; another one changes half of the pixels and the end of one episode in ten |
 | `forecast` | the 90 % interval of the demonstrations that 90 % takes holds the truth in 91 % of 500 worlds; in 11 % of them it is bounded from both sides |
 | `grid_replay` | in two real grids all 8 left-out demo counts are inside the intervals of 90 % that the others forecast |

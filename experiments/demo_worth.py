@@ -128,6 +128,7 @@ def worth(worlds: int) -> dict[str, float | None]:
     """Print the table of demonstrations; return its values."""
     print("arms          points  precision            recall               rejected  covered   gain\n")
     answer = dict[str, float | None]()
+    cases: list[tuple[str, int, tuple[int, ...], float]]
     cases = [(f"{seeds}", seeds, (DEMOS,), harm) for harm in (0.0, 0.3, 0.6) for seeds in (30, 60, 120, 240)]
     cases += [("100, nested", 20, NESTED, 0.6)]
     for name, seeds, counts, harm in cases:

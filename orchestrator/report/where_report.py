@@ -139,7 +139,8 @@ class PlaceMap:
 
 
 def _side(small: bool, middle: float) -> str:
-    return f"up to {middle:.2f} m" if small else f"above {middle:.2f} m"
+    shown = f"{round(middle, 3) + 0.0:g} m"  # 0.0 instead of a negative zero
+    return f"up to {shown}" if small else f"above {shown}"
 
 
 @dataclass(frozen=True)

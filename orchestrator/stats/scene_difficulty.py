@@ -74,7 +74,8 @@ class _Fit:
         root = np.linalg.cholesky(self.covariance)
         abilities = self.abilities + rng.normal(size=(DRAWS, len(root))) @ root.T
         noise = self.spread * rng.normal(size=(DRAWS, len(self.spread)))
-        return abilities, self.difficulties + (abilities - self.abilities) @ self.moves + noise
+        difficulties = self.difficulties + (abilities - self.abilities) @ self.moves + noise
+        return np.asarray(abilities, np.float64), np.asarray(difficulties, np.float64)
 
 
 def scene_difficulties(
