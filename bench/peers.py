@@ -115,14 +115,19 @@ class Slice:
 
 
 class BareLoops:
-    """One loop per process: step, and render when the policy looks. Each process has one task at a time."""
+    """One loop per process: step, and render when the policy looks. Each process has one task at a time, and
+    the niceness of Ray's workers, which decides how much of a busy machine it gets.
+    """
 
     def __init__(self, folder: Path) -> None:
+        import ray
+
+        niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
         context = multiprocessing.get_context("spawn")
         self._ends, self._processes = [], []
         for _ in range(WORKERS):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_bare, args=(theirs, str(folder)), daemon=True)
+            process = context.Process(target=_bare, args=(theirs, str(folder), niceness), daemon=True)
             process.start()
             self._ends.append(ours)
             self._processes.append(process)
@@ -185,7 +190,8 @@ class _Bare:
         return {kind: median(values) for kind, values in spent.items()}
 
 
-def _bare(end: Connection, folder: str) -> None:
+def _bare(end: Connection, folder: str, niceness: int) -> None:
+    os.nice(niceness - os.nice(0))
     loop = _Bare(folder)
     while (asked := end.recv()) is not None:
         method, *arguments = asked
