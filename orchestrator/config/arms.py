@@ -32,6 +32,11 @@ class Arm:
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def in_demos(demo_count: int) -> str:
+    """Return a demo count in words: `1 demo`, `4 demos`."""
+    return f"{demo_count} demo{'' if demo_count == 1 else 's'}"
+
+
 def expand_grid(
     demo_counts: tuple[int, ...],
     action_free_ratios: tuple[float, ...],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any
 
-from orchestrator.config.arms import Arm
+from orchestrator.config.arms import Arm, in_demos
 from orchestrator.cost import Cost
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Interval, PairedComparison, PairedMeans
@@ -53,20 +53,16 @@ class Series:
         `with_video` is appended for policies with video.
         """
         if self.baseline:
-            return f"{_demos(demo_count)} without video ({WITHOUT_VIDEO[self.policy]})"
-        return f"{_demos(demo_count)}{with_video} {self._action_free}".rstrip()
+            return f"{in_demos(demo_count)} without video ({WITHOUT_VIDEO[self.policy]})"
+        return f"{in_demos(demo_count)}{with_video} {self._action_free}".rstrip()
 
     def named_words(self, demo_count: int) -> str:
         """Return one of its points in words among other policies."""
-        return f"{_demos(demo_count)}, {self.named_label}"
+        return f"{in_demos(demo_count)}, {self.named_label}"
 
     @property
     def _action_free(self) -> str:
         return f"+ {self.action_free_ratio:g} action-free per demo" if self.action_free_ratio else ""
-
-
-def _demos(count: int) -> str:
-    return f"{count} demo{'' if count == 1 else 's'}"
 
 
 Cell = tuple[Series, int]

@@ -5,6 +5,7 @@ import io
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import ErrorPoint, Series
 from orchestrator.report.downloads import downloads
 from orchestrator.report.html import COSTS, LOOKS, environment, forest
@@ -111,7 +112,7 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
                     seed,
                     x(count) + nudge,
                     y(error),
-                    f"{curve.label(line)}, {count} demos, seed {seed}: action error {error:.3f}",
+                    f"{curve.label(line)}, {in_demos(count)}, seed {seed}: action error {error:.3f}",
                     "",
                 )
                 for seed, (demos, errors) in _replicates(curve, line).items()

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import Series
 from orchestrator.report.sample_efficiency_curve import Curve
 from sim_workers.rollout.suite import EpisodeSpec
@@ -178,10 +179,7 @@ def _block(
     cell: float,
 ) -> SceneBlock:
     seeds = len({arm.seed for arm in grid.arms}) > 1
-    names = [
-        f"{arm.demo_count} demo{'' if arm.demo_count == 1 else 's'}" + (f", seed {arm.seed}" if seeds else "")
-        for arm in grid.arms
-    ]
+    names = [in_demos(arm.demo_count) + (f", seed {arm.seed}" if seeds else "") for arm in grid.arms]
     left = MARK + max(map(len, names)) * CHARACTER + 8
     rows, filmed = [], list[Filmed]()
     for number, (arm, name, results) in enumerate(zip(grid.arms, names, scenes.results, strict=True)):
@@ -216,7 +214,7 @@ def _block(
 
 def _runs(results: Iterable[bool | None], wanted: bool, left: float, y: float, cell: float) -> str:
     """Return a horizontal stroke for every run of a result. The style sheet's dashes cut it into cells: a
-    dash pattern begins anew with every stroke.
+    dash pattern starts at the beginning of every stroke.
     """
     path, place = "", 0
     for result, run in itertools.groupby(results):

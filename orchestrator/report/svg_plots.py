@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard, TypeVar
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_report import CurveReport, SeriesReport, VideoReport
 from orchestrator.report.curve_types import Series
 from orchestrator.report.labelled_tasks import LabelReport, LabelTrace
@@ -227,7 +228,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
                 arm.seed,
                 x(arm.demo_count) + nudge,
                 y(arm.successes / arm.episodes),
-                f"{line.label}, {arm.demo_count} demos, seed {arm.seed}: {arm.successes}/{arm.episodes} ="
+                f"{line.label}, {in_demos(arm.demo_count)}, seed {arm.seed}: {arm.successes}/{arm.episodes} ="
                 f" {arm.successes / arm.episodes:.2f}",
                 f"arm-{report.arms.index(arm) + 1}",
             )

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
+from orchestrator.config.arms import in_demos
 from orchestrator.tracking.mlflow_reader import AT_ONCE, ScoredArm
 from orchestrator.tracking.mlflow_writer import client
 from sim_workers.rollout.suite import EpisodeSpec
@@ -53,8 +54,8 @@ def films_of_arm(
             episode=episode,
             result="success" if scored.outcomes[episode] else "failure",
             caption=(
-                f"{EpisodeSpec.task_of(episode)}, {scored.arm.demo_count} demos, seed {scored.arm.seed}, step"
-                f" {scored.step:,}"
+                f"{EpisodeSpec.task_of(episode)}, {in_demos(scored.arm.demo_count)}, seed {scored.arm.seed},"
+                f" step {scored.step:,}"
             ),
             mp4=read(episodes[episode]),
         )

@@ -1,9 +1,9 @@
 """How often does the band of three seeds hold the success rate of its recipe, measured on real trainings?
 
-    python -m experiments.coverage                  12 seeds of one arm on Lift, about 20 minutes of one core
-    python -m experiments.coverage --seeds 20       more seeds; those that are finished are kept
-    python -m experiments.coverage --quick          four seeds that learn nothing, as a test
-    python -m experiments.coverage --folder PLACE   keep the demonstrations and outcomes elsewhere
+    python -m experiments.band_coverage             10 seeds of one arm on Lift, about 20 minutes of one core
+    python -m experiments.band_coverage --seeds 20  more seeds; those that are finished are kept
+    python -m experiments.band_coverage --quick     four seeds that learn nothing, as a test
+    python -m experiments.band_coverage --folder PLACE   keep the demonstrations and outcomes elsewhere
 
 The arm trains an action head on the shipped video model from 20 demonstrations of Lift, which each seed draws
 from 40. The policy of every seed plays the same 100 scenes. Outcomes are kept at once, so that a stopped run
@@ -52,7 +52,7 @@ class Size:
     seeds: int
 
 
-WHOLE = Size(demos=20, recorded=40, steps=400, scenes=100, horizon=100, seeds=12)
+WHOLE = Size(demos=20, recorded=40, steps=400, scenes=100, horizon=100, seeds=10)
 QUICK = Size(demos=1, recorded=2, steps=2, scenes=4, horizon=10, seeds=4)
 
 
@@ -187,11 +187,11 @@ def _holds(interval: Interval, rate: float) -> bool:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A short look.")
-@click.option("--seeds", type=click.IntRange(5), help="Number of trainings; 12 by default.")
+@click.option("--seeds", type=click.IntRange(5), help="Number of trainings; 10 by default.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("data/coverage"),
+    default=Path("data/band_coverage"),
     show_default=True,
     help="Where demonstrations, checkpoints and outcomes are kept.",
 )
@@ -228,7 +228,7 @@ def measure(size: Size, folder: Path, quick: bool) -> None:
         "mean": float(rates.mean()),
         "sd_between_seeds": float(rates.std(ddof=1)),
     }
-    harness.print_answer("coverage", answer, quick)
+    harness.print_answer("band_coverage", answer, quick)
 
 
 if __name__ == "__main__":
