@@ -6,7 +6,7 @@
     python -m experiments.band_coverage --folder PLACE   keep the demonstrations and outcomes elsewhere
 
 The arm trains an action head on the shipped video model from 20 demonstrations of Lift, which each seed draws
-from 40. The policy of every seed plays the same 100 scenes. Outcomes are kept at once, so that a stopped run
+from 40. The policy of every seed plays the same 50 scenes. Outcomes are kept at once, so that a stopped run
 goes on with the next seed.
 
 Of these outcomes three seeds and 25 scenes are drawn, again and again, and their point on a curve is compared
@@ -52,7 +52,7 @@ class Size:
     seeds: int
 
 
-WHOLE = Size(demos=20, recorded=40, steps=400, scenes=100, horizon=100, seeds=10)
+WHOLE = Size(demos=20, recorded=40, steps=400, scenes=50, horizon=100, seeds=10)
 QUICK = Size(demos=1, recorded=2, steps=2, scenes=4, horizon=10, seeds=4)
 
 
