@@ -39,6 +39,8 @@ def _remove(run: str) -> int:
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+    if not ray.is_initialized():  # the table would start Ray, or wait for another one of this machine
+        return 0
     claimed = [
         name
         for name, group in placement_group_table().items()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from orchestrator.checkpoints.record import CheckpointRecord, read_records, write_record
 from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
+from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import SweepConfig, SweepError
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.storage.base import Storage, open_storage
@@ -108,7 +109,9 @@ def test_gc_keeps_the_checkpoint_that_is_reported_as_the_best(
     folder: Path, store: str, scored_to: int, stay: list[int]
 ) -> None:
     """It is known once all checkpoints have a score; until then each may be the best."""
-    state = SweepState.open(sweep(folder, store, suite=SUITE | {"select": 3, "report": "best"}), pin=True)
+    config = asked(folder, store)
+    suite = SuiteConfig.model_validate(SUITE | {"select": 3, "report": "best"})
+    state = SweepState.open(config.model_copy(update={"suite": suite}), pin=True)
     trained(state, {1: 9, 2: 9}, scored_to, "select")
     collect_garbage(folder.name, str(folder), "last", print)
     assert {*map(tuple, left(state.storage).values())} == {tuple(stay)}
