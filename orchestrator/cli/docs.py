@@ -24,7 +24,7 @@ class CommandPage:
 
 def command_pages() -> list[CommandPage]:
     """Return the overview of all commands, then a page for each; a page of a group has its commands too."""
-    root = click.Context(main, info_name="demoscale", terminal_width=100)
+    root = _context(main, "demoscale")
     rows = "\n".join(
         f"| [`demoscale {name}`]({name}.md) | {_cell(command.get_short_help_str(200))} |"
         for name, command in sorted(main.commands.items())
@@ -32,9 +32,14 @@ def command_pages() -> list[CommandPage]:
     overview = f"# Commands\n\n{_prose(main.help)}\n\n| command | what it does |\n| --- | --- |\n{rows}\n"
     pages = [CommandPage("index", overview)]
     for name, command in sorted(main.commands.items()):
-        sections = _sections(command, click.Context(command, root, name, terminal_width=100), "#")
+        sections = _sections(command, _context(command, name, root), "#")
         pages.append(CommandPage(name, "\n\n".join(sections) + "\n"))
     return pages
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    """Return a context with the command's own settings: click keeps the help option of the first context."""
+    return click.Context(command, parent, name, terminal_width=100, **command.context_settings)
 
 
 def _sections(command: click.Command, context: click.Context, level: str) -> Iterator[str]:
@@ -48,7 +53,7 @@ def _sections(command: click.Command, context: click.Context, level: str) -> Ite
     rows = "\n".join(f"| `{_cell(name, code=True)}` | {_cell(text)} |" for name, text in records)
     yield f"| option | meaning |\n| --- | --- |\n{rows}"
     for name, below in sorted(command.commands.items()) if isinstance(command, click.Group) else ():
-        yield from _sections(below, click.Context(below, context, name, terminal_width=100), f"{level}#")
+        yield from _sections(below, _context(below, name, context), f"{level}#")
 
 
 def _prose(text: str | None) -> str:
