@@ -17,7 +17,7 @@ from conftest import CHECKOUT, run
 
 from orchestrator.cli.main import main
 from orchestrator.evaluation.outcome_ledger import SCHEMA
-from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
 from sim_workers.rollout.suite import SHIFTS, Suite
 
 EXAMPLES = ("examples.waypoints:make", "examples.foreign_checkpoint:make")
@@ -110,7 +110,7 @@ def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: P
     near = run("-m", "orchestrator", "score", name, *options, "--workers", "2", "--save", str(table))
     for done in (far, near):
         assert done.returncode == 0, done.stderr
-    outcomes = [Outcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
+    outcomes = [StagedOutcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
     suite = Suite(("Lift",), 6, rules=None)  # type: ignore[arg-type]
     assert [outcome.spec for outcome in outcomes] == sorted(suite.episode_list())
     successes = sum(outcome.result == "success" for outcome in outcomes)

@@ -18,7 +18,7 @@ from installed_package import install, path_with
 from learner_package import MODULE
 from policy.entry_points import POLICIES
 from polling import until
-from sim_workers.rollout.episode import Outcome
+from sim_workers.rollout.staged_outcome import StagedOutcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.full]
 
@@ -183,7 +183,7 @@ def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     asked = ("score", str(checkpoint), "--suite", str(place.folder / "sweep.yaml"), "--save", str(alone))
     place.run("alone", *asked, "--workers", "1", "--storage", str(place.folder / "alone_runs"))
     three, one = (
-        [Outcome.from_json(json.loads(line)) for line in file.read_text().splitlines()]
+        [StagedOutcome.from_json(json.loads(line)) for line in file.read_text().splitlines()]
         for file in (saved, alone)
     )
     assert [outcome.played for outcome in one] == [outcome.played for outcome in three]
