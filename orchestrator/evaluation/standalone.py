@@ -208,8 +208,8 @@ class StandaloneEval:
     # -- output ----------------------------------------------------------------------------------------------
 
     def save(self, file: Path) -> None:
-        """Write one row per episode, sorted by spec: .jsonl for `StagedOutcome.from_json`, any other suffix as
-        Parquet with the ledger's columns.
+        """Write one row per episode, sorted by spec: .jsonl for `StagedOutcome.from_json`, any other suffix
+        as Parquet with the ledger's columns.
         """
         outcomes = {shift: [*self._known[shift][1], *self._errors[shift]] for shift in self.suites}
         if file.suffix == ".jsonl":
