@@ -16,6 +16,7 @@ from orchestrator.stats.demo_worth import (
     ScoredSubsets,
     demo_worth,
 )
+from orchestrator.stats.outcome_matrix import outcome_matrix
 
 if TYPE_CHECKING:
     from orchestrator.report.sample_efficiency_curve import Curve
@@ -76,7 +77,7 @@ def scored_subsets(curve: "Curve") -> ScoredSubsets | None:
     if not all(scored.demos for scored in curve.arms):
         return None
     episodes = sorted({episode for scored in curve.arms for episode in scored.demos})
-    scenes = sorted({scene for scored in curve.arms for scene in scored.outcomes})
+    _, outcomes = outcome_matrix([scored.outcomes for scored in curve.arms])
     column = {episode: place for place, episode in enumerate(episodes)}
     members = np.zeros((len(curve.arms), len(episodes)), bool)
     for row, scored in enumerate(curve.arms):
@@ -88,7 +89,7 @@ def scored_subsets(curve: "Curve") -> ScoredSubsets | None:
         demos=np.array([float(scored.arm.demo_count) for scored in curve.arms]),
         seeds=np.array([scored.arm.seed for scored in curve.arms]),
         members=members,
-        outcomes=np.array([[float(s.outcomes.get(scene, np.nan)) for scene in scenes] for s in curve.arms]),
+        outcomes=outcomes,
     )
 
 

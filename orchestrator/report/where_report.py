@@ -12,6 +12,7 @@ import numpy as np
 
 from orchestrator.report.curve_types import Series
 from orchestrator.stats.fixed_sample import Interval, mean_interval
+from orchestrator.stats.outcome_matrix import outcome_matrix
 from orchestrator.stats.scene_difficulty import CERTAIN, SceneClass, SceneDifficulty, scene_difficulties
 from sim_workers.envs.stage_names import LADDERS, NO_STAGE
 from sim_workers.rollout.suite import EpisodeSpec
@@ -185,13 +186,13 @@ def where_report(curve: "Curve") -> WhereReport:
 
 
 def _scenes(curve: "Curve") -> tuple[SceneDifficulty, ...]:
-    names = sorted({scene for scored in curve.arms for scene in scored.outcomes})
+    names, outcomes = outcome_matrix([scored.outcomes for scored in curve.arms])
     lines = {series: number for number, series in enumerate(curve.lines)}
     return scene_difficulties(
         names,
         np.array([lines[Series.of(scored.arm)] for scored in curve.arms]),
         np.array([float(scored.arm.demo_count) for scored in curve.arms]),
-        np.array([[float(s.outcomes.get(name, np.nan)) for name in names] for s in curve.arms]),
+        outcomes,
     )
 
 

@@ -24,6 +24,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, gammaln, logit, logsumexp
 
 from orchestrator.stats.fixed_sample import Interval
+from orchestrator.stats.outcome_matrix import outcome_matrix
 from orchestrator.stats.sample_efficiency import Floats
 
 CONFIDENCE = 0.9
@@ -70,12 +71,7 @@ class Arms:
         """Return the scores of arms from the outcomes of their episodes. outcomes: per arm, whether an
         episode succeeded, by its id, which is the scene's.
         """
-        scenes = {
-            name: place for place, name in enumerate(sorted({name for one in outcomes for name in one}))
-        }
-        won = np.full((len(outcomes), len(scenes)), np.nan)
-        for row, one in zip(won, outcomes, strict=True):
-            row[[scenes[name] for name in one]] = list(one.values())
+        _, won = outcome_matrix(outcomes)
         return cls(
             np.array(demos, np.float64),
             np.array(ratios, np.float64),

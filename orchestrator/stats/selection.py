@@ -11,6 +11,7 @@ import scipy  # imports `scipy.stats` where it is first used
 from numpy.typing import NDArray
 
 from orchestrator.stats.fixed_sample import Interval
+from orchestrator.stats.outcome_matrix import outcome_matrix
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ def _block(outcomes: Sequence[Mapping[str, bool]]) -> tuple[float, float, int]:
     """Return the mean over arms of the success rate on a block of scenes, its variance and the number of
     scenes.
     """
-    scenes = sorted({scene for arm in outcomes for scene in arm})
-    won = np.array([[arm.get(scene, np.nan) for scene in scenes] for arm in outcomes], float)
+    scenes, won = outcome_matrix(outcomes)
     counts = np.sum(~np.isnan(won), axis=1, keepdims=True)
     rates: NDArray[np.float64] = np.nanmean(won, axis=1, keepdims=True)
     of_scene = np.nansum((won - rates) / counts, axis=0) / len(outcomes)
