@@ -1,8 +1,10 @@
 """Files that a page carries as `data:` links, so that they are saved without a network and a script."""
 
 import base64
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,19 @@ def downloads(
     if sweep_yaml:
         found.append(_file(f"{name}.yaml", "the sweep file (YAML)", "application/yaml", redact(sweep_yaml)))
     return found
+
+
+def episodes_csv(arms: Iterable[str], rows: Iterable[tuple[str, str, Iterable[object]]]) -> str:
+    """Return one line per episode: its task, its id, and a value of every arm, empty if it has none.
+
+    rows: task, episode id, one value per arm.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["task", "episode", *arms])
+    for task, episode, values in rows:
+        lines.writerow([task, episode, *values])
+    return text.getvalue()
 
 
 def _file(name: str, words: str, kind: str, text: str) -> Download:

@@ -1,13 +1,12 @@
 """The curve of action errors as a figure and as a page: error against demos, lower is better."""
 
-import csv
 import io
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import ErrorPoint, Series
-from orchestrator.report.downloads import downloads
+from orchestrator.report.downloads import downloads, episodes_csv
 from orchestrator.report.html import COSTS, LOOKS, environment, forest
 from orchestrator.report.matplotlib_plot import GREY, line_style, shade
 from orchestrator.report.svg_axes import Tick, area, log_scale, measure, polyline, spread, unit_scale
@@ -145,14 +144,13 @@ def _in_words(point: ErrorPoint) -> str:
 
 def _errors_csv(curve: "HeldOutCurve") -> str:
     """Return one line per held-out episode: its task, its id, and every arm's action error on it."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["task", "episode", *(measured.arm.name for measured in curve.arms)])
     by_arm = [{error.episode: error.error for error in measured.errors} for measured in curve.arms]
     tasks = {error.episode: error.task for measured in curve.arms for error in measured.errors}
-    for episode, task in sorted(tasks.items(), key=lambda own: (own[1], own[0])):
-        lines.writerow([task, episode, *(errors.get(episode, "") for errors in by_arm)])
-    return text.getvalue()
+    rows = (
+        (task, episode, [errors.get(episode, "") for errors in by_arm])
+        for episode, task in sorted(tasks.items(), key=lambda own: (own[1], own[0]))
+    )
+    return episodes_csv((measured.arm.name for measured in curve.arms), rows)
 
 
 def page(curve: "HeldOutCurve", sweep_yaml: str) -> str:

@@ -6,14 +6,13 @@ and one of its failures, with one step per run of equal results, so that its siz
 runs and not with that of episodes.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import Series
+from orchestrator.report.downloads import episodes_csv
 from orchestrator.report.sample_efficiency_curve import Curve
 from sim_workers.rollout.suite import EpisodeSpec
 
@@ -72,14 +71,12 @@ class SceneGrid:
         """Return one line per scene: its task, its episode id, and every arm's result: 1 success, 0 failure,
         empty if it did not play it.
         """
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["task", "episode", *(arm.arm for arm in self.arms)])
-        for task in self.tasks:
-            for episode, results in zip(task.episodes, zip(*task.results, strict=True), strict=True):
-                own = ("" if result is None else int(result) for result in results)
-                lines.writerow([task.task, episode, *own])
-        return text.getvalue()
+        rows = (
+            (task.task, episode, ("" if result is None else int(result) for result in results))
+            for task in self.tasks
+            for episode, results in zip(task.episodes, zip(*task.results, strict=True), strict=True)
+        )
+        return episodes_csv((arm.arm for arm in self.arms), rows)
 
 
 def scene_grid(curve: Curve) -> SceneGrid:
