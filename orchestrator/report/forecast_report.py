@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import Series
 from orchestrator.report.matplotlib_plot import GREY, error_bars, line_style
 from orchestrator.report.sample_efficiency_curve import Curve
@@ -52,8 +53,8 @@ class LeftOut:
         low, high = self.interval
         held = "inside" if self.held else "OUTSIDE"
         return (
-            f"{self.line}: without the arms of {self.demos} demos, {low:.0f} to {high:.0f} of {self.episodes}"
-            f" successes were forecast for them; they have {self.successes}, {held} the interval."
+            f"{self.line}: without the arms of {in_demos(self.demos)}, {low:.0f} to {high:.0f} of"
+            f" {self.episodes} successes were forecast for them; they have {self.successes}, {held} the interval."
         )
 
     def to_json(self) -> dict[str, Any]:

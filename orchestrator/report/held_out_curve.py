@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.arms import in_demos
 from orchestrator.data.action_error import MEASURE, mean_dimensions, mean_loss
 from orchestrator.report.arithmetic import mixed_arithmetic
 from orchestrator.report.arms_curve import NO_BAND, ArmsCurve
@@ -135,7 +136,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             points = self.of_line(line)
             first, best = points[0], min(points, key=lambda point: point.error)
             told.append(
-                f"{self.title(line)}: action error {first.error:.3f} with {first.demo_count} demos"
+                f"{self.title(line)}: action error {first.error:.3f} with {in_demos(first.demo_count)}"
                 + (f", lowest {best.error:.3f} with {best.demo_count}." if best is not first else ".")
             )
         told.append(

@@ -100,7 +100,7 @@ def error_plot(curve: "HeldOutCurve", name: str, width: float, height: float) ->
         dots, edges = [], list[tuple[float, float, float] | None]()
         for point in curve.of_line(line):
             place = x(point.demo_count) + nudge
-            words = f"{curve.label(line)}, {point.demo_count} demos: {_in_words(point)}"
+            words = f"{curve.label(line)}, {in_demos(point.demo_count)}: {_in_words(point)}"
             low, high = point.interval
             row = f"point-{curve.points.index(point) + 1}"
             dots.append(Marker(place, y(point.error), y(low), y(high), words, row=row))

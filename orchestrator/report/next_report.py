@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import nnls
 
+from orchestrator.config.arms import in_demos
 from orchestrator.config.schema import Prices
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Series
@@ -161,8 +162,8 @@ def describe(candidate: Candidate) -> str:
     """Return a candidate in words."""
     ratio = f" and {candidate.ratio:g} action-free per demo" if candidate.ratio else ""
     if candidate.arm is None:
-        return f"train a further seed of {candidate.demos} demos{ratio}, {candidate.episodes} episodes"
-    return f"play {candidate.episodes} further episodes of an arm of {candidate.demos} demos{ratio}"
+        return f"train a further seed of {in_demos(candidate.demos)}{ratio}, {candidate.episodes} episodes"
+    return f"play {candidate.episodes} further episodes of an arm of {in_demos(candidate.demos)}{ratio}"
 
 
 def next_arms(

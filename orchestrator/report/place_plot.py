@@ -6,6 +6,7 @@ Pure.
 from dataclasses import dataclass
 from math import sqrt
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.svg_axes import Tick, linear
 from orchestrator.report.where_report import PlaceMap
 
@@ -53,7 +54,7 @@ def place_plot(shown: PlaceMap, name: str) -> PlacePlot:
     foot = bottom - EDGE
     return PlacePlot(
         name=name,
-        title=f"{shown.task}, {shown.demo_count} demos",
+        title=f"{shown.task}, {in_demos(shown.demo_count)}",
         words="; ".join(
             f"{one.name}: success {one.success:.2f} on {one.scenes} scene{'s' if one.scenes > 1 else ''}"
             for one in shown.quarters

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from orchestrator.config.arms import in_demos
 from orchestrator.config.yaml_text import MOST_BYTES, read_yaml
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.simulator_versions import VERSION_TAG
@@ -52,7 +53,7 @@ class PublishedResult:
 
     def __str__(self) -> str:
         low, high = self.interval
-        demos = "" if self.demos is None else f", {self.demos} demos"
+        demos = "" if self.demos is None else f", {in_demos(self.demos)}"
         about = "about " if self.rounded else ""
         return (
             f"published: {self.name}{demos}: {about}{self.successes}/{self.episodes} = {self.rate:.2f}"

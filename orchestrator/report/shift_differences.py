@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import Series
 from orchestrator.stats.claims import POLICY_VERDICTS, Claim
 from orchestrator.stats.fixed_sample import (
@@ -69,7 +70,7 @@ class ShiftDifference:
         r, (low, high) = self.result, self.interval
         corrected = f", {self.p_corrected:.3g} corrected for {self.compared}" if self.compared > 1 else ""
         return (
-            f"{self.label}, {self.demo_count} demos, {self.shift} shifted: {self.successes}/{r.episodes},"
+            f"{self.label}, {in_demos(self.demo_count)}, {self.shift} shifted: {self.successes}/{r.episodes},"
             f" nominal {self.nominal_successes}/{r.episodes} on the same scenes: {r.difference:+.2f}"
             f" [{low:+.2f}, {high:+.2f}], {self.test} p = {r.p_value:.3g}{corrected}: {self.verdict}"
         )

@@ -202,6 +202,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
     target = None if task else target_rate(report.lines)
     traces = []
     rows = _rows(report)
+    arm_rows = {arm.arm: f"arm-{number}" for number, arm in enumerate(report.arms, 1)}
     for index, line in enumerate(report.lines):
         nudge = _nudge(index, len(looks))
         dots, edges = [], list[tuple[float, float, float] | None]()
@@ -214,7 +215,8 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
             denominator = f"{counted.successes}/{counted.episodes}{early}"
             low, high = counted.interval
             words = (
-                f"{line.label}, {point.demo_count} demos: {denominator} = {rate:.2f} [{low:.2f}, {high:.2f}]"
+                f"{line.label}, {in_demos(point.demo_count)}: {denominator} = {rate:.2f}"
+                f" [{low:.2f}, {high:.2f}]"
             )
             row = "" if task else rows[line.series, point.demo_count]
             dots.append(
@@ -230,7 +232,7 @@ def curve_plot(report: CurveReport, name: str, width: float, height: float, task
                 y(arm.successes / arm.episodes),
                 f"{line.label}, {in_demos(arm.demo_count)}, seed {arm.seed}: {arm.successes}/{arm.episodes} ="
                 f" {arm.successes / arm.episodes:.2f}",
-                f"arm-{report.arms.index(arm) + 1}",
+                arm_rows[arm.arm],
             )
             for arm in arms
         ]
@@ -328,7 +330,7 @@ def label_plot(report: LabelReport, name: str, width: float, height: float) -> P
             point, place = own.point, x(report.place(own)) + _nudge(index, len(report.traces))
             low, high = point.interval
             words = (
-                f"{trace.label}, {own.labelled} labelled tasks, {point.demo_count} demos:"
+                f"{trace.label}, {own.labelled} labelled tasks, {in_demos(point.demo_count)}:"
                 f" {point.successes}/{point.episodes} = {point.success_rate:.2f} [{low:.2f}, {high:.2f}]"
             )
             row = f"label-{next(rows)}"
@@ -381,7 +383,7 @@ def cost_plot(report: CurveReport, name: str, width: float, height: float) -> Pl
             if point.series != line.series:
                 continue
             place, rate = x(spent), point.success_rate
-            said = f"{line.label}, {point.demo_count} demos: {rate:.2f} for {spent:.3g} {unit}"
+            said = f"{line.label}, {in_demos(point.demo_count)}: {rate:.2f} for {spent:.3g} {unit}"
             low, high = map(y, point.interval)
             label = f"{point.demo_count}", place + 8, y(rate) + 14
             row = rows[line.series, point.demo_count]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.config.arms import in_demos
 from orchestrator.report.curve_types import Series
 from orchestrator.stats.fixed_sample import Interval, mean_interval
 from orchestrator.stats.outcome_matrix import outcome_matrix
@@ -233,7 +234,7 @@ def _stages_in_words(table: StageTable) -> str:
     parts = [f"{stage} {count}" for stage, count in zip(table.stages, totals.tolist(), strict=True) if count]
     failures = int(totals.sum())
     episodes = f"{failures} failing episodes" if failures > 1 else "one failing episode"
-    return f"{table.task} with {most} demos, furthest stage of {episodes}: {', '.join(parts)}."
+    return f"{table.task} with {in_demos(most)}, furthest stage of {episodes}: {', '.join(parts)}."
 
 
 def _maps(curve: "Curve") -> tuple[PlaceMap, ...]:
