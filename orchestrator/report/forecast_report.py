@@ -54,7 +54,8 @@ class LeftOut:
         held = "inside" if self.held else "OUTSIDE"
         return (
             f"{self.line}: without the arms of {in_demos(self.demos)}, {low:.0f} to {high:.0f} of"
-            f" {self.episodes} successes were forecast for them; they have {self.successes}, {held} the interval."
+            f" {self.episodes} successes were forecast for them; they have {self.successes}, {held} the"
+            " interval."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -52,6 +52,16 @@ class StageTable:
     """`none`, then the stages before success."""
     rows: tuple[StageRow, ...]
 
+    def in_words(self) -> str:
+        """Return how far the failing episodes of all lines with the most demos come; empty if none fails."""
+        most = max(row.demo_count for row in self.rows)
+        counts = np.sum([row.by_stage for row in self.rows if row.demo_count == most], axis=0).tolist()
+        if not (failures := sum(counts)):
+            return ""
+        parts = [f"{stage} {count}" for stage, count in zip(self.stages, counts, strict=True) if count]
+        episodes = f"{failures} failing episodes" if failures > 1 else "one failing episode"
+        return f"{self.task} with {in_demos(most)}, furthest stage of {episodes}: {', '.join(parts)}."
+
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON-safe object."""
         return {
@@ -182,7 +192,7 @@ def where_report(curve: "Curve") -> WhereReport:
     """Return where more demonstrations help, as far as a curve's outcomes tell."""
     scenes, stages = _scenes(curve), _stage_tables(curve)
     text = [_scenes_in_words(scenes)] if scenes else []
-    text += [_stages_in_words(table) for table in stages if table.rows[-1].failures]
+    text += [sentence for table in stages if (sentence := table.in_words())]
     return WhereReport(stages, scenes, _maps(curve), tuple(text))
 
 
@@ -226,15 +236,6 @@ def _stage_tables(curve: "Curve") -> tuple[StageTable, ...]:
         ]
         tables.append(StageTable(task, stages, tuple(rows)))
     return tuple(tables)
-
-
-def _stages_in_words(table: StageTable) -> str:
-    most = max(row.demo_count for row in table.rows)
-    totals = np.sum([row.by_stage for row in table.rows if row.demo_count == most], axis=0)
-    parts = [f"{stage} {count}" for stage, count in zip(table.stages, totals.tolist(), strict=True) if count]
-    failures = int(totals.sum())
-    episodes = f"{failures} failing episodes" if failures > 1 else "one failing episode"
-    return f"{table.task} with {in_demos(most)}, furthest stage of {episodes}: {', '.join(parts)}."
 
 
 def _maps(curve: "Curve") -> tuple[PlaceMap, ...]:

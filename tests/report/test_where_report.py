@@ -13,11 +13,12 @@ from scipy.special import expit
 
 from orchestrator.config.arms import Arm
 from orchestrator.data.merged_store import _of_quality
+from orchestrator.report.curve_types import Series
 from orchestrator.report.demo_worth_report import demo_worth_report
 from orchestrator.report.html import page
 from orchestrator.report.place_plot import RADIUS, place_plot
 from orchestrator.report.sample_efficiency_curve import Curve
-from orchestrator.report.where_report import PlacedScene, PlaceMap
+from orchestrator.report.where_report import PlacedScene, PlaceMap, StageRow, StageTable
 from orchestrator.tracking.mlflow_reader import ScoredArm
 from orchestrator.tracking.stages import EpisodeStage
 
@@ -158,3 +159,15 @@ def test_page_has_both_sections_without_scripts(harmed: Curve) -> None:
         assert words in text
     assert text.count("solved by") >= 2 * SCENES
     assert "<script" not in text
+
+
+def test_stages_in_words_count_the_failures_of_every_line_with_the_most_demos() -> None:
+    """The last row belongs to the last line, which may have fewer demos or no failures."""
+    first, second = Series("video_action", 0.0), Series("video_action", 1.0)
+    fails, none = StageRow(first, 20, 3, (1, 2)), StageRow(second, 20, 0, (0, 0))
+    table = StageTable("Lift", ("none", "reached"), (fails, none))
+    told = "Lift with 20 demos, furthest stage of 3 failing episodes: none 1, reached 2."
+    assert table.in_words() == told
+    fewer = StageRow(second, 1, 4, (4, 0))
+    assert replace(table, rows=(none, fewer)).in_words() == ""
+    assert replace(table, rows=(fails, fewer)).in_words() == told
