@@ -58,7 +58,7 @@ def _counted(made: Iterator[Any], mark: Marker, warm_up: int, batches: int) -> N
 
 
 def join(mark: Marker, environment: dict[str, str], idle_s: float) -> None:
-    """Start Ray as a training worker finds it; between two marks, nobody does anything."""
+    """Start Ray as a training worker finds it; the process is idle between the two marks."""
     os.environ.update(environment)
     from orchestrator.cluster.ray_runtime import connect, quiet
 
@@ -207,11 +207,9 @@ def selection(mark: Marker, uri: str, demos: int) -> tuple[float, float]:
 
 
 def epochs(mark: Marker, uri: str, object_store: int, count: int) -> int:
-    """Stream a whole store so often, on a Ray of its own; a mark before the first epoch and after each. The
-    bound it should keep to.
+    """Stream a whole store `count` times, on a Ray of its own, with a mark before the first epoch and after
+    each; return the bound of its memory in bytes.
     """
-    import os
-
     import ray
 
     from orchestrator.cluster.ray_runtime import ENVIRONMENT

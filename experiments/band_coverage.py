@@ -171,7 +171,7 @@ def coverage(outcomes: Mapping[int, Mapping[str, bool]], shown_scenes: int) -> C
         assert point.band
         both = point.band, blaker(point.successes, point.episodes)
         held.append([_holds(interval, float(truth)) for interval in both])
-        widths.append([interval.high - interval.low for interval in both])
+        widths.append([interval.width for interval in both])
     (bands, pooled), (wide, narrow) = np.mean(held, axis=0), np.mean(widths, axis=0)
     return Coverage(float(bands), float(pooled), float(wide), float(narrow))
 

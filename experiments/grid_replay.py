@@ -21,7 +21,6 @@ import numpy as np
 from bench import harness
 from orchestrator.stats.forecast import CONFIDENCE, Arms, forecast, predicted
 from orchestrator.stats.next_arm import Candidate, demos_for, proposals
-from orchestrator.stats.sample_efficiency import Floats
 
 GRIDS = Path(__file__).parent / "grids"
 RATE, WIDER, ORDERS = 0.5, 1.25, 5
@@ -112,16 +111,16 @@ def search(grid: Grid, order: np.random.Generator | None) -> tuple[float, float]
     counts, ratio = grid.all.counts, float(grid.all.ratios[0])
     target = demos_for(RATE, ratio)
     whole = target.of(forecast(grid.all))
-    asked = WIDER * _width(whole)
+    asked = WIDER * predicted(whole).width
     chosen = list[int]()
     for count in (counts[0], counts[len(counts) // 2], counts[-1]):
         chosen.append(_fresh(grid, chosen, count))
     while True:
         arms = grid.arms(chosen)
         fitted = forecast(arms)
-        narrow = _width(target.of(fitted)) <= asked
+        narrow = predicted(target.of(fitted)).width <= asked
         if narrow:  # one set of draws may be narrow by chance
-            narrow = _width(target.of(forecast(arms, seed=1))) <= asked
+            narrow = predicted(target.of(forecast(arms, seed=1))).width <= asked
         if narrow or len(chosen) == len(grid.scores):
             break
         left = sorted({score.demos for place, score in enumerate(grid.scores) if place not in chosen})
@@ -133,11 +132,6 @@ def search(grid: Grid, order: np.random.Generator | None) -> tuple[float, float]
         chosen.append(_fresh(grid, chosen, best.demos))
     centre = np.median(target.of(fitted)) - np.median(whole)
     return len(chosen) / len(grid.scores), float(np.exp(centre))
-
-
-def _width(values: Floats) -> float:
-    low, high = predicted(values)
-    return high - low
 
 
 def _fresh(grid: Grid, chosen: Sequence[int], count: float) -> int:

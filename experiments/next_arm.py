@@ -97,8 +97,7 @@ def cost(demos: float, largest: float) -> float:
 
 def width(fitted: Forecast) -> float:
     """Return the width of the target's interval, in log demos."""
-    low, high = predicted(TARGET.of(fitted))
-    return high - low
+    return predicted(TARGET.of(fitted)).width
 
 
 def centre(fitted: Forecast) -> float:

@@ -27,6 +27,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        """Distance of the bounds."""
+        return self.high - self.low
+
 
 # -- one rate ------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class Proposal:
     @property
     def width(self) -> float:
         """Width of the target's interval now."""
-        return self.interval.high - self.interval.low
+        return self.interval.width
 
     @property
     def narrows(self) -> float:
@@ -119,7 +119,7 @@ def proposals(fitted: Forecast, target: Target, candidates: Sequence[Candidate])
         if target.asks is not None:
             later = predicted_each(values, weights)
             changes = float(np.mean([_verdict(target, *one) != _verdict(target, *now) for one in later]))
-        found.append(Proposal(candidate, now, min(1.0, part) * (now.high - now.low), changes))
+        found.append(Proposal(candidate, now, min(1.0, part) * now.width, changes))
     return sorted(found, key=lambda one: -one.worth)
 
 

@@ -78,7 +78,7 @@ class Choices(Protocol):
         """Store a decision; that of an earlier run stays."""
 
     def record_end(self, number: int, why: str) -> None:
-        """Store why the search ended after so many decisions."""
+        """Store the reason for which the search ended after its first `number` decisions."""
 
 
 class NextArmSearch:

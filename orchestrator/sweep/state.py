@@ -485,7 +485,7 @@ class SweepState:
         )
 
     def record_end(self, number: int, why: str) -> None:
-        """Store why a next-arm search ended after so many decisions."""
+        """Store the reason for which a next-arm search ended after its first `number` decisions."""
         self.storage.put_if_absent(
             f"{self._decisions}/ended/{number:06d}-{digest(why)}.json",
             json.dumps({"chosen": number, "why": why}).encode(),
