@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 from external_policies import make_job
 from orchestrator.checkpoints.external_card import WEIGHTS
 from orchestrator.config.policy_manifest import load
+from orchestrator.data.episode_store import load_manifest
 from orchestrator.external.environment import is_ready
 from orchestrator.external.fit import run_training
 from orchestrator.external.job import ExternalJob
 from orchestrator.external.serving import ServedCheckpoint
+from orchestrator.external.subset_export import Export, exported
 from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.training.control_channel import StopRequest
@@ -101,6 +103,14 @@ def _weights(run: Path, job: ExternalJob) -> dict[str, torch.Tensor]:
     return nets
 
 
+def _export(job: ExternalJob) -> Export:
+    """Return the data set that the job learned from."""
+    episodes = open_storage(job.episodes)
+    manifest = load_manifest(episodes, job.version)
+    wants, keeps = job.policy.manifest, open_storage(job.storage)
+    return exported(episodes, manifest, job.subset, wants.data, wants.action_free, keeps, proprio=job.proprio)
+
+
 def test_a_broken_training_ends_with_the_weights_of_an_unbroken_one(trained: Trained) -> None:
     assert trained.steps[0] == EVERY
     assert trained.steps[-1] == STEPS
@@ -119,8 +129,7 @@ def test_checkpoint_holds_the_statistics_of_its_data(trained: Trained) -> None:
     elif trained.job.policy.name == "robomimic_bc_rnn":
         model = trained.whole / trained.job.arm_id / f"step_{STEPS:06d}" / WEIGHTS / "model.pth"
         stated = torch.load(model, weights_only=True)["obs_normalization_stats"]
-        (export,) = Path(trained.job.storage).glob("exports/*/*/demonstrations.hdf5")
-        with h5py.File(export, "r") as file:
+        with h5py.File(_export(trained.job).data, "r") as file:
             for key in json.loads(file["data"].attrs["demoscale.proprio_keys"]):
                 values = np.concatenate([demo["obs"][key][()] for demo in file["data"].values()])
                 assert np.allclose(stated[key]["offset"], values.mean(0), atol=1e-6)
