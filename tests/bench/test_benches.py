@@ -31,7 +31,17 @@ ENDS_WITHIN_S = 15.0  # bench.harness.GRACE_S, and what the kernel takes on a bu
 QUICK_WITHIN_S = 540.0
 COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["bench", "experiments"])
 SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
-STRESS = ("gpu", "forecast", "next_arm", "grid_replay", "demo_worth", "bad_demos", "band_coverage", "peers")
+STRESS = (
+    "gpu",
+    "forecast",
+    "next_arm",
+    "grid_replay",
+    "demo_worth",
+    "bad_demos",
+    "band_coverage",
+    "libero_versions",
+    "peers",
+)
 """Scripts whose short run belongs to the stress round: it takes as long as many others, or asserts what faster
 tests assert too.
 """
