@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import harness
+from sim_workers.envs.libero import ON_THE_RAMEKIN
 
 NAME = "experiments.libero_versions"
 VERSIONS = ("3.3.0", "3.3.2", "3.3.3", "3.3.7", "3.4.0", "3.9.0")
-RAMEKIN = "libero_spatial/pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate"
 DRAWN = (
     "libero_object/pick_up_the_milk_and_place_it_in_the_basket",
     "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it",
@@ -62,7 +62,7 @@ def play(scenes: int, task: str, file: Path) -> None:
         for _ in range(IDLE):
             env.step(np.zeros(7))
         positions.append(env.flat_state[1 : 1 + env.position_count])
-        if task == RAMEKIN:
+        if task == ON_THE_RAMEKIN:
             state = env.state
             apart = state["akita_black_bowl_1_pos"] - state["glazed_rim_porcelain_ramekin_1_pos"]
             x, y = state["akita_black_bowl_1_quat"][:2]
@@ -152,7 +152,7 @@ def main(quick: bool, playing: tuple[int, str, Path] | None) -> None:
         for wanted in versions:
             folder = install(wanted, root)
             try:
-                bowl = played_with(folder, scenes, RAMEKIN)
+                bowl = played_with(folder, scenes, ON_THE_RAMEKIN)
                 drawn = [played_with(folder, few, task) for task in tasks]
             except subprocess.CalledProcessError as error:
                 print(f"{wanted:>7}  cannot play: {(error.stderr.strip().splitlines() or ['?'])[-1][:120]}")

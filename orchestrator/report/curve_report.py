@@ -59,8 +59,8 @@ class ReachReport:
 
     @property
     def demos(self) -> float | None:
-        """Demo count; None if the line is on one side of the rate at all demo counts tried."""
-        return _bounded(self.found.value)
+        """Demo count; None if the demo counts tried do not bound its interval on both sides."""
+        return self.found.value if self.found.bounded else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""

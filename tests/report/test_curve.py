@@ -23,6 +23,7 @@ from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.html import page
 from orchestrator.report.matplotlib_plot import spread_labels
 from orchestrator.report.sample_efficiency_curve import Curve
+from orchestrator.report.summary import reach_in_words
 from orchestrator.stats.sequential import PairedEvidence, anytime_interval
 from orchestrator.tracking.mlflow_reader import CLIPS, ScoredArm, read_sweep
 from orchestrator.tracking.mlflow_writer import (
@@ -57,6 +58,15 @@ def test_demos_to_reach_interpolates_in_log_demos_or_is_not_reached() -> None:
         "with fewer demos than were tried, whatever the episodes leave open"
     )
     assert [found.reached for found in curve.demos_to_reach(0.7)] == [False, True]
+
+
+def test_demos_to_reach_are_said_only_if_the_counts_bound_them() -> None:
+    wins = ((2, 0, 0), (4, 0, 5), (8, 0, 10), (2, 1, 2), (4, 1, 5), (8, 1, 5))
+    curve = Curve("c", tuple(scored(*won, seed=seed) for won in wins for seed in SEEDS))
+    bounded, open_above = curve.lines
+    assert reach_in_words(curve, bounded, 0.5) == "0.5 is reached with 4 demos (95 % interval 3 to 6)."
+    assert reach_in_words(curve, open_above, 0.5) == ""
+    assert [reach.demos for line in curve.report().lines for reach in line.reach] == []
 
 
 def test_comparisons_pair_replicates_of_the_same_seed() -> None:

@@ -27,12 +27,20 @@ from sim_workers.envs.libero import (
     init_states,
     libero_contract,
 )
-from sim_workers.envs.registry import make_env
+from sim_workers.envs.registry import make_env, unfit
 from sim_workers.envs.robosuite import ACTION, PROPRIO, contract
 from sim_workers.rollout.suite import EpisodeRules, Suite
 
 STOVE = "libero_10/KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 SOUP = "libero_10/LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
+
+CONTRACT = contract(CAMERAS, (64, 64), "fast")
+OTHER_SUITES = (
+    "libero_spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate",
+    "libero_object/pick_up_the_milk_and_place_it_in_the_basket",
+    "libero_goal/open_the_middle_drawer_of_the_cabinet",
+    "libero_90/STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_front_compartment_of_the_caddy",
+)
 
 # -- without the extra ---------------------------------------------------------------------------------------
 
@@ -44,6 +52,20 @@ def test_libero_table_imports_neither_the_extra_nor_a_simulator() -> None:
     )
     done = run("-c", code.replace("HEAVY", "('libero', 'robosuite', 'mujoco', 'torch', 'gym')"))
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mujoco", "seated"), [("3.3.2", True), ("3.3.7", True), ("3.4.0", False), ("3.10.1", False)]
+)
+def test_task_whose_bowl_slides_off_its_ramekin_is_refused(
+    mujoco: str, seated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libero, "version", lambda _: mujoco)
+    assert (not libero.scene_problem(libero.ON_THE_RAMEKIN)) is seated
+    assert not libero.scene_problem(OTHER_SUITES[0])
+    monkeypatch.setattr(libero, "libero_contract", lambda *_: CONTRACT)
+    problems = unfit(CONTRACT, libero.ON_THE_RAMEKIN)
+    assert problems == ([] if seated else [libero.scene_problem(libero.ON_THE_RAMEKIN)])
 
 
 @pytest.mark.parametrize(
@@ -127,13 +149,6 @@ def test_libero_tasks_have_a_definition_an_instruction_and_fifty_states(suite: s
         assert states.dtype == np.float64
         assert len(np.unique(states, axis=0)) > INIT_STATES // 2, task
 
-
-OTHER_SUITES = (
-    "libero_spatial/pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate",
-    "libero_object/pick_up_the_milk_and_place_it_in_the_basket",
-    "libero_goal/open_the_middle_drawer_of_the_cabinet",
-    "libero_90/STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_front_compartment_of_the_caddy",
-)
 
 CHECKED = """
 import json, sys
