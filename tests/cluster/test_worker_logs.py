@@ -21,6 +21,7 @@ def test_redacting_stream_removes_secrets_and_keeps_the_rest(monkeypatch: pytest
     assert not stream.closed
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_logs_of_ray_workers_hold_no_secret(ray_cluster: None) -> None:
     import ray

@@ -42,6 +42,7 @@ def record(folder: Path, hangs: dict[int, int]) -> list[Any]:
     return list(record_all(storage, CONTRACT, recorder(), arguments, [0, 1, 2], 2, "test", limit_s=LIMIT_S))
 
 
+@pytest.mark.full
 def test_recorder_that_hangs_once_is_restarted(ray_cluster: None, tmp_path: Path) -> None:
     assert len(record(tmp_path, {1: 1})) == 3
     assert (tmp_path / "attempts-1").read_text() == "xx"

@@ -277,6 +277,7 @@ def test_slurm_credentials_file_cannot_disable_the_token(tmp_path: Path, line: s
     ]
 
 
+@pytest.mark.full
 def test_slurm_node_that_ends_during_the_start_ends_the_job(tmp_path: Path) -> None:
     """This srun does not pass the environment on, so deploy/ray-start.sh refuses."""
     job = Job(

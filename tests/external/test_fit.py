@@ -299,6 +299,7 @@ def channel(ray_cluster: None, events: list[TrainEvent]) -> Iterator[Any]:
         yield channel
 
 
+@pytest.mark.full
 @pytest.mark.ray
 def test_fit_retries_resumes_and_returns_every_checkpoint(
     make: Callable[..., ExternalJob], arms: Storage, channel: Any, events: list[TrainEvent]

@@ -63,10 +63,13 @@ def test_demos_to_reach_interpolates_in_log_demos_or_is_not_reached() -> None:
 def test_demos_to_reach_are_said_only_if_the_counts_bound_them() -> None:
     wins = ((2, 0, 0), (4, 0, 5), (8, 0, 10), (2, 1, 2), (4, 1, 5), (8, 1, 5))
     curve = Curve("c", tuple(scored(*won, seed=seed) for won in wins for seed in SEEDS))
-    bounded, open_above = curve.lines
-    assert reach_in_words(curve, bounded, 0.5) == "0.5 is reached with 4 demos (95 % interval 3 to 6)."
-    assert reach_in_words(curve, open_above, 0.5) == ""
-    assert [reach.demos for line in curve.report().lines for reach in line.reach] == []
+    bounded, unbounded = curve.lines
+    assert reach_in_words(curve, bounded, 0.5) == "0.5 is reached with 4 demos (95 % interval 3 to 5)."
+    assert reach_in_words(curve, unbounded, 0.5) == (
+        "0.5 takes between 2 or fewer and more than 8 demos: these counts do not bound the number (95 % interval)."
+    )
+    first, second = (line.reach[0].demos for line in curve.report().lines)
+    assert (first, second) == (pytest.approx(4.0), None)
 
 
 def test_comparisons_pair_replicates_of_the_same_seed() -> None:

@@ -124,6 +124,7 @@ def test_pool_of_two_workers_has_the_outcomes_of_one(
     assert ledger == reference[1]
 
 
+@pytest.mark.full
 def test_pool_records_the_pinned_kernels_with_every_outcome(reference: tuple[Path, dict[str, Any]]) -> None:
     outcomes = Ledger(open_storage(str(reference[0])), "fp-wanderer", PROTOCOL).read().values()
     (simulated_on,) = {outcome.simulated_on for outcome in outcomes}

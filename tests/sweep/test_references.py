@@ -51,6 +51,7 @@ def run(asked: SweepConfig) -> tuple[Curve, Counter[str]]:
     return curve, Counter(getattr(job.source, "name", "arm") for job in pool.played)
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_references_are_scored_once_and_drawn_without_any_comparison(folder: Path, store: str) -> None:

@@ -59,6 +59,7 @@ def won_where_selected(job: RolloutJob) -> Outcome:
     return make_outcome(job.spec, of_select(job) and not lost)
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_searches_see_selecting_scenes_and_the_curve_others(

@@ -70,6 +70,7 @@ def test_checkpoint_record_of_an_earlier_version_has_no_arithmetic(tmp_path: Pat
     assert read_records(storage, "old")[3].trained_on == ()
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_sweep_with_arms_of_two_processors_is_one_curve_and_says_so(folder: Path, store: str) -> None:
