@@ -7,6 +7,7 @@ DemoscaleError
 ├── CodeChangedError      sim_workers.checkout                     the code changed during a run; exit code 75
 ├── CommandError          orchestrator.external.command            a command of an external policy fails
 ├── EpisodeError          orchestrator.data.episode_format         an episode or an episode store is damaged
+├── FewRolloutsError      orchestrator.cli.collect_policy          a policy's rollouts end too rarely as asked
 ├── HeldError             orchestrator.sweep.driver_lease          another driver runs the sweep
 ├── InfrastructureError   orchestrator.infrastructure              storage, disk or node failed; exit code 75
 ├── LiberoMissingError    sim_workers.envs.libero                  LIBERO is not installed

@@ -1,14 +1,16 @@
-"""`demoscale collect`: scripted experts play robosuite tasks in parallel on Ray, into an episode store."""
+"""`demoscale collect`: scripted experts or a policy play tasks in parallel on Ray, into an episode store."""
 
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from orchestrator.cli.collect_policy import collect_rollouts, misplaced, policy_options
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import HELP
+from orchestrator.cli.options import HELP, foreign_options
 from orchestrator.cli.parameters import InputPath, StorePath
 
 if TYPE_CHECKING:
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
     "--task",
     default="Lift",
     show_default=True,
-    help="Lift, Stack, PickPlaceCan, Door, NutAssemblySquare, or a plug-in's task with an expert.",
+    help="Lift, Stack, PickPlaceCan, Door, NutAssemblySquare, or a plug-in's task with an expert; with"
+    " --policy any task of the policy, and with --sweep its own by default.",
 )
 @click.option(
     "--episodes",
     type=click.IntRange(1, 1_000_000),
     required=True,
-    help="How many the store shall hold of this task: seeds 0, 1, 2 ...",
+    help="How many the store shall hold of this task, or of the policy's rollouts in it: seeds 0, 1, 2 ...",
 )
 @click.option(
     "--store",
@@ -73,6 +76,8 @@ if TYPE_CHECKING:
     default=os.cpu_count(),
     help="Simulator processes; one per core by default.",
 )
+@policy_options
+@foreign_options
 @report_user_errors
 def collect(
     task: str,
@@ -88,14 +93,33 @@ def collect(
     render_profile: str,
     disturbance: float,
     workers: int,
+    policy: str,
+    **_of_policy: Any,
 ) -> None:
     """Record demonstrations of TASK until the store holds EPISODES of them.
+
+    With --policy, record what a policy does instead, in scenes that no score plays. Such episodes hold
+    pictures and proprioception but no actions, for they are no demonstrations: a sweep takes them as
+    action-free episodes. `success` says how each ended, and its source names the policy, the horizon and the
+    scene. Cameras, size, rate and robot are the policy's own. A scene is played once; the same command
+    resumes.
 
     \b
     demoscale collect --task Lift --episodes 100 --store data/lift
     demoscale collect --episodes 500 --store s3://robot-data/lift --cameras agentview,robot0_eye_in_hand
     demoscale collect --episodes 100 --store data/sawyer --robot Sawyer --controller pose --proprio none
+    demoscale collect --policy path/to/checkpoint --task Lift --episodes 40 --store data/lift_rollouts
+    demoscale collect --policy ARM --sweep NAME --outcome failed --episodes 40 --store data/lift_failed
     """
+    context = click.get_current_context()
+    given = {
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if wrong := misplaced(policy, given):
+        raise argument_error(*wrong)
+    if policy:
+        collect_rollouts(dict(context.params), given)
+        return
     from orchestrator.cli.terminal import progress_bar
     from orchestrator.cluster.ray_runtime import connect, quiet
     from orchestrator.data.collect_demos import collect as recorded

@@ -43,7 +43,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of policy servers of other projects."""
-    for option in (
+    added = (
         click.option(
             "--execute",
             type=click.IntRange(0),
@@ -64,6 +64,7 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=InputPath(),
             help="Of the same: JSON file with the policy's contract, which these servers do not state.",
         ),
-    ):
+    )
+    for option in reversed(added):  # the last one that is added is shown first
         command = option(command)
     return command

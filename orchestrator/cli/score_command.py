@@ -18,6 +18,7 @@ from orchestrator.cli.mistakes import argument_error, report_user_errors
 from orchestrator.cli.options import HELP, JSON, foreign_options
 from orchestrator.cli.parameters import HorizonOption, InputPath, OutputPath, StorePath, SuiteOption
 from orchestrator.cli.terminal import graceful_interrupt
+from sim_workers.rollout.rollout_block import ROLLOUT_BLOCK
 from sim_workers.rollout.suite import SHIFTS
 
 if TYPE_CHECKING:
@@ -258,10 +259,11 @@ class ScoreRequest:
 )
 @click.option(
     "--block",
-    type=click.IntRange(0),
+    type=click.IntRange(0, ROLLOUT_BLOCK - 1),
     default=0,
     show_default=True,
-    help="Number of the block of scenes; blocks have no scene in common.",
+    help="Number of the block of scenes; blocks have no scene in common. The next one is that of recorded"
+    " rollouts (`demoscale collect --policy`), which may be trained on.",
 )
 @click.option(
     "--rung",

@@ -5,9 +5,7 @@ none, so this module wraps `worker.py` from outside, and scores of earlier versi
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from policy.interface import PolicyNeeds
 from sim_workers.envs.robosuite import SimEnv
@@ -16,6 +14,7 @@ from sim_workers.envs.stages import StageWatch
 from sim_workers.rollout import worker
 from sim_workers.rollout.policy_clients import PolicyClient
 from sim_workers.rollout.staged_outcome import StagedOutcome
+from sim_workers.rollout.watched_env import watched
 from sim_workers.rollout.worker import Played, RolloutJob, Said
 
 
@@ -30,32 +29,9 @@ class RolloutWorker(worker.RolloutWorker):
             yield from super()._playing(job, asker, needs)
             return
         watch = StageWatch(env)
-        with _watched(env, watch):
+        with watched(env, watch):
             for said in super()._playing(job, asker, needs):
                 if isinstance(said, Played):
                     stage = watch.stage(said.outcome.success_once)
                     said = replace(said, outcome=StagedOutcome.of(said.outcome, stage, watch.place))
                 yield said
-
-
-@contextmanager
-def _watched(env: SimEnv, watch: StageWatch) -> Iterator[None]:
-    """Let the watch see every reset and control step of the environment. Two methods are shadowed meanwhile,
-    so the environment stays the same object for policies that read its state.
-    """
-    reset, step = env.reset, env.step
-
-    def watched_reset(seed: int) -> None:
-        reset(seed)
-        watch.begin()
-
-    def watched_step(action: Any) -> None:
-        step(action)
-        watch.look()
-
-    vars(env).update(reset=watched_reset, step=watched_step)
-    try:
-        yield
-    finally:
-        for name in ("reset", "step"):
-            vars(env).pop(name)
