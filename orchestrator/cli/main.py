@@ -74,6 +74,7 @@ def main() -> None:
 
     \b
     demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
+    demoscale collect --policy P --episodes 40 --store data/own  a policy's own rollouts, action-free
     demoscale import demo.hdf5 data/lift     recordings of other programs into one; export is the reverse
     demoscale replay demo.hdf5 data/lift     recordings with states, played again and drawn by this machine
     demoscale data ls data/lift              the episodes of a store, and more about it

@@ -28,6 +28,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | --- | --- | --- |
 | `demoscale run FILE` | `sweep.py` | runs a sweep |
 | `demoscale collect --episodes N --store STORE` | `collect.py` | scripted demonstrations of a task into an episode store |
+| `demoscale collect --policy P --episodes N --store STORE` | `collect.py` | rollouts of any policy, without actions, into an episode store |
 | `demoscale import SRC STORE` | `ingest.py` | other formats (robomimic, LIBERO, RoboCasa, LeRobot, RLDS, MCAP, zarr, films) into a store |
 | `demoscale export STORE PATH` | `export.py` | an episode store as a LeRobot v3 data set or a robomimic file |
 | `demoscale replay SRC STORE` | `replay.py` | recordings with states or actions, played again in the installed simulator and drawn by this machine |
