@@ -131,7 +131,7 @@ def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
         return f"{rate:g} is reached with {_demos(0, counts)} demos (95 % interval)."
     if not found.bounded:
         return (
-            f"{rate:g} takes between {_demos(low, counts)} and {_demos(high, counts)} demos: these counts do"
+            f"{rate:g} is reached with {_demos(low, counts)} to {_demos(high, counts)} demos: these counts do"
             " not bound the number (95 % interval)."
         )
     return (

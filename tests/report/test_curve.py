@@ -66,7 +66,7 @@ def test_demos_to_reach_are_said_only_if_the_counts_bound_them() -> None:
     bounded, unbounded = curve.lines
     assert reach_in_words(curve, bounded, 0.5) == "0.5 is reached with 4 demos (95 % interval 3 to 5)."
     assert reach_in_words(curve, unbounded, 0.5) == (
-        "0.5 takes between 2 or fewer and more than 8 demos: these counts do not bound the number (95 % interval)."
+        "0.5 is reached with 2 or fewer to more than 8 demos: these counts do not bound the number (95 % interval)."
     )
     first, second = (line.reach[0].demos for line in curve.report().lines)
     assert (first, second) == (pytest.approx(4.0), None)
