@@ -41,6 +41,7 @@ STRESS = (
     "band_coverage",
     "libero_versions",
     "peers",
+    "start",
 )
 """Scripts whose short run belongs to the stress round: it takes as long as many others, or asserts what faster
 tests assert too.
