@@ -7,7 +7,16 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
 from orchestrator.config.schema import Section, Train, distinct
@@ -73,6 +82,19 @@ class LineData(Section):
     """Videos of every task that is not labelled; 0: none, which makes the line a control for their worth.
     Empty: `data.unlabelled_videos`.
     """
+    videos: str = ""
+    """Kind of videos that it learns from, a `name` of `data.episodes`: all its action-free episodes are from
+    there, as many per demonstrated task as `data.action_free_ratio` says, and tasks take turns. Empty: from
+    parts without a name.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty `videos`, so that stored files of sweeps without kinds stay as they were."""
+        stated: dict[str, Any] = serialize(self)
+        if not stated.get("videos"):
+            stated.pop("videos", None)
+        return stated
 
 
 class Line(Section):
@@ -159,10 +181,12 @@ class Line(Section):
 
     @model_validator(mode="after")
     def _learns_from_videos(self) -> "Line":
-        if self.data and self.data.unlabelled_videos is not None and not self.swept:
-            raise ValueError(
-                f"data.unlabelled_videos: {self.policy} learns from demos alone; leave the field out"
-            )
+        if self.data and not self.swept:
+            for field in ("unlabelled_videos", "videos"):
+                if getattr(self.data, field) not in (None, ""):
+                    raise ValueError(
+                        f"data.{field}: {self.policy} learns from demos alone; leave the field out"
+                    )
         return self
 
     @property

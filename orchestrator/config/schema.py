@@ -113,6 +113,10 @@ _either = Discriminator(lambda value: "range" if isinstance(value, dict | Range)
 class StoreEntry(Section):
     """Part of an episode store: its filters, its weight, and its views."""
 
+    name: str = ""
+    """With `action_free_only`: kind of these videos, such as `other_robot`. Only lines with `data: {videos:
+    other_robot}` learn from them; several parts may be of one kind. Empty: every line may learn from them.
+    """
     store: str
     """Episode store: a folder or an s3:// URI."""
     tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
@@ -151,7 +155,24 @@ class StoreEntry(Section):
             cameras=tuple(
                 (theirs, (ours,) if isinstance(ours, str) else ours) for theirs, ours in self.cameras.items()
             ),
+            video_kind=self.name,
         )
+
+    @model_validator(mode="after")
+    def _named_for_its_videos(self) -> "StoreEntry":
+        if self.name and not self.action_free_only:
+            raise ValueError(
+                f"name: {self.name} names a kind of videos; write action_free_only: true, or leave name out"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty `name`: a resumed sweep compares its parts with those that it stored."""
+        stated: dict[str, Any] = serialize(self)
+        if not stated.get("name"):
+            stated.pop("name", None)
+        return stated
 
 
 class Data(Section):
@@ -205,6 +226,13 @@ class Data(Section):
             if isinstance(self.episodes, str)
             else tuple(entry.store for entry in self.episodes)
         )
+
+    @property
+    def video_kinds(self) -> tuple[str, ...]:
+        """Names of the parts of stores, without repeats."""
+        if isinstance(self.episodes, str):
+            return ()
+        return tuple(dict.fromkeys(entry.name for entry in self.episodes if entry.name))
 
     @property
     def weighted(self) -> bool:

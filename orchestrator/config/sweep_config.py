@@ -225,9 +225,8 @@ class SweepConfig(Section):
         of lines with the same labels. line: its name; one that the file does not have has the labels of
         `data`.
         """
-        return Arm(
-            self.data.most_demos, self.data.highest_ratio, self.seeds[0] if seed is None else seed, line
-        )
+        own = next((one for one in self.lines if one.name == line), None)
+        return _largest(self.data, self.seeds[0] if seed is None else seed, own, line)
 
     def labels_of(self, arm: Arm) -> Labels:
         """Return the labelled tasks of an arm's line, and the number of videos of the others."""
@@ -374,7 +373,15 @@ def labels_of(data: Data, line: Line | None = None) -> Labels:
     if own.labelled is not None:
         tasks = () if own.labelled == "all" else tasks[: own.labelled]
     videos = data.unlabelled_videos if own.unlabelled_videos is None else own.unlabelled_videos
-    return Labels(tasks, videos)
+    return Labels(tasks, videos, own.videos)
+
+
+def _largest(data: Data, seed: int, line: Line | None, name: str = VIDEO_ACTION) -> Arm:
+    """Return the largest arm of a line. Where videos are told apart by kind, one of a line on demos alone has
+    no videos: those of its demos' own store may not suffice.
+    """
+    videos = not data.video_kinds or bool(line and line.swept)
+    return Arm(data.most_demos, data.highest_ratio if videos else 0.0, seed, name)
 
 
 def settings_of(policy: PolicyChoice, line: Line) -> PolicySettings:
@@ -539,6 +546,7 @@ def contradictions(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from _contradictions_of_lines(policy, train, optuna)
     if data:
         yield from _contradictions_of_labels(data, policy.lines if policy else ())
+        yield from _contradictions_of_kinds(data, policy.lines if policy else (), train)
     if train and train.match == "epochs" and ((search and (search.asha or search.median)) or optuna):
         yield (
             "train.match: a search compares arms after the same number of steps, and epochs gives arms with"
@@ -661,6 +669,39 @@ def _contradictions_of_labels(data: Data, lines: Sequence[Line]) -> Iterator[str
             yield f"{where}.unlabelled_videos: every task of {line.name} is labelled; leave the field out"
 
 
+def _contradictions_of_kinds(data: Data, lines: Sequence[Line], train: Train | None) -> Iterator[str]:
+    """Yield what contradicts the kinds of videos: names of `data.episodes`, and the lines that name them."""
+    kinds, used = data.video_kinds, set[str]()
+    for number, line in enumerate(lines):
+        kind = line.data.videos if line.data else ""
+        used.add(kind)
+        if not kind or kind in kinds:
+            continue
+        close = difflib.get_close_matches(kind, kinds, 1)
+        known = f"there are {', '.join(kinds)}" if kinds else "give parts of stores a name, with videos alone"
+        yield (
+            f"policy.lines.{number}.data.videos: no part of data.episodes is named {kind}; "
+            + (f"did you mean {close[0]}?" if close else known)
+        )
+    if not kinds:
+        return
+    if unused := [kind for kind in kinds if kind not in used]:
+        yield (
+            f"data.episodes: no line learns from {', '.join(unused)}; write data: {{videos: {unused[0]}}} on"
+            " one of policy.lines, or leave the name out so that every line does"
+        )
+    if data.labelled_tasks:
+        yield (
+            "data.labelled_tasks: videos are told apart either by task or by the name of their part of"
+            " data.episodes; leave one of them out"
+        )
+    if train and train.videos == "sweep":
+        yield (
+            "train.videos: sweep shows every arm of a line the videos of its largest, so that no arm's"
+            " demonstrations have videos of their own; write arm where parts of data.episodes have names"
+        )
+
+
 def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationError) -> list[str]:
     """Every mistake in a sweep file: those of single fields, and contradictions between the fields that are
     right.
@@ -771,9 +812,10 @@ def store_problems(
         if task not in shown
     ]
     try:
-        largest, damaged = Arm(data.most_demos, data.highest_ratio, seed=0), frozenset(quarantined)
+        damaged = frozenset(quarantined)
         apart = frozenset(evaluation or evaluation_episodes(manifest, suite.held_out, damaged))
-        for labels in dict.fromkeys([labels_of(data), *(labels_of(data, line) for line in lines)]):
+        needed = ((_largest(data, 0, line), labels_of(data, line)) for line in (None, *lines))
+        for largest, labels in dict.fromkeys(needed):
             select_episodes(manifest, largest, damaged, labels, apart)
     except SubsetError as error:
         problems.append(f"data: the largest arm does not fit. {error}")

@@ -8,7 +8,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from policy.feature_stats import VECTORS, Stats
 from policy.interface import Contract
 
 FORMAT = 2
+SEPARATOR = ":"
+"""Between the name of a store and the id of its episode, in a merged manifest."""
 _T = TypeVar("_T")
 ROW_GROUP = 256  # rows decoded to find one episode
 
@@ -72,6 +74,19 @@ class MergedPart:
     """Number of episodes that the filters leave."""
     of: int
     """Number of episodes of the store."""
+    video_kind: str = ""
+    """Kind of videos that it holds, which only lines that name it learn from; empty: it serves every line."""
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the ids of its episodes."""
+        return f"{self.name}{SEPARATOR}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the part as a JSON-safe object; without an empty `video_kind`, so that merged manifests
+        without kinds stay as they were.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "video_kind" or value}
 
 
 _STATS = pa.struct([("count", pa.int64()), *((name, pa.list_(pa.float64())) for name in VECTORS)])
@@ -179,7 +194,7 @@ class Manifest:
             "demoscale.fingerprint": digest.hexdigest()[:16],
         }
         if parts:
-            metadata["demoscale.parts"] = json.dumps([asdict(part) for part in parts])
+            metadata["demoscale.parts"] = json.dumps([part.to_json() for part in parts])
             metadata["demoscale.video_tasks"] = json.dumps(list(video_tasks))
         buffer = io.BytesIO()
         pq.write_table(
@@ -249,9 +264,11 @@ class Manifest:
         """Task -> indices of its episodes among the ids."""
         column = self.column("task")
         codes = column.indices.to_numpy()
+        # the dictionary of filtered rows still has the tasks that the filter left out
         return {
-            task: np.flatnonzero(codes == code)
+            task: rows
             for code, task in sorted(enumerate(column.dictionary.to_pylist()), key=lambda item: item[1])
+            if len(rows := np.flatnonzero(codes == code))
         }
 
     @property
@@ -284,3 +301,21 @@ class Manifest:
 
     def __getitem__(self, episode_id: str) -> EpisodeEntry:
         return self.select([episode_id])[0]
+
+
+@lru_cache(maxsize=32)
+def seen_by(manifest: Manifest, video_kind: str) -> Manifest:
+    """Return the part of a merged manifest that a line may read: the parts that serve every line, and those
+    of its kind of videos, if it names one. It is the manifest itself where that is all of it.
+
+    What shapes a policy thus depends on no part that only other lines read.
+    """
+    parts = [part for part in manifest.parts if part.video_kind in ("", video_kind)]
+    if len(parts) == len(manifest.parts):
+        return manifest
+    prefixes = tuple(part.prefix for part in parts)
+    kept = [episode.startswith(prefixes) for episode in manifest.episode_ids]
+    rows = manifest.table.filter(pa.array(kept))
+    return Manifest.of_table(
+        manifest.contract, rows, parts, sorted(manifest.video_tasks & set(rows["task"].to_pylist()))
+    )

@@ -22,14 +22,12 @@ import pyarrow as pa
 
 from orchestrator.data.episode_format import EpisodeError
 from orchestrator.data.episode_store import fetchable, latest_version, load_manifest, publish
-from orchestrator.data.manifest import SCHEMA, Manifest, MergedPart
+from orchestrator.data.manifest import SCHEMA, SEPARATOR, Manifest, MergedPart
 from orchestrator.data.store_summary import grouped, nearest
 from orchestrator.storage.base import Storage, StorageError, open_storage
 from policy.errors import DemoscaleError
 from policy.interface import Contract
 
-SEPARATOR = ":"
-"""Between the name of a store and the id of its episode."""
 NAMED = 3  # examples in a message
 
 
@@ -61,11 +59,14 @@ class StorePart:
     """Whether only pictures are used."""
     cameras: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Pairs (the store's camera, the cameras that show its pictures); empty: the names are equal."""
+    video_kind: str = ""
+    """Kind of videos, which only lines that name it learn from; empty: the part serves every line."""
 
     @property
     def filters(self) -> dict[str, Any]:
         """The fields that choose episodes, JSON-safe."""
-        chosen = {name: value for name, value in asdict(self).items() if name not in ("store", "weight")}
+        others = ("store", "weight", "video_kind")
+        chosen = {name: value for name, value in asdict(self).items() if name not in others}
         return json.loads(json.dumps(chosen))  # type: ignore[no-any-return]
 
 
@@ -129,6 +130,7 @@ class _Opened:
             weight=self.part.weight,
             episodes=episodes,
             of=len(self.manifest),
+            video_kind=self.part.video_kind,
         )
 
 
@@ -313,13 +315,15 @@ def _shown(value: Any) -> str:
 
 def weights_of(manifest: Manifest) -> tuple[tuple[str, float], ...]:
     """Return pairs (beginning of the ids of a store's episodes, its weight); empty without weights."""
-    return tuple(
-        (f"{part.name}{SEPARATOR}", part.weight) for part in manifest.parts if part.weight is not None
-    )
+    return tuple((part.prefix, part.weight) for part in manifest.parts if part.weight is not None)
 
 
 def stores_key(parts: Sequence[MergedPart]) -> list[Any]:
-    """Return what of the parts shapes a policy, JSON-safe: stores by content, filters, weights. What a
-    quality list keeps is part of the merged manifest's fingerprint, wherever the file is.
+    """Return what of the parts shapes a policy, JSON-safe: stores by content, filters, weights, and whether
+    it is the only source of action-free episodes. What a quality list keeps is part of the merged manifest's
+    fingerprint, wherever the file is.
     """
-    return [[part.fingerprint, {**part.filters, "quality": ""}, part.weight] for part in parts]
+    return [
+        [part.fingerprint, {**part.filters, "quality": ""}, part.weight, *(["alone"] * bool(part.video_kind))]
+        for part in parts
+    ]

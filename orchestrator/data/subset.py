@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, seen_by
 from policy.errors import DemoscaleError
 
 EVALUATION_SEED = -1
@@ -51,6 +51,10 @@ class Labels:
     """All if empty."""
     videos: int | None = None
     """Action-free episodes of every other task; None: as many as an arm has demos of the labelled ones."""
+    video_kind: str = ""
+    """Kind of videos of a merged manifest that all action-free episodes come from; empty: they come from the
+    parts that serve every line.
+    """
 
 
 EVERY_TASK = Labels()
@@ -114,8 +118,10 @@ def select_episodes(
     evaluation: ids of the episodes that no arm may train on (`evaluation_episodes`); the next in order
     replace them too. Of a merged manifest's tasks that have videos only, no demos are taken, and their
     videos serve as action-free episodes in place of other tasks' demonstrations, never of their videos.
+    Parts with a kind of videos serve only `labels` that name it, as the only source of action-free episodes.
     Raises SubsetError for an unknown task or too few episodes.
     """
+    manifest = seen_by(manifest, labels.video_kind)
     if unknown := sorted(set(labels.tasks) - manifest.tasks.keys()):
         raise SubsetError(
             f"{', '.join(unknown)}: the store has no such task; it has {', '.join(manifest.tasks)}"
@@ -123,12 +129,18 @@ def select_episodes(
     ids = manifest.episode_ids
     demos: list[str] = []
     action_free: list[str] = []
-    films = _films(manifest, arm.seed, exclude)
+    films: list[str] = []
+    if labels.video_kind:
+        action_free = _of_kind(manifest, arm, labels, exclude)
+    else:
+        films = _films(manifest, arm.seed, exclude)
     for task in (task for task in manifest.tasks if task not in manifest.video_tasks):
         if not labels.tasks or task in labels.tasks:
             demo_count, free_count = arm.demo_count, num_action_free(arm.demo_count, arm.action_free_ratio)
         else:
             demo_count, free_count = 0, arm.demo_count if labels.videos is None else labels.videos
+        if labels.video_kind:
+            free_count = 0
         order = permutation(manifest, task, arm.seed)
         if exclude or evaluation:
             left = [ids[place] not in exclude and ids[place] not in evaluation for place in order.tolist()]
@@ -159,6 +171,34 @@ def _films(manifest: Manifest, seed: int, exclude: Set[str]) -> list[str]:
         (episode for episode in known if episode not in exclude),
         key=lambda episode: hashlib.blake2b(f"{seed}|{episode}".encode()).digest()[:8],
     )
+
+
+def _of_kind(manifest: Manifest, arm: EpisodeCounts, labels: Labels, exclude: Set[str]) -> list[str]:
+    """Return the ids of an arm's videos, all of one kind: round(ratio x demo_count) per demonstrated task,
+    the first of a seeded order in which the tasks of the videos take turns. Raises SubsetError if too few.
+    """
+    kind, ids = labels.video_kind, manifest.episode_ids
+    prefixes = tuple(part.prefix for part in manifest.parts if part.video_kind == kind)
+    turns = list[tuple[int, bytes, str]]()
+    for task, places in manifest.tasks.items():
+        known = [ids[place] for place in places.tolist()]
+        own = sorted(
+            (hashlib.blake2b(f"{arm.seed}|{task}|{episode}".encode()).digest()[:8], episode)
+            for episode in known
+            if episode.startswith(prefixes) and episode not in exclude
+        )
+        turns += [(turn, *one) for turn, one in enumerate(own)]
+    tasks = len(labels.tasks) or len(manifest.tasks.keys() - manifest.video_tasks)
+    wanted = tasks * num_action_free(arm.demo_count, arm.action_free_ratio)
+    if len(turns) < wanted:
+        intact = " intact" if exclude else ""
+        of_tasks = f"{tasks} task{'s' if tasks > 1 else ''}"
+        raise SubsetError(
+            f"{kind}: {wanted} videos are asked for, {arm.action_free_ratio:g} for each of {arm.demo_count}"
+            f" demos of {of_tasks}, and its parts of stores have {len(turns)}{intact}; record more, or lower"
+            " data.action_free_ratio"
+        )
+    return [episode for _, _, episode in sorted(turns)[:wanted]]
 
 
 def evaluation_episodes(

@@ -123,7 +123,8 @@ class Plan:
             *(
                 (
                     f"  {part.name}",
-                    f"{part.episodes} of {part.of} episodes of {part.store}, version {part.version}",
+                    f"{part.episodes} of {part.of} episodes of {part.store}, version {part.version}"
+                    + (f", for lines of videos: {part.video_kind}" if part.video_kind else ""),
                 )
                 for part in self.parts
             ),

@@ -37,8 +37,8 @@ from orchestrator.config.schema import SuiteConfig
 from orchestrator.config.sweep_config import NOTHING_TO_PLAY, SweepConfig, SweepError
 from orchestrator.cost import CostLedger
 from orchestrator.data.episode_store import check_all, latest_version
-from orchestrator.data.manifest import Manifest
-from orchestrator.data.merged_store import publish_merged
+from orchestrator.data.manifest import Manifest, seen_by
+from orchestrator.data.merged_store import merged_uri, publish_merged
 from orchestrator.data.subset import Subset, SubsetError, evaluation_episodes
 from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
 from orchestrator.evaluation.action_error_score import ActionErrorBenchmark, ActionErrorScore
@@ -155,6 +155,8 @@ class SweepState:
                 line_weights[source] = same_weights(label, line_weights[source])
         device, manifest = before.get("device", ""), data.manifest(sweep)
         if pin and manifest.parts:
+            for kind in dict.fromkeys(["", *sweep.data.video_kinds]):
+                publish_merged(storage, seen_by(manifest, kind))
             publish_merged(storage, manifest)
         store = claim_identity(storage) if pin else identity_of(storage)
         try:
@@ -320,22 +322,33 @@ class SweepState:
 
     def key_of(self, arm: Arm) -> Key:
         """Return the key of every input to an arm's policy other than the arm."""
-        line = self.sweep.line(arm)
+        line, manifest = self.sweep.line(arm), self.seen_by(arm)
         if not line.own:
             parts = self.sweep.data_parts(
-                self.manifest.fingerprint, self.quarantined, self.held_out, self.manifest.parts, arm
+                manifest.fingerprint, self.quarantined, self.held_out, manifest.parts, arm
             )
             return self.external[line.name].key(parts, self.sweep.train_of(arm), self.packages)
         return self.sweep.training_key(
-            self.manifest.fingerprint,
+            manifest.fingerprint,
             self.quarantined,
             self._weights_of(line),
             self.packages,
             self.held_out,
-            self.manifest.parts,
+            manifest.parts,
             arm,
             self.learner_code.get(line.name, {}),
         )
+
+    def seen_by(self, arm: Arm | None = None) -> Manifest:
+        """Return the manifest of the episodes that an arm's line may read; None: of a line that names no kind
+        of videos.
+        """
+        return seen_by(self.manifest, self.sweep.labels_of(arm).video_kind if arm else "")
+
+    def place_of(self, arm: Arm | None = None) -> str:
+        """Return the URI of the store with the manifest `seen_by` an arm's line."""
+        manifest = self.seen_by(arm)
+        return self.episodes if manifest is self.manifest else merged_uri(self.storage, manifest)
 
     def arm_id(self, arm: Arm) -> str:
         """Return the arm's id, which names its checkpoints and its run in MLflow."""
@@ -352,13 +365,14 @@ class SweepState:
     @property
     def training_key(self) -> Key:
         """Key of every input to a policy with the sweep's own settings other than the arm."""
+        manifest = self.seen_by()
         return self.sweep.training_key(
-            self.manifest.fingerprint,
+            manifest.fingerprint,
             self.quarantined,
             self.weights,
             self.packages,
             self.held_out,
-            self.manifest.parts,
+            manifest.parts,
         )
 
     @property
@@ -577,10 +591,11 @@ class SweepState:
         sweep = self.sweep
         if not sweep.suite.video_clips or shape.frames_per_view == 1:
             return None
+        manifest = self.seen_by()
         clips = HeldOut.choose(
-            self.episodes,
-            self.manifest,
-            sweep.suite.tasks or self.manifest.tasks,
+            self.place_of(),
+            manifest,
+            sweep.suite.tasks or manifest.tasks,
             sweep.suite.video_clips,
             self.used(),
             shape,
@@ -601,7 +616,7 @@ class SweepState:
         """
         if not self.held_out:
             return None
-        return ActionErrorBenchmark.of(self.episodes, self.manifest, self.held_out, self.proprio)
+        return ActionErrorBenchmark.of(self.place_of(), self.seen_by(), self.held_out, self.proprio)
 
     def action_error(self, arm: Arm, checkpoint: str) -> ActionErrorScore:
         """Return the action error of an arm's checkpoint, given its fingerprint, from the ledger so far."""
@@ -624,7 +639,7 @@ class SweepState:
         return ExternalJob(
             arm=arm,
             arm_id=self.arm_id(arm),
-            episodes=self.episodes,
+            episodes=self.place_of(arm),
             version=self.version,
             subset=self.subset(arm),
             policy=line.policy,
@@ -643,7 +658,7 @@ class SweepState:
         return TrainJob(
             arm=arm,
             arm_id=self.arm_id(arm),
-            episodes=self.episodes,
+            episodes=self.place_of(arm),
             version=self.version,
             subset=self.subset(arm),
             config=sweep.config_of(line),
@@ -663,7 +678,7 @@ class SweepState:
         if not self.sweep.line(arm).imagines or self.sweep.train_of(arm).mode != "two_stage":
             return None
         videos = self.sweep.largest(arm.seed, arm.kind) if self.sweep.train.videos == "sweep" else arm
-        return self.own_job(arm).stage_one(self.manifest, self.subset(videos))
+        return self.own_job(arm).stage_one(self.seen_by(arm), self.subset(videos))
 
     def arm_state(self, arm: Arm) -> ArmStatus:
         """Return the initial state of an arm, before any training or scoring."""

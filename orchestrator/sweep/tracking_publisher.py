@@ -138,7 +138,7 @@ class TrackingPublisher:
     def arm(self, arm: Arm) -> None:
         """Publish an arm: its run, its facts and its episodes."""
         state, arm_id, subset = self._state, self._state.arm_id(arm), self._state.subset(arm)
-        uri = strip_credentials(state.episodes)
+        uri, manifest = strip_credentials(state.place_of(arm)), state.seen_by(arm)
         facts = {
             "demoscale.subset": subset.digest,
             STEPS: str(state.sweep.train_of(arm).end),
@@ -147,9 +147,9 @@ class TrackingPublisher:
         }
         data = {
             "name": uri.rstrip("/").rpartition("/")[2],
-            "digest": state.manifest.fingerprint,
+            "digest": manifest.fingerprint,
             "uri": uri,
-            "profile": json.dumps({"version": state.version, "episodes": len(state.manifest)}),
+            "profile": json.dumps({"version": state.version, "episodes": len(manifest)}),
             "context": "training",
         }
         self._relay.enqueue(
