@@ -316,6 +316,14 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
         """
         return self._worth.get(line)
 
+    def equivalence_to(self, line: Series, base: Series) -> Estimate | None:
+        """Return how many times as many demos another line needs as this one; None if the seeds are too few
+        for statements about recipes.
+        """
+        if base == self.base(line):
+            return self.data_equivalence(line)
+        return self._worth_of(line, base) if self.claim_of(line, base).of_recipe else None
+
     @cached_property
     def _worth(self) -> dict[Series, Estimate]:
         return {

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.cost import Cost
 from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
 from orchestrator.report.demo_worth_report import DemoWorthReport
+from orchestrator.report.exchange_report import ExchangeReport
 from orchestrator.report.labelled_tasks import LabelReport
 from orchestrator.report.reference_lines import ReferenceLine
 from orchestrator.report.shift_differences import ShiftDifference
@@ -290,6 +291,8 @@ class CurveReport:
     """What choosing the best checkpoints did; None if the last ones are shown."""
     labels: LabelReport | None = None
     """Success on labelled and unlabelled tasks (`data.labelled_tasks`); None if all are labelled."""
+    exchange: ExchangeReport | None = None
+    """How many videos of each kind a demonstration is worth; None without a line on demonstrations alone."""
     where: WhereReport | None = None
     """Where more demonstrations help; None in a report that was made by hand."""
     demonstrations: DemoWorthReport | None = None
@@ -316,6 +319,7 @@ class CurveReport:
             "checkpoint": self.checkpoint,
             "selection_bias": _bias(self.selection_bias),
             **({"labels": self.labels.to_json()} if self.labels else {}),
+            **({"exchange": self.exchange.to_json()} if self.exchange else {}),
             **({"where": self.where.to_json()} if self.where else {}),
             **({"demonstrations": self.demonstrations.to_json()} if self.demonstrations else {}),
         }

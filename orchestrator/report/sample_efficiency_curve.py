@@ -21,6 +21,7 @@ from orchestrator.report.curve_types import (
     TaskScore,
 )
 from orchestrator.report.demo_worth_report import DemoWorthReport, demo_worth_report
+from orchestrator.report.exchange_report import ExchangeReport, exchange_report
 from orchestrator.report.labelled_tasks import LabelReport, label_report
 from orchestrator.report.where_report import WhereReport, where_report
 from orchestrator.stats import sample_efficiency as efficiency
@@ -184,6 +185,11 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         the arms.
         """
         return None if self.searched else label_report(self)
+
+    @cached_property
+    def exchange(self) -> ExchangeReport | None:
+        """How many videos of each kind a demonstration is worth; None without lines to compare."""
+        return exchange_report(self)
 
     @cached_property
     def where(self) -> WhereReport:

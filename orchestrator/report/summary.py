@@ -58,6 +58,7 @@ def report(curve: Curve) -> CurveReport:
         references=reference_lines(curve),
         shifts=tuple(shift_differences(curve)),
         labels=curve.labels,
+        exchange=curve.exchange,
         where=curve.where,
         demonstrations=curve.demonstrations,
     )
@@ -71,6 +72,7 @@ def answer(curve: Curve) -> list[str]:
         return [*bias_in_words(curve), *surface_in_words(curve), *mixed_arithmetic(curve.arms)]
     told = [*bias_in_words(curve)]
     told += [sentence for line in curve.lines if (sentence := equivalence_in_words(curve, line))]
+    told += [row.text for row in curve.exchange.named] if curve.exchange else []
     told += curve.labels.answer if curve.labels else []
     told += curve.about_policies()
     for line in curve.lines:

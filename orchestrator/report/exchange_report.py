@@ -1,0 +1,199 @@
+"""Exchange rates of a curve: a demonstration is worth how many videos of each kind, or no evidence. Pure."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.curve_types import Series
+from orchestrator.report.training_in_words import in_common
+from orchestrator.stats.claims import Claim
+from orchestrator.stats.exchange_rate import ExchangeRate
+from orchestrator.stats.sample_efficiency import Estimate
+
+if TYPE_CHECKING:
+    from orchestrator.report.sample_efficiency_curve import Curve
+
+UNNAMED = "action-free video"
+"""Kind of the videos of a curve whose lines have no names of their own."""
+
+
+@dataclass(frozen=True)
+class ExchangeRow:
+    """A line with videos against the line of the same recipe on demonstrations alone."""
+
+    series: Series
+    base: Series
+    """The line on demonstrations alone."""
+    videos: str
+    """Kind of videos: the name that the line learns from (`policy.lines[].data.videos`), else of the line."""
+    claim: Claim
+    """What the seeds of both lines allow to say."""
+    rate: ExchangeRate | None
+    """None if the seeds are too few for statements about recipes."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the videos replace demonstrations, hurt, or neither is shown."""
+        return self.rate.verdict if self.rate else "too few seeds"
+
+    @property
+    def factor_in_words(self) -> str:
+        """How many times as many demonstrations the base needs; a dash if it is not known."""
+        return _number(self.rate.factor.value) if self.rate else "–"  # noqa: RUF001
+
+    @property
+    def factor_interval(self) -> str:
+        """Its 95 % interval."""
+        return _interval(self.rate.factor) if self.rate else "–"  # noqa: RUF001
+
+    @property
+    def worth_in_words(self) -> str:
+        """Videos that one demonstration is worth; a dash if that is not shown."""
+        if not self.rate or self.rate.verdict != "replace demonstrations":
+            return "–"  # noqa: RUF001
+        worth = self.rate.worth
+        return _number(worth.value) if worth.value else f"below {_number(worth.interval.high)}"
+
+    @property
+    def worth_interval(self) -> str:
+        """Its 95 % interval, which excludes small numbers of videos also where there is no evidence."""
+        return _interval(self.rate.worth) if self.rate else "–"  # noqa: RUF001
+
+    @property
+    def text(self) -> str:
+        """The row as a sentence."""
+        many = f"{self.series.action_free_ratio:g} video{'' if self.series.action_free_ratio == 1 else 's'}"
+        at = f"{many} per demonstration"
+        if not self.rate:
+            return f"{self.videos}: {self.claim.needs}"
+        times = f"{self.factor_in_words} times the demonstrations (95 % interval {self.factor_interval})"
+        if self.rate.verdict == "replace demonstrations":
+            return (
+                f"One demonstration is worth {self.worth_in_words} videos of {self.videos} (95 % interval"
+                f" {self.worth_interval}), at {at}."
+            )
+        if self.rate.verdict == "hurt":
+            return f"Videos of {self.videos} hurt: {at} are worth {times}."
+        return f"No evidence that videos of {self.videos} replace demonstrations: {at} are worth {times}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as a JSON-safe object; numbers that are not bounded are null."""
+        rate = self.rate
+        return {
+            "videos": self.videos,
+            "policy": self.series.policy,
+            "action_free_ratio": self.series.action_free_ratio,
+            "base_policy": self.base.policy,
+            "factor": rate and _bounded(rate.factor),
+            "videos_per_demo": rate and _bounded(rate.worth),
+            "verdict": self.verdict,
+            "seeds": self.claim.seeds,
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class ExchangeReport:
+    """How many videos of each kind one demonstration is worth."""
+
+    rows: tuple[ExchangeRow, ...]
+    note: str
+    """How the table is read, and what it leaves out."""
+
+    @property
+    def named(self) -> tuple[ExchangeRow, ...]:
+        """Rows of lines whose base is another line of the sweep file, of which no other sentence speaks."""
+        return tuple(row for row in self.rows if row.rate and row.base.policy != row.series.policy)
+
+    def table(self) -> list[tuple[str, list[str]]]:
+        """Return title and cells of every column."""
+        return [
+            ("videos of", [row.videos for row in self.rows]),
+            ("per demo", [f"{row.series.action_free_ratio:g}" for row in self.rows]),
+            ("demos, times", [row.factor_in_words for row in self.rows]),
+            ("95 % interval", [row.factor_interval for row in self.rows]),
+            ("a demo is worth", [row.worth_in_words for row in self.rows]),
+            ("95 % interval", [row.worth_interval for row in self.rows]),
+            ("videos", [row.verdict for row in self.rows]),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON-safe object."""
+        return {"rows": [row.to_json() for row in self.rows], "note": self.note}
+
+
+def exchange_report(curve: "Curve") -> ExchangeReport | None:
+    """Return the exchange rates of a curve's lines with videos; None if no line has a base on demonstrations
+    alone and enough seeds, if lines differ in their labelled tasks, or if a search proposed the arms.
+    """
+    if curve.searched or curve.labels:
+        return None
+    lines = {line["name"]: line for line in curve.policy_lines}
+    rows = []
+    for series in curve.lines:
+        base = _base(curve, series, lines)
+        if base is None:
+            continue
+        factor, ratio = curve.equivalence_to(series, base), series.action_free_ratio
+        data = lines.get(series.policy, {}).get("data") or {}
+        rows.append(
+            ExchangeRow(
+                series=series,
+                base=base,
+                videos=data.get("videos") or (series.policy if curve.named else UNNAMED),
+                claim=curve.claim_of(series, base),
+                rate=ExchangeRate(ratio, factor) if factor else None,
+            )
+        )
+    known = any(row.rate for row in rows)
+    return ExchangeReport(tuple(rows), _note(curve, len(rows))) if known else None
+
+
+def _base(curve: "Curve", series: Series, lines: Mapping[str, Mapping[str, Any]]) -> Series | None:
+    """Return the line on demonstrations alone that differs from a line in its videos only; None if there is
+    none, or if it is that line. Its own ratio 0 comes first.
+    """
+    if not series.action_free_ratio:
+        return None
+    own = Series(series.policy, 0.0)
+    alone = [line for line in curve.lines if not line.action_free_ratio]
+    if own in alone or series.policy not in lines:
+        return own if own in alone else None
+    recipe = _recipe(lines[series.policy])
+    return next((one for one in alone if one.policy in lines and _recipe(lines[one.policy]) == recipe), None)
+
+
+def _recipe(line: Mapping[str, Any]) -> str:
+    """Return what lines share that differ in their videos only."""
+    kept = {name: value for name, value in line.items() if name not in ("name", "data", "action_free")}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _note(curve: "Curve", rows: int) -> str:
+    each = "" if rows == 1 else ", each row's for itself, not corrected for the number of rows"
+    return (
+        "Times: demonstrations that the line without videos needs for the success of one with videos, on"
+        " average over the rates that both reach; 1 time: videos are worth nothing. A demonstration is then"
+        f" worth (videos per demo) / (times - 1) videos. Intervals are 95 %, with the spread of seeds{each}."
+        f" Compute is not part of it: {in_common(curve.sweep, curve.costs)}, with videos or without."
+    )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"  # noqa: RUF001
+    return "unbounded" if value == math.inf else f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    if math.isnan(low) or low == math.inf:  # nothing is known, or no number of videos is worth one
+        return "–"  # noqa: RUF001
+    return f"{_number(low)} or more" if high == math.inf else f"{_number(low)} to {_number(high)}"
+
+
+def _bounded(estimate: Estimate) -> dict[str, float | None]:
+    known = {"value": estimate.value, **estimate.interval._asdict()}
+    return {name: value if math.isfinite(value) else None for name, value in known.items()}
