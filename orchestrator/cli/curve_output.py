@@ -27,7 +27,7 @@ def print_curve(answer: "Curve | HeldOutCurve") -> None:
     for line in reference_lines(nominal) if nominal else ():
         low, high = line.interval
         click.echo(f"for scale: {line.text} = {line.score.success_rate:.2f} [{low:.2f}, {high:.2f}]")
-    if nominal and (exchange := nominal.exchange):
+    if exchange := answer.exchange:
         click.echo("\nA demonstration is worth how many videos?")
         print_columns(exchange.table())
         click.echo(f"{exchange.note}\n")
@@ -44,7 +44,7 @@ def print_columns(columns: "Sequence[tuple[str, list[str]]]") -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title, _ in columns:
-        left = title in ("policy", "videos of", "videos")
+        left = title in ("policy", "videos of", "what videos do")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*row)

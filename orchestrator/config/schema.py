@@ -113,10 +113,6 @@ _either = Discriminator(lambda value: "range" if isinstance(value, dict | Range)
 class StoreEntry(Section):
     """Part of an episode store: its filters, its weight, and its views."""
 
-    name: str = ""
-    """With `action_free_only`: kind of these videos, such as `other_robot`. Only lines with `data: {videos:
-    other_robot}` learn from them; several parts may be of one kind. Empty: every line may learn from them.
-    """
     store: str
     """Episode store: a folder or an s3:// URI."""
     tasks: Annotated[tuple[str, ...], AfterValidator(distinct)] = ()
@@ -140,6 +136,10 @@ class StoreEntry(Section):
     """With `action_free_only`: which of this store's cameras shows which of the demos', {front: agentview} or
     {front: [agentview, wrist]}; each of the demos' once. Pictures are scaled to theirs. Empty: the names are
     equal.
+    """
+    name: str = ""
+    """With `action_free_only`: kind of these videos, such as `other_robot`. Only lines with `data: {videos:
+    other_robot}` learn from them; several parts may be of one kind. Empty: every line may learn from them.
     """
 
     def part(self) -> StorePart:

@@ -29,6 +29,7 @@ from orchestrator.report.curve_types import (
     lines_of,
     policy_lines,
 )
+from orchestrator.report.exchange_report import ExchangeReport, exchange_report
 from orchestrator.report.training_in_words import in_common, match_of
 from orchestrator.stats import sample_efficiency as efficiency
 from orchestrator.stats.claims import POLICY_VERDICTS, Claim, enough_seeds
@@ -323,6 +324,11 @@ class ArmsCurve(ABC, Generic[ArmT, PointT, ResultT, ComparisonT]):
         if base == self.base(line):
             return self.data_equivalence(line)
         return self._worth_of(line, base) if self.claim_of(line, base).of_recipe else None
+
+    @cached_property
+    def exchange(self) -> ExchangeReport | None:
+        """How many videos of each kind a demonstration is worth; None without lines to compare."""
+        return exchange_report(self)
 
     @cached_property
     def _worth(self) -> dict[Series, Estimate]:

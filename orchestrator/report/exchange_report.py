@@ -13,7 +13,7 @@ from orchestrator.stats.exchange_rate import ExchangeRate
 from orchestrator.stats.sample_efficiency import Estimate
 
 if TYPE_CHECKING:
-    from orchestrator.report.sample_efficiency_curve import Curve
+    from orchestrator.report.arms_curve import ArmsCurve
 
 UNNAMED = "action-free video"
 """Kind of the videos of a curve whose lines have no names of their own."""
@@ -68,15 +68,16 @@ class ExchangeRow:
         at = f"{many} per demonstration"
         if not self.rate:
             return f"{self.videos}: {self.claim.needs}"
+        of_kind = "" if self.videos == UNNAMED else f" of {self.videos}"
         times = f"{self.factor_in_words} times the demonstrations (95 % interval {self.factor_interval})"
         if self.rate.verdict == "replace demonstrations":
             return (
-                f"One demonstration is worth {self.worth_in_words} videos of {self.videos} (95 % interval"
+                f"One demonstration is worth {self.worth_in_words} videos{of_kind} (95 % interval"
                 f" {self.worth_interval}), at {at}."
             )
         if self.rate.verdict == "hurt":
-            return f"Videos of {self.videos} hurt: {at} are worth {times}."
-        return f"No evidence that videos of {self.videos} replace demonstrations: {at} are worth {times}."
+            return f"Videos{of_kind} hurt: {at} are worth {times}."
+        return f"No evidence that videos{of_kind} replace demonstrations: {at} are worth {times}."
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as a JSON-safe object; numbers that are not bounded are null."""
@@ -116,7 +117,7 @@ class ExchangeReport:
             ("95 % interval", [row.factor_interval for row in self.rows]),
             ("a demo is worth", [row.worth_in_words for row in self.rows]),
             ("95 % interval", [row.worth_interval for row in self.rows]),
-            ("videos", [row.verdict for row in self.rows]),
+            ("what videos do", [row.verdict for row in self.rows]),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -124,12 +125,10 @@ class ExchangeReport:
         return {"rows": [row.to_json() for row in self.rows], "note": self.note}
 
 
-def exchange_report(curve: "Curve") -> ExchangeReport | None:
+def exchange_report(curve: "ArmsCurve[Any, Any, Any, Any]") -> ExchangeReport | None:
     """Return the exchange rates of a curve's lines with videos; None if no line has a base on demonstrations
-    alone and enough seeds, if lines differ in their labelled tasks, or if a search proposed the arms.
+    alone and enough seeds.
     """
-    if curve.searched or curve.labels:
-        return None
     lines = {line["name"]: line for line in curve.policy_lines}
     rows = []
     for series in curve.lines:
@@ -151,7 +150,9 @@ def exchange_report(curve: "Curve") -> ExchangeReport | None:
     return ExchangeReport(tuple(rows), _note(curve, len(rows))) if known else None
 
 
-def _base(curve: "Curve", series: Series, lines: Mapping[str, Mapping[str, Any]]) -> Series | None:
+def _base(
+    curve: "ArmsCurve[Any, Any, Any, Any]", series: Series, lines: Mapping[str, Mapping[str, Any]]
+) -> Series | None:
     """Return the line on demonstrations alone that differs from a line in its videos only; None if there is
     none, or if it is that line. Its own ratio 0 comes first.
     """
@@ -171,12 +172,12 @@ def _recipe(line: Mapping[str, Any]) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
-def _note(curve: "Curve", rows: int) -> str:
+def _note(curve: "ArmsCurve[Any, Any, Any, Any]", rows: int) -> str:
     each = "" if rows == 1 else ", each row's for itself, not corrected for the number of rows"
     return (
-        "Times: demonstrations that the line without videos needs for the success of one with videos, on"
-        " average over the rates that both reach; 1 time: videos are worth nothing. A demonstration is then"
-        f" worth (videos per demo) / (times - 1) videos. Intervals are 95 %, with the spread of seeds{each}."
+        "Demos, times: how many times as many demos the line without videos needs to do as well, on average"
+        " over what both lines reach; at 1, videos are worth nothing. A demo is then worth (videos per demo)"
+        f" / (times - 1) videos. Intervals are 95 %, with the spread of seeds{each}."
         f" Compute is not part of it: {in_common(curve.sweep, curve.costs)}, with videos or without."
     )
 

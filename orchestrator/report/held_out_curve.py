@@ -131,6 +131,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
     def answer(self) -> list[str]:
         """Return the sweep's main results in sentences."""
         told = [sentence for line in self.lines if (sentence := self.equivalence_in_words(line))]
+        told += [row.text for row in self.exchange.named] if self.exchange else []
         told += self.about_policies()
         for line in self.lines:
             points = self.of_line(line)
@@ -222,6 +223,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "points": [self._point_json(point) for point in self.points],
             "arms": [self._arm_json(measured) for measured in self.arms],
             "comparisons": [_comparison_json(comparison) for comparison in self.comparisons],
+            **({"exchange": self.exchange.to_json()} if self.exchange else {}),
         }
 
     def _worth_json(self, line: Series) -> dict[str, Any] | None:

@@ -188,8 +188,10 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
 
     @cached_property
     def exchange(self) -> ExchangeReport | None:
-        """How many videos of each kind a demonstration is worth; None without lines to compare."""
-        return exchange_report(self)
+        """How many videos of each kind a demonstration is worth; None without lines to compare, if lines
+        differ in their labelled tasks, or if a search proposed the arms.
+        """
+        return None if self.searched or self.labels else exchange_report(self)
 
     @cached_property
     def where(self) -> WhereReport:

@@ -51,12 +51,12 @@ def done(environment: dict[str, str], *command: str) -> str:
     return ended.stdout
 
 
-def films(folder: Path) -> Path:
+def films(folder: Path, first: int = 0) -> Path:
     """Write a store of another robot's films: one camera of another size, without actions."""
     storage, contract = open_storage(str(folder)), replace(CONTRACT, cameras=("hand",), image_size=(32, 32))
     episodes = [
         replace(make_episode(seed, 16, labelled=False, size=32), proprio=None, task="pour")
-        for seed in range(8)
+        for seed in range(first, first + 8)
     ]
     entries = [
         put_episode(storage, replace(one, frames={"hand": next(iter(one.frames.values()))}), 20.0)
@@ -78,8 +78,10 @@ data:
     - {{store: {make_episode_store(tmp_path / "a", 6)}, success: true, weight: 1}}
     - {{store: {make_episode_store(tmp_path / "b", 6, length=14)}, source: [test], weight: 3}}
     - {{store: {films(tmp_path / "films")}, action_free_only: true, weight: 1, cameras: {{hand: {CAMERA}}}}}
+    - {{store: {films(tmp_path / "more", 8)}, action_free_only: true, weight: 1, cameras: {{hand: {CAMERA}}}, name: more}}
   demo_count: [4]
   action_free_ratio: [1]
+policy: {{lines: [video_action, {{name: more, policy: video_action, data: {{videos: more}}}}]}}
 train: {{mode: joint, steps: 6, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{held_out: 4, video_clips: 0}}
 storage: {storage}
@@ -87,13 +89,21 @@ storage: {storage}
     assert "6 of 6 episodes" in done(without_simulators, "plan", str(file))
     done(without_simulators, "run", str(file))
     shown = ("curve", "parts", "--storage", str(storage), "--json")
-    (arm,) = json.loads(done(without_simulators, *shown))["arms"]
-    assert {one["episode"].partition(":")[0] for one in arm["episodes"]} <= {"a", "b"}
-    (card,) = storage.glob("arms/*/step_000006/checkpoint.json")
-    learnt = json.loads(card.read_text())["provenance"]
-    assert {episode.partition(":")[0] for episode in learnt["action_free"]} == {"films"}
-    assert not {one["episode"] for one in arm["episodes"]} & {*learnt["demos"], *learnt["action_free"]}
-    assert learnt["action_free_ratio_consumed"] == 1
+    arms = json.loads(done(without_simulators, *shown))["arms"]
+    cards = [json.loads(card.read_text()) for card in storage.glob("arms/*/step_000006/checkpoint.json")]
+    assert {arm["policy"] for arm in arms} == {"video_action", "more"}
+    for learnt in (card["provenance"] for card in cards):
+        seen = {episode.partition(":")[0] for episode in learnt["action_free"]}
+        assert seen == {"more" if learnt["arm"]["kind"] == "more" else "films"}
+        assert learnt["action_free_ratio_consumed"] == 1
+        for arm in arms:
+            assert {one["episode"].partition(":")[0] for one in arm["episodes"]} <= {"a", "b"}
+            assert not {one["episode"] for one in arm["episodes"]} & {
+                *learnt["demos"],
+                *learnt["action_free"],
+            }
+    assert len({tuple(card["provenance"]["demos"]) for card in cards}) == 1
+    assert len(cards) == 2
     first = next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns
     assert "already trained" in done(without_simulators, "run", str(file))
     assert next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns == first
