@@ -102,7 +102,9 @@ def test_filters_keep_what_they_name_and_ids_say_the_store(stores: tuple[str, st
         ("lift-1", 12, 12),
         ("lift-2", 18, 18),
     ]
-    assert ids(merge([StorePart(one, tasks=("Stack",))])) == [1, 3, 5, 7, 9, 11]
+    stacked = merge([StorePart(one, tasks=("Stack",))])
+    assert ids(stacked) == [1, 3, 5, 7, 9, 11]
+    assert len(select_episodes(stacked, Arm(2, 0.0, 0)).demos) == 2, "tasks left out are not demonstrated"
     assert ids(merge([StorePart(one, success=True)])) == [1, 2, 4, 5, 7, 8, 10, 11]
     assert ids(merge([StorePart(one, success=False)])) == [0, 3, 6, 9]
     assert ids(merge([StorePart(one, source=("by bob",))])) == [4, 5, 6, 7]

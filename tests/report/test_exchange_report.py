@@ -90,6 +90,18 @@ def test_text_json_and_page_show_the_same_table(whole: Curve, capsys: pytest.Cap
         assert "every arm is trained for as many optimiser steps, with videos or without." in text
 
 
+def test_flat_lines_are_no_evidence() -> None:
+    flat = curve(worth={"no_videos": 1e-9, "same_task": 1e-9})
+    assert flat.exchange
+    (row,) = flat.exchange.rows
+    assert (
+        row.text
+        == "No evidence that videos of same_task replace demonstrations: both lines are flat at one rate."
+    )
+    assert (row.verdict, row.factor_in_words, row.worth_interval) == ("no evidence", "–", "–")  # noqa: RUF001
+    assert flat.to_json()["exchange"]["rows"][0]["factor"] == dict.fromkeys(("value", "low", "high"))
+
+
 def test_base_is_the_same_recipe_on_demonstrations_alone() -> None:
     other = line("no_videos", action_free=False, train={"steps": 50})
     assert curve([other, *LINES[1:]]).exchange is None, "another recipe is no base"
