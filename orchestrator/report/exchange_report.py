@@ -71,9 +71,7 @@ class ExchangeRow:
         of_kind = "" if self.videos == UNNAMED else f" of {self.videos}"
         times = f"{self.factor_in_words} times the demonstrations (95 % interval {self.factor_interval})"
         if math.isnan(self.rate.factor.value):
-            return (
-                f"No evidence that videos{of_kind} replace demonstrations: both lines are flat at one rate."
-            )
+            return f"No evidence that videos{of_kind} replace demonstrations: both lines are flat."
         if self.rate.verdict == "replace demonstrations":
             return (
                 f"One demonstration is worth {self.worth_in_words} videos{of_kind} (95 % interval"

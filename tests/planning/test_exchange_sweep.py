@@ -18,7 +18,7 @@ STORES = {
     "nut": (72, "NutAssemblySquare", CAMERA, True),
     "lift_sawyer": (72, "Lift", CAMERA, True),
     "lift_agentview": (72, "Lift", "agentview", True),
-    "lift_rollouts": (72, "Lift", CAMERA, False),
+    "lift_failed": (72, "Lift", CAMERA, False),
 }
 """Of each store that the file's comment tells to collect: episodes, task, camera, success."""
 
@@ -45,6 +45,6 @@ def test_exchange_sweep_file_differs_in_videos_alone(tmp_path: Path, monkeypatch
         "other_task": {"nut"},
         "other_robot": {"lift_sawyer"},
         "other_camera": {"lift_agentview"},
-        "failed_rollouts": {"lift_rollouts"},
+        "failed_rollouts": {"lift_failed"},
     }
     assert {len(own.action_free) for name, own in subsets.items() if name != "no_videos"} == {72}

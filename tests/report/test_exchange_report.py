@@ -96,7 +96,7 @@ def test_flat_lines_are_no_evidence() -> None:
     (row,) = flat.exchange.rows
     assert (
         row.text
-        == "No evidence that videos of same_task replace demonstrations: both lines are flat at one rate."
+        == "No evidence that videos of same_task replace demonstrations: both lines are flat."
     )
     assert (row.verdict, row.factor_in_words, row.worth_interval) == ("no evidence", "–", "–")  # noqa: RUF001
     assert flat.to_json()["exchange"]["rows"][0]["factor"] == dict.fromkeys(("value", "low", "high"))

@@ -62,6 +62,12 @@ def test_videos_are_worth_the_demos_that_reach_the_same_error() -> None:
         "By action error, an action-free ratio of 1 is worth 2 times the demos of"
     )
     assert made.data_equivalence(made.lines[0]) is None
+    assert made.exchange
+    (row,) = made.exchange.rows
+    assert row.rate
+    assert row.rate.worth.value == pytest.approx(1, rel=0.2), "a video is worth a demo"
+    assert made.to_json()["exchange"]["rows"] == [row.to_json()]
+    assert f"<b>{row.worth_in_words}</b>" in made.page()
     same = held_out()
     assert same.answer()[0].startswith(
         "No evidence that an action-free ratio of 1 replaces demos, by action error"
