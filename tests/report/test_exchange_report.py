@@ -94,10 +94,7 @@ def test_flat_lines_are_no_evidence() -> None:
     flat = curve(worth={"no_videos": 1e-9, "same_task": 1e-9})
     assert flat.exchange
     (row,) = flat.exchange.rows
-    assert (
-        row.text
-        == "No evidence that videos of same_task replace demonstrations: both lines are flat."
-    )
+    assert row.text == "No evidence that videos of same_task replace demonstrations: both lines are flat."
     assert (row.verdict, row.factor_in_words, row.worth_interval) == ("no evidence", "–", "–")  # noqa: RUF001
     assert flat.to_json()["exchange"]["rows"][0]["factor"] == dict.fromkeys(("value", "low", "high"))
 
