@@ -377,7 +377,7 @@ def labels_of(data: Data, line: Line | None = None) -> Labels:
 
 
 def _largest(data: Data, seed: int, line: Line | None, name: str = VIDEO_ACTION) -> Arm:
-    """Return the largest arm of a line. Where videos are told apart by kind, one of a line on demos alone has
+    """Return the largest arm of a line. Where lines differ in kinds of videos, one on demos alone has
     no videos: those of its demos' own store may not suffice.
     """
     videos = not data.video_kinds or bool(line and line.swept)
@@ -692,7 +692,7 @@ def _contradictions_of_kinds(data: Data, lines: Sequence[Line], train: Train | N
         )
     if data.labelled_tasks:
         yield (
-            "data.labelled_tasks: videos are told apart either by task or by the name of their part of"
+            "data.labelled_tasks: lines differ in videos either by task or by the name of a part of"
             " data.episodes; leave one of them out"
         )
     if train and train.videos == "sweep":

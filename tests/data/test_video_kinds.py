@@ -1,4 +1,4 @@
-"""Videos told apart by kind: which episodes a line learns from, what shapes its id, and mistakes."""
+"""Kinds of videos: which episodes a line learns from, what shapes its id, and mistakes."""
 
 import json
 from collections import Counter
@@ -185,7 +185,7 @@ BOTH = [line("robot"), line("other_task")]
         (BOTH, {"videos": "sweep"}, "train.videos: sweep shows every arm of a line"),
         ([line("robot") | {"action_free": False}], {}, "policy.lines.1: data.videos: video_action learns from"),
         (BOTH, {"ratio": [4]}, "data: the largest arm does not fit. robot: 8 videos are asked for, 4 for each"),
-        (BOTH, {"labelled_tasks": ["Lift"]}, "data.labelled_tasks: videos are told apart either by task or by"),
+        (BOTH, {"labelled_tasks": ["Lift"]}, "data.labelled_tasks: lines differ in videos either by task or by"),
         (BOTH, {"demos": "x"}, "data.episodes.0: name: x names a kind of videos; write action_free_only: true"),
     ],
 )  # fmt: skip
