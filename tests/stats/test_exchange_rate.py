@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 
+from experiments.exchange_rates import RATIO, swept
 from orchestrator.stats.exchange_rate import ExchangeRate
-from orchestrator.stats.fixed_sample import Interval, hierarchical_draws
-from orchestrator.stats.sample_efficiency import Estimate, data_equivalence, estimated
+from orchestrator.stats.fixed_sample import Interval
+from orchestrator.stats.sample_efficiency import Estimate
 
-RATIO, COUNTS, SEEDS, SCENES, WORLDS = 4.0, np.array([2.0, 6.0, 18.0]), 3, 40, 25
+WORLDS = 25
 
 
 def rate(value: float, low: float, high: float) -> ExchangeRate:
@@ -35,29 +35,12 @@ def test_worth_is_the_ratio_over_what_the_factor_adds(
     assert (found.worth.value, *found.worth.interval) == pytest.approx(worth, nan_ok=True)
 
 
-def world(factor: float, seed: int) -> ExchangeRate:
-    """Return the rate found in a sweep of two lines on the same scenes, of which the second needs `factor`
-    times fewer demonstrations; success is logistic in log demonstrations.
-    """
-    rng = np.random.default_rng(seed)
-    hard, demos = rng.standard_normal(SCENES), np.concatenate([COUNTS, COUNTS * factor])
-    trainings = 0.3 * rng.standard_normal((len(demos), SEEDS))
-    odds = 1.2 * np.log(demos / 6)[:, None, None] + trainings[:, :, None] - hard
-    won = (rng.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(float)
-
-    def found(rates: np.ndarray) -> float:
-        return data_equivalence((COUNTS, rates[:3]), (COUNTS, rates[3:]))
-
-    drawn = hierarchical_draws(won, np.zeros(SCENES, int), draws=200, seed=seed)
-    return ExchangeRate(RATIO, estimated(found(won.mean((1, 2))), [found(own) for own in drawn]))
-
-
 @pytest.mark.parametrize(
     ("factor", "wrong"), [(2.0, "hurt"), (1.0, ""), (0.5, "replace demonstrations")]
 )  # a demonstration is worth four videos; videos are worth nothing; they hurt
 def test_verdict_and_interval_in_planted_worlds(factor: float, wrong: str) -> None:
     """At least 80 % of intervals hold the planted factor, 90 % where videos are worth nothing."""
-    found = [world(factor, seed) for seed in range(WORLDS)]
+    found = [swept(factor, seed) for seed in range(WORLDS)]
     verdicts = Counter(one.verdict for one in found)
     held = sum(one.factor.interval.low <= factor <= one.factor.interval.high for one in found)
     assert held >= (0.9 if factor == 1 else 0.8) * WORLDS
