@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from orchestrator.provenance import CHECKOUT, git_commit
 
 ROOMS = ("jobs", "orchestrator", "policy", "sim_workers")
@@ -66,7 +68,9 @@ def checks() -> Iterator[Check]:
         ),
     )
     wrong = list(_unmet())
-    yield Check("packages", not wrong, "as pinned" if not wrong else f"{', '.join(wrong)}; run `make setup`")
+    yield Check(
+        "packages", not wrong, "as asked for" if not wrong else f"{', '.join(wrong)}; run `make setup`"
+    )
     cores, memory = os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Check(
         "machine",
@@ -95,15 +99,13 @@ def checks() -> Iterator[Check]:
 
 
 def _unmet() -> Iterator[str]:
-    """Direct dependencies that are missing or not the pinned version."""
-    for line in requires("demoscale") or ():
-        name, pinned, wanted = line.split(";")[0].partition("==")
-        if "extra ==" in line or not pinned:
+    """Direct dependencies that are missing or not of a version that the package asks for."""
+    for requirement in map(Requirement, requires("demoscale") or ()):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        package = name.split("[")[0].strip()
         try:
-            found = version(package).split("+")[0]
+            found = version(requirement.name)
         except PackageNotFoundError:
             found = "missing"
-        if found != wanted.strip():
-            yield f"{package} {found} instead of {wanted.strip()}"
+        if found == "missing" or found not in requirement.specifier:
+            yield f"{requirement.name} {found} instead of {requirement.specifier or 'any'}"

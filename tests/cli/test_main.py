@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,27 @@ def test_doctor_on_this_machine_reports_ok() -> None:
     done = run("-m", "orchestrator", "doctor")
     assert done.returncode == 0, done.stdout
     assert all(line.startswith("ok") for line in done.stdout.splitlines())
+
+
+def test_doctor_names_packages_that_are_missing_or_of_another_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from orchestrator.cli import doctor
+
+    asked = ["torch==2.13.0", "mujoco>=3.3.2,<3.10", "boto3>=1.40", "gym; extra == 'gym'", "absent>=2"]
+    installed = {"torch": "2.13.0+cpu", "mujoco": "3.10.1", "boto3": "1.41"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(doctor, "requires", lambda _: asked)
+    monkeypatch.setattr(doctor, "version", version)
+    packages = next(check for check in doctor.checks() if check.name == "packages")
+    assert packages.finding == (
+        "mujoco 3.10.1 instead of <3.10,>=3.3.2, absent missing instead of >=2; run `make setup`"
+    )
 
 
 def test_doctor_detects_a_shadowed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
