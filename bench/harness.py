@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -298,6 +298,35 @@ def ratio(costs: dict[str, list[Cost]], of: str, to: str, what: str = "wall") ->
 # -- a watched process ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ProcessUse:
+    """What a living process has used so far."""
+
+    identity: tuple[int, float]
+    """Number and time of its start: numbers are used again."""
+    title: str
+    cpu_s: float
+    """User and system."""
+    private_bytes: int
+
+
+def uses(root: psutil.Process) -> Iterator[ProcessUse]:
+    """Yield the use of a process and of its living descendants; nothing if it has ended."""
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        with suppress(psutil.Error), process.oneshot():
+            held = process.memory_info()
+            yield ProcessUse(
+                (process.pid, process.create_time()),
+                " ".join(process.cmdline()),
+                sum(process.cpu_times()[:2]),
+                held.rss - held.shared,
+            )
+
+
 class Sampler:
     """CPU time and memory of a process and its descendants, by kind of process.
 
@@ -316,24 +345,12 @@ class Sampler:
 
     def sample(self) -> None:
         """Add the CPU time of every process since the last call."""
-        try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
         memory: dict[str, int] = defaultdict(int)
-        for process in processes:
-            try:
-                with process.oneshot():
-                    identity, kind = (
-                        (process.pid, process.create_time()),
-                        self._kind_of(" ".join(process.cmdline())),
-                    )
-                    used, held = sum(process.cpu_times()[:2]), process.memory_info()
-            except psutil.Error:
-                continue
-            self.seconds[kind] += used - self._before.get(identity, 0.0)
-            self._before[identity] = used
-            memory[kind] += held.rss - held.shared
+        for use in uses(self._root):
+            kind = self._kind_of(use.title)
+            self.seconds[kind] += use.cpu_s - self._before.get(use.identity, 0.0)
+            self._before[use.identity] = use.cpu_s
+            memory[kind] += use.private_bytes
         for kind, held_bytes in memory.items():
             self.peak[kind] = max(self.peak[kind], held_bytes)
 

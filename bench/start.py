@@ -15,7 +15,6 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -53,8 +52,8 @@ SHORT = ("ray.train", "the policy (torch, diffusers)")
 
 
 class Usage:
-    """CPU seconds of this process' descendants and itself, by kind of process; each counts as what its title
-    said last.
+    """CPU seconds of this process and its descendants, by kind of process. Unlike with `harness.Sampler`,
+    each counts whole as what its title said last: Ray names a worker after it has imported for its actor.
     """
 
     def __init__(self) -> None:
@@ -70,12 +69,8 @@ class Usage:
     def seconds(self) -> dict[tuple[int, float], tuple[str, float]]:
         """Return kind and CPU seconds so far of every process, dead ones included."""
         with self._lock:
-            own = psutil.Process()
-            for process in (own, *own.children(recursive=True)):
-                with suppress(psutil.Error), process.oneshot():
-                    kind = _kind(" ".join(process.cmdline())) if process.pid != own.pid else "caller"
-                    used = sum(process.cpu_times()[:2])
-                    self._seconds[process.pid, process.create_time()] = kind, used
+            for use in harness.uses(psutil.Process()):
+                self._seconds[use.identity] = _kind(use.title), use.cpu_s
             return dict(self._seconds)
 
     def close(self) -> None:
