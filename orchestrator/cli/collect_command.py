@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from orchestrator.cli.collect_policy import collect_rollouts, misplaced, policy_options
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import HELP, foreign_options
+from orchestrator.cli.options import HELP, foreign_options, given_options
 from orchestrator.cli.parameters import InputPath, StorePath
 
 if TYPE_CHECKING:
@@ -112,9 +111,7 @@ def collect(
     demoscale collect --policy ARM --sweep NAME --outcome failed --episodes 40 --store data/lift_failed
     """
     context = click.get_current_context()
-    given = {
-        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    given = given_options(context)
     if wrong := misplaced(policy, given):
         raise argument_error(*wrong)
     if policy:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from orchestrator.cli.parameters import InputPath
 
@@ -18,6 +19,13 @@ def take_short_help(command: click.Command) -> None:
     command.context_settings = {**HELP, **command.context_settings}
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         take_short_help(below)
+
+
+def given_options(context: click.Context) -> set[str]:
+    """Return the names of the options and arguments that the command line states."""
+    return {
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 STORAGE = click.option(

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from orchestrator.cli.mistakes import argument_error, report_user_errors
-from orchestrator.cli.options import HELP, JSON, foreign_options
+from orchestrator.cli.options import HELP, JSON, foreign_options, given_options
 from orchestrator.cli.parameters import HorizonOption, InputPath, OutputPath, StorePath, SuiteOption
 from orchestrator.cli.terminal import graceful_interrupt
 from sim_workers.rollout.rollout_block import ROLLOUT_BLOCK
@@ -75,9 +74,7 @@ class ScoreRequest:
         options = dict(context.params)
         sweep, suite_file = options.pop("sweep"), options.pop("suite_file")
         del options["workers"], options["as_json"]
-        given = {
-            name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        }
+        given = given_options(context)
         request = cls(**options, rung_given="rung" in given)
         if sweep:
             from orchestrator.sweep.state import last_checkpoint
