@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from orchestrator.config.policy_manifest import ManifestError, PolicyManifest, load
-from orchestrator.config.schema import Section, Train, distinct
+from orchestrator.config.schema import Section, Train, distinct, without
 from policy import entry_points
 from policy.config import DIFFUSION_POLICY, VIDEO_ACTION, PolicySettings
 from policy.entry_points import POLICIES
@@ -91,10 +91,7 @@ class LineData(Section):
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out an empty `videos`, so that stored files of sweeps without kinds stay as they were."""
-        stated: dict[str, Any] = serialize(self)
-        if not stated.get("videos"):
-            stated.pop("videos", None)
-        return stated
+        return without(serialize(self), videos="")
 
 
 class Line(Section):

@@ -78,6 +78,13 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def without(stated: Mapping[str, Any], **absent: Any) -> dict[str, Any]:
+    """Return a serialised section without the fields that have the value given for them, as if they were not
+    written: keys and files of sweeps from before these fields lack them.
+    """
+    return {name: value for name, value in stated.items() if name not in absent or value != absent[name]}
+
+
 class Section(BaseModel):
     """Choices only; unknown fields are refused."""
 
@@ -169,10 +176,7 @@ class StoreEntry(Section):
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out an empty `name`: a resumed sweep compares its parts with those that it stored."""
-        stated: dict[str, Any] = serialize(self)
-        if not stated.get("name"):
-            stated.pop("name", None)
-        return stated
+        return without(serialize(self), name="")
 
 
 class Data(Section):
@@ -341,12 +345,7 @@ class Train(Recipe):
         """Leave out an empty `seconds` and `keep: all`, so that keys and files of sweeps without them stay as
         they were.
         """
-        stated: dict[str, Any] = serialize(self)
-        if stated.get("keep") == ALL:
-            del stated["keep"]
-        if stated.get("seconds", 0) is None:
-            del stated["seconds"]
-        return stated
+        return without(serialize(self), keep=ALL, seconds=None)
 
     @field_validator("workers")
     @classmethod
