@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cost import Cost
-from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series
+from orchestrator.report.curve_types import Comparison, DemosToReach, Point, Series, estimate_json
 from orchestrator.report.demo_worth_report import DemoWorthReport
 from orchestrator.report.exchange_report import ExchangeReport
 from orchestrator.report.labelled_tasks import LabelReport
@@ -83,8 +83,7 @@ class EquivalenceReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
-        factor, (low, high) = self.factor.value, self.factor.interval
-        return {"value": _finite(factor), "low": _finite(low), "high": _finite(high), "text": self.text}
+        return {**estimate_json(self.factor), "text": self.text}
 
 
 @dataclass(frozen=True)
@@ -334,7 +333,3 @@ def _bias(bias: SelectionBias | None) -> dict[str, float] | None:
 
 def _bounded(value: float) -> float | None:
     return value if 0 < value < math.inf else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

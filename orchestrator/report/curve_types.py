@@ -10,6 +10,7 @@ from orchestrator.config.arms import Arm, in_demos
 from orchestrator.cost import Cost
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.fixed_sample import Interval, PairedComparison, PairedMeans
+from orchestrator.stats.sample_efficiency import Estimate
 from policy.config import DIFFUSION_POLICY, VIDEO_ACTION
 
 WITHOUT_VIDEO = {DIFFUSION_POLICY: "diffusion policy"}
@@ -354,3 +355,14 @@ class ErrorComparison:
             f" on {r.episodes} held-out episodes (lower on {r.lower} of them), paired t-test p ="
             f" {r.p_value:.3g}{corrected}{seeds}: {self.verdict}"
         )
+
+
+def bounds_json(interval: Interval) -> dict[str, float | None]:
+    """Return the bounds, JSON-safe: null for one that is not bounded or not known."""
+    return {name: bound if math.isfinite(bound) else None for name, bound in interval._asdict().items()}
+
+
+def estimate_json(estimate: Estimate) -> dict[str, float | None]:
+    """Return a number and its bounds, JSON-safe likewise."""
+    value = estimate.value
+    return {"value": value if math.isfinite(value) else None, **bounds_json(estimate.interval)}

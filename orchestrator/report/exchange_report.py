@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.curve_types import Series
+from orchestrator.report.curve_types import Series, estimate_json
 from orchestrator.report.training_in_words import in_common
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.exchange_rate import ExchangeRate
@@ -89,8 +89,8 @@ class ExchangeRow:
             "policy": self.series.policy,
             "action_free_ratio": self.series.action_free_ratio,
             "base_policy": self.base.policy,
-            "factor": rate and _bounded(rate.factor),
-            "videos_per_demo": rate and _bounded(rate.worth),
+            "factor": rate and estimate_json(rate.factor),
+            "videos_per_demo": rate and estimate_json(rate.worth),
             "verdict": self.verdict,
             "seeds": self.claim.seeds,
             "text": self.text,
@@ -195,8 +195,3 @@ def _interval(estimate: Estimate) -> str:
     if math.isnan(low) or low == math.inf:  # nothing is known, or no number of videos is worth one
         return "–"  # noqa: RUF001
     return f"{_number(low)} or more" if high == math.inf else f"{_number(low)} to {_number(high)}"
-
-
-def _bounded(estimate: Estimate) -> dict[str, float | None]:
-    known = {"value": estimate.value, **estimate.interval._asdict()}
-    return {name: value if math.isfinite(value) else None for name, value in known.items()}

@@ -23,6 +23,8 @@ from orchestrator.report.curve_types import (
     ErrorPoint,
     Series,
     TaskError,
+    bounds_json,
+    estimate_json,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_from_mlflow, curve_of_tracked
 from orchestrator.report.training_in_words import trained_for
@@ -230,8 +232,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
         factor = self.data_equivalence(line)
         if factor is None:
             return None
-        value = factor.value if np.isfinite(factor.value) else None
-        return {"value": value, **_bounds(factor.interval), "text": self.equivalence_in_words(line)}
+        return {**estimate_json(factor), "text": self.equivalence_in_words(line)}
 
     def _point_json(self, point: ErrorPoint) -> dict[str, Any]:
         return {
@@ -239,9 +240,9 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "demo_count": point.demo_count,
             "action_free_ratio": point.action_free_ratio,
             "action_error": point.error,
-            **_bounds(point.interval),
-            "band_low": point.band and _bounds(point.band)["low"],
-            "band_high": point.band and _bounds(point.band)["high"],
+            **bounds_json(point.interval),
+            "band_low": point.band and bounds_json(point.band)["low"],
+            "band_high": point.band and bounds_json(point.band)["high"],
             "constant_action": point.constant,
             "episodes": point.episodes,
             "seeds": point.seeds,
@@ -249,7 +250,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "by_dimension": {self.dimension(place): error for place, error in enumerate(point.dimensions)},
             "loss": point.loss,
             "by_task": {
-                task: {"action_error": own.error, "episodes": own.episodes, **_bounds(own.interval)}
+                task: {"action_error": own.error, "episodes": own.episodes, **bounds_json(own.interval)}
                 for task, own in point.by_task.items()
             },
             "cost": (cost := self.cost_report(point.cost)) and cost.to_json(),
@@ -265,7 +266,7 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
             "seed": measured.arm.seed,
             "step": measured.step,
             "action_error": float(np.mean(values)),
-            **_bounds(_from_zero(mean_interval(values))),
+            **bounds_json(_from_zero(mean_interval(values))),
             "loss": mean_loss(measured.errors),
             "episodes": [
                 {"episode": error.episode, "task": error.task, "action_error": error.error}
@@ -313,10 +314,6 @@ def _task_error(values: list[float]) -> TaskError:
     return TaskError(float(np.mean(values)), len(values), _from_zero(mean_interval(values)))
 
 
-def _bounds(interval: Interval) -> dict[str, float | None]:
-    return {name: bound if np.isfinite(bound) else None for name, bound in interval._asdict().items()}
-
-
 def _comparison_json(comparison: ErrorComparison) -> dict[str, Any]:
     result = comparison.result
     return {
@@ -324,7 +321,7 @@ def _comparison_json(comparison: ErrorComparison) -> dict[str, Any]:
         "second": comparison.second,
         "first_policy": comparison.first_policy,
         "second_policy": comparison.second_policy,
-        **_bounds(comparison.interval),
+        **bounds_json(comparison.interval),
         "seeds": comparison.seeds,
         "compared": comparison.compared,
         "test": "paired t-test over held-out episodes",

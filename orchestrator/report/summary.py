@@ -129,17 +129,15 @@ def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
     if not found.reached:
         least = "" if low == math.inf else f"; at best {_demos(low, counts)} demos"
         return f"{rate:g} is not reached with up to {counts[-1]} demos{least}."
+    interval = f"{_demos(low, counts)} to {_demos(high, counts)}"
     if high == 0:
         return f"{rate:g} is reached with {_demos(0, counts)} demos (95 % interval)."
     if not found.bounded:
         return (
-            f"{rate:g} is reached with {_demos(low, counts)} to {_demos(high, counts)} demos: these counts do"
-            " not bound the number (95 % interval)."
+            f"{rate:g} is reached with {interval} demos: these counts do not bound the number (95 %"
+            " interval)."
         )
-    return (
-        f"{rate:g} is reached with {_demos(found.value, counts)} demos (95 % interval"
-        f" {_demos(low, counts)} to {_demos(high, counts)})."
-    )
+    return f"{rate:g} is reached with {_demos(found.value, counts)} demos (95 % interval {interval})."
 
 
 def caption(curve: Curve) -> str:
