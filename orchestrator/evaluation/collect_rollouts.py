@@ -134,7 +134,7 @@ class RolloutCollection:
 
     @property
     def failing(self) -> bool:
-        """Whether so many scenes in a row ended as an error that no further one is played."""
+        """Whether MOST_ERRORS scenes in a row ended as an error, so that no further one is played."""
         return self._errors_in_a_row >= MOST_ERRORS
 
     @property
