@@ -79,7 +79,7 @@ def connect() -> None:
                 logging_level=logging.ERROR,
                 runtime_env={
                     "env_vars": variables,
-                    "worker_process_setup_hook": "orchestrator.cluster.worker_logs.redact_output",
+                    "worker_process_setup_hook": "orchestrator.cluster.worker_setup.set_up_worker",
                 },
             )
             break

@@ -31,7 +31,7 @@ class RedactingStream:
 
 
 def redact_output() -> None:
-    """Redact what this process prints and logs from now on: Ray's `worker_process_setup_hook`."""
+    """Redact what this process prints and logs from now on."""
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
     wrapped = {id(stream): RedactingStream(stream) for stream in streams.values()}
     for name, stream in streams.items():

@@ -78,7 +78,7 @@ def run_trials(
                 _trainable(fit, folder, resources, channel, attempts), {"node:__internal_head__": 0.001}
             ),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(runs, on_trial_end), num_samples=-1, reuse_actors=True
+                search_alg=_searcher(runs, folder, on_trial_end), num_samples=-1, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 name=f"sweep-{int(time.time())}",
@@ -111,7 +111,7 @@ def _trainable(
     return train_run
 
 
-def _searcher(runs: Runs, on_trial_end: Callable[[str, bool], None]) -> Any:
+def _searcher(runs: Runs, folder: str, on_trial_end: Callable[[str, bool], None]) -> Any:
     """Return a search algorithm that passes the sweep's runs to Tune as they become ready."""
     from ray.tune.search import Searcher
 
@@ -144,7 +144,7 @@ def _searcher(runs: Runs, on_trial_end: Callable[[str, bool], None]) -> Any:
         ) -> None:
             run = self._begun.pop(trial_id)
             if error:  # the trial's process died in every attempt
-                release_claims(run)
+                release_claims(folder, run)
             self._on_trial_end(run, error)
 
         def save(self, checkpoint_path: str) -> None:

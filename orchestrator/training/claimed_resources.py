@@ -15,27 +15,27 @@ SETTLE_S = 0.5
 """Seconds after which a killed controller claims nothing more."""
 
 
-def tagged(resources: Mapping[str, float], run: str) -> dict[str, float]:
-    """Return a worker's resources with a few bytes of memory, by whose number the run's placement groups are
-    recognised.
+def tagged(resources: Mapping[str, float], folder: str, run: str) -> dict[str, float]:
+    """Return a worker's resources with a few bytes of memory, by whose number the placement groups of this
+    run in this folder are recognised: sweeps that share a cluster may have runs of the same name.
     """
-    return {**resources, "memory": _tag(run)}
+    return {**resources, "memory": _tag(folder, run)}
 
 
-def release_claims(run: str) -> None:
+def release_claims(folder: str, run: str) -> None:
     """Remove the run's placement groups, with the workers in them; the run must have no attempt in
     progress.
     """
-    while _remove(run):
+    while _remove(_tag(folder, run)):
         time.sleep(SETTLE_S)
 
 
-def _tag(run: str) -> float:
-    return float(1 + int.from_bytes(hashlib.sha256(run.encode()).digest()[:4], "big") % TAGS)
+def _tag(folder: str, run: str) -> float:
+    return float(1 + int.from_bytes(hashlib.sha256(f"{folder}/{run}".encode()).digest()[:4], "big") % TAGS)
 
 
-def _remove(run: str) -> int:
-    """Remove the run's placement groups once; return how many there were."""
+def _remove(tag: float) -> int:
+    """Remove the placement groups with this tag once; return how many there were."""
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -44,8 +44,7 @@ def _remove(run: str) -> int:
     claimed = [
         name
         for name, group in placement_group_table().items()
-        if group["state"] != "REMOVED"
-        and any(one.get("memory") == _tag(run) for one in group["bundles"].values())
+        if group["state"] != "REMOVED" and any(one.get("memory") == tag for one in group["bundles"].values())
     ]
     for name in claimed:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

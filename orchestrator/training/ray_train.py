@@ -167,7 +167,7 @@ def fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=resources.get("GPU", 0) > 0,
-            resources_per_worker=tagged(resources, run),
+            resources_per_worker=tagged(resources, folder, run),
             placement_strategy="PACK",
         ),
         # The name does not depend on the time, so that a second run finds the first one's checkpoints.
@@ -175,7 +175,7 @@ def fit(
     )
     storage = open_storage(folder)
     for attempt in range(1, attempts + 1):
-        release_claims(run)
+        release_claims(folder, run)
         for problem in repair(storage, run, read_records(open_storage(folder.removesuffix("/arms")), run)):
             send(channel, Retried(run, f"{problem}; it resumes from the newest whole one"))
         try:
@@ -189,7 +189,7 @@ def fit(
             OSError,
         ) as error:
             with suppress(ray.exceptions.RayError):
-                release_claims(run)
+                release_claims(folder, run)
             _raise_permanent(str(error))
             if attempt == attempts:
                 raise

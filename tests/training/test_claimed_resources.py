@@ -8,25 +8,31 @@ from orchestrator.training.claimed_resources import TAGS, release_claims, tagged
 
 
 def test_tagged_resources_name_the_run_by_a_few_bytes_of_memory() -> None:
-    one, other = (tagged({"CPU": 0.5, "GPU": 0.0}, run) for run in ("arm-a", "arm-b"))
-    assert one == tagged({"CPU": 0.5, "GPU": 0.0}, "arm-a")
-    assert one["memory"] != other["memory"]
-    assert all(1 <= resources["memory"] <= TAGS for resources in (one, other))
+    claims = [
+        tagged({"CPU": 0.5, "GPU": 0.0}, folder, run)
+        for folder in ("runs-1/arms", "runs-2/arms")
+        for run in ("arm-a", "arm-b")
+    ]
+    assert claims[0] == tagged({"CPU": 0.5, "GPU": 0.0}, "runs-1/arms", "arm-a")
+    assert len({resources["memory"] for resources in claims}) == 4
+    assert all(1 <= resources["memory"] <= TAGS for resources in claims)
 
 
 @pytest.mark.ray
 def test_release_claims_removes_the_groups_of_that_run_alone(ray_cluster: None) -> None:
+    """Another sweep's run of the same name trains on."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
     lost, kept = (
-        placement_group([tagged({"CPU": 0.5}, run)], strategy="PACK") for run in ("arm-lost", "arm-kept")
+        placement_group([tagged({"CPU": 0.5}, folder, "arm")], strategy="PACK")
+        for folder in ("lost/arms", "kept/arms")
     )
     try:
         ray.get([lost.ready(), kept.ready()], timeout=60)
         before = ray.available_resources()["CPU"]
-        release_claims("arm-lost")
-        release_claims("arm-unknown")
+        release_claims("lost/arms", "arm")
+        release_claims("lost/arms", "unknown")
         deadline = time.monotonic() + 30
         while ray.available_resources().get("CPU", 0.0) < before + 0.5 and time.monotonic() < deadline:
             time.sleep(0.1)
