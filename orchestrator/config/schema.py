@@ -291,7 +291,8 @@ class Train(Recipe):
     videos: Literal["arm", "sweep"] = "arm"
     """What stage 1 learns from: `arm`: the arm's own demos and action-free episodes; `sweep`: those of all
     arms of its seed, so that they share one stage 1, and the demo count says for how many of the videos
-    actions are known. Stage 1 is trained once for all arms it is the same for.
+    actions are known; lines with `action_free: false` share one that has seen demos alone. Stage 1 is trained
+    once for all arms it is the same for.
     """
     batch_size: PositiveInt = 32
     """Clips per optimiser step, over all workers; a multiple of their number."""

@@ -345,8 +345,11 @@ class SweepConfig(Section):
             (self.train_of(arm), self.preset_of(self.line(arm))) if arm else (self.train, self.policy.preset)
         )
         own: dict[str, Any] = {}
+        videos = [self.data.most_demos, self.data.highest_ratio]
         if arm and (line := self.line(arm)).learner:
             own = {"learner": line.learner, "options": dict(line.options)}
+        elif arm and line.imagines:
+            videos = [self.data.most_demos, self.largest(line=arm.kind).action_free_ratio]
         settings = settings_of(self.policy, self.line(arm)) if arm else self.policy.settings
         if settings.applied(PRESETS[preset]) != PRESETS[preset]:
             own["settings"] = settings.model_dump(mode="json", exclude_none=True)
@@ -354,7 +357,7 @@ class SweepConfig(Section):
             **self.data_parts(manifest_fingerprint, quarantined, evaluation, stores, arm),
             "policy": {"preset": preset} | own,
             "weights": weights,
-            "videos": [self.data.most_demos, self.data.highest_ratio] if train.videos == "sweep" else [],
+            "videos": videos if train.videos == "sweep" else [],
             "recipe": train.shaping(),
             "packages": {name: packages[name] for name in TRAINING_PACKAGES},
             "code": code_hashes(TRAINING_CODE),
@@ -377,10 +380,10 @@ def labels_of(data: Data, line: Line | None = None) -> Labels:
 
 
 def _largest(data: Data, seed: int, line: Line | None, name: str = VIDEO_ACTION) -> Arm:
-    """Return the largest arm of a line. Where lines differ in kinds of videos, one on demos alone has
-    no videos: those of its demos' own store may not suffice.
+    """Return the largest arm of a line; of one on demos alone it has no videos. Without a line it has none
+    where lines differ in kinds of videos: those of the demos' own store may not suffice.
     """
-    videos = not data.video_kinds or bool(line and line.swept)
+    videos = line.swept if line else not data.video_kinds
     return Arm(data.most_demos, data.highest_ratio if videos else 0.0, seed, name)
 
 
@@ -805,11 +808,11 @@ def store_problems(
         if (different := unfit(suite.contract_of(manifest.contract), task))
     ]:
         return [f"data.episodes: a policy trained on {where} could not be scored {told[0]}"]
-    shown = set(manifest.tasks)
+    demonstrated = {task for task, rows in manifest.tasks.items() if manifest.labelled[rows].any()}
     problems = [
-        f"suite.tasks: the store has no demonstrations of {task}; it has {', '.join(sorted(shown))}"
+        f"suite.tasks: the store has no demonstrations of {task}; it has {', '.join(sorted(demonstrated))}"
         for task in tasks
-        if task not in shown
+        if task not in (manifest.tasks if data.labelled_tasks else demonstrated)
     ]
     try:
         damaged = frozenset(quarantined)

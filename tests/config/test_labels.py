@@ -96,6 +96,30 @@ def _arms(of: SweepState) -> dict[str, Any]:
     return {arm.kind: arm for arm in of.sweep.grid()}
 
 
+def test_a_line_on_demos_alone_shares_a_stage_one_that_saw_no_other_videos(
+    tmp_path: Path, store: str
+) -> None:
+    """With `videos: sweep`; its key says so, and those of policies without a video model stay as they were."""
+    demos_alone = {"name": "demos_alone", "policy": "video_action", "action_free": False}
+    raw = sections(tmp_path, store, ["video_action", demos_alone, "diffusion_policy"])
+    raw["data"]["action_free_ratio"] = [1]
+    raw["train"]["videos"] = "sweep"
+    own = SweepState.open(SweepConfig.model_validate(raw))
+    arms = _arms(own)
+    most = max(raw["data"]["demo_count"])
+    seen = {kind: stage_one.subset for kind, arm in arms.items() if (stage_one := own.stage_one(arm))}
+    assert {kind: len(subset.action_free) for kind, subset in seen.items()} == {
+        "video_action": most * len(TASKS),
+        "demos_alone": 0,
+    }
+    videos = {kind: own.key_of(arm).parts["videos"] for kind, arm in arms.items()}
+    assert videos == {
+        "video_action": [most, 1.0],
+        "demos_alone": [most, 0.0],
+        "diffusion_policy": [most, 1.0],
+    }
+
+
 def test_stage_one_of_a_control_never_sees_unlabelled_tasks(tmp_path: Path, store: str) -> None:
     """With `videos: sweep` too, where arms share one stage 1."""
     raw = sections(tmp_path, store, ["video_action", CONTROL], labelled_tasks=["Lift"])

@@ -186,6 +186,7 @@ BOTH = [line("robot"), line("other_task")]
         ([line("robot") | {"action_free": False}], {}, "policy.lines.1: data.videos: video_action learns from"),
         (BOTH, {"ratio": [4]}, "data: the largest arm does not fit. robot: 8 videos are asked for, 4 for each"),
         (BOTH, {"labelled_tasks": ["Lift"]}, "data.labelled_tasks: lines differ in videos either by task or by"),
+        (BOTH, {"tasks": ["Stack"]}, "suite.tasks: the store has no demonstrations of Stack; it has Lift"),
         (BOTH, {"demos": "x"}, "data.episodes.0: name: x names a kind of videos; write action_free_only: true"),
     ],
 )  # fmt: skip
@@ -196,6 +197,7 @@ def test_mistakes_of_kinds_are_sentences(
     raw["train"] |= {key: value for key, value in changed.items() if key == "videos"}
     raw["data"] |= {"labelled_tasks": changed.get("labelled_tasks", [])}
     raw["data"] |= {"action_free_ratio": changed.get("ratio", [2])}
+    raw["suite"] |= {"tasks": changed.get("tasks", ["Lift"])}
     if name := changed.get("demos"):
         raw["data"]["episodes"] = [parts[0] | {"name": name}, *parts[1:]]
     path = tmp_path / "sweep.yaml"
