@@ -442,7 +442,7 @@ def test_readme_sweep_file_is_valid() -> None:
 
 
 def test_repository_sweep_files_are_valid() -> None:
-    for path in (CHECKOUT / "jobs").glob("*.yaml"):
+    for path in (CHECKOUT / "jobs").rglob("*.yaml"):
         Sweep.model_validate(yaml.safe_load(path.read_text()))
 
 
