@@ -357,6 +357,19 @@ class ErrorComparison:
         )
 
 
+def factor_in_words(value: float) -> str:
+    """Return a factor or a number of videos with two digits; `unbounded`, or a dash if it is not known."""
+    if math.isnan(value):
+        return "–"  # noqa: RUF001
+    return "unbounded" if value == math.inf else f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def factors_in_words(interval: Interval) -> str:
+    """Return an interval of factors likewise: `2 to 5`, `2 or more`."""
+    low, high = map(factor_in_words, interval)
+    return f"{low} or more" if interval.high == math.inf else f"{low} to {high}"
+
+
 def bounds_json(interval: Interval) -> dict[str, float | None]:
     """Return the bounds, JSON-safe: null for one that is not bounded or not known."""
     return {name: bound if math.isfinite(bound) else None for name, bound in interval._asdict().items()}

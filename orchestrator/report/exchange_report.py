@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.curve_types import Series, estimate_json
+from orchestrator.report.curve_types import Series, estimate_json, factor_in_words, factors_in_words
 from orchestrator.report.training_in_words import in_common
 from orchestrator.stats.claims import Claim
 from orchestrator.stats.exchange_rate import ExchangeRate
@@ -41,7 +41,7 @@ class ExchangeRow:
     @property
     def factor_in_words(self) -> str:
         """How many times as many demonstrations the base needs; a dash if it is not known."""
-        return _number(self.rate.factor.value) if self.rate else "–"  # noqa: RUF001
+        return factor_in_words(self.rate.factor.value) if self.rate else "–"  # noqa: RUF001
 
     @property
     def factor_interval(self) -> str:
@@ -54,7 +54,9 @@ class ExchangeRow:
         if not self.rate or self.rate.verdict != "replace demonstrations":
             return "–"  # noqa: RUF001
         worth = self.rate.worth
-        return _number(worth.value) if worth.value else f"below {_number(worth.interval.high)}"
+        return (
+            factor_in_words(worth.value) if worth.value else f"below {factor_in_words(worth.interval.high)}"
+        )
 
     @property
     def worth_interval(self) -> str:
@@ -184,14 +186,8 @@ def _note(curve: "ArmsCurve[Any, Any, Any, Any]", rows: int) -> str:
     )
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "–"  # noqa: RUF001
-    return "unbounded" if value == math.inf else f"{value:.2g}" if value < 100 else f"{value:.0f}"
-
-
 def _interval(estimate: Estimate) -> str:
-    low, high = estimate.interval
+    low = estimate.interval.low
     if math.isnan(low) or low == math.inf:  # nothing is known, or no number of videos is worth one
         return "–"  # noqa: RUF001
-    return f"{_number(low)} or more" if high == math.inf else f"{_number(low)} to {_number(high)}"
+    return factors_in_words(estimate.interval)

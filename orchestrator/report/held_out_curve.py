@@ -25,6 +25,8 @@ from orchestrator.report.curve_types import (
     TaskError,
     bounds_json,
     estimate_json,
+    factor_in_words,
+    factors_in_words,
 )
 from orchestrator.report.sample_efficiency_curve import Curve, curve_from_mlflow, curve_of_tracked
 from orchestrator.report.training_in_words import trained_for
@@ -161,15 +163,16 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
                 f"By action error, an action-free ratio of {ratio} and one of {base} share no error within"
                 " the demos tried, so that what the videos are worth is not bounded."
             )
-        interval = f"95 % interval {_factor(low)} to {_factor(high)}"
+        times = f"{factor_in_words(value)} times the demos"
+        interval = f"95 % interval {factors_in_words(factor.interval)}"
         if not low > 1 and not high < 1:
             return (
                 f"No evidence that an action-free ratio of {ratio} replaces demos, by action error:"
-                f" {value:.2g} times the demos ({interval})."
+                f" {times} ({interval})."
             )
         return (
-            f"By action error, an action-free ratio of {ratio} is worth {value:.2g} times the demos of one of"
-            f" {base} ({interval})."
+            f"By action error, an action-free ratio of {ratio} is worth {times} of one of {base}"
+            f" ({interval})."
         )
 
     def caption(self) -> str:
@@ -304,10 +307,6 @@ class HeldOutCurve(ArmsCurve[MeasuredArm, ErrorPoint, PairedMeans, ErrorComparis
 def _from_zero(interval: Interval) -> Interval:
     """Return an interval of an error, which is never negative."""
     return Interval(max(0.0, interval.low), interval.high)
-
-
-def _factor(value: float) -> str:
-    return f"{value:.2g}" if np.isfinite(value) else "unbounded"
 
 
 def _task_error(values: list[float]) -> TaskError:

@@ -20,7 +20,7 @@ from orchestrator.report.curve_report import (
     SeriesReport,
     VideoReport,
 )
-from orchestrator.report.curve_types import Series
+from orchestrator.report.curve_types import Series, factor_in_words, factors_in_words
 from orchestrator.report.reference_lines import reference_lines
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.shift_differences import shift_differences
@@ -102,7 +102,8 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
         ratio = f"{ratio} for {line.policy}"
     if math.isnan(value):
         return f"{ratio} cannot be told from one of {base} in demos: both lines are flat."
-    interval = f"95 % interval {_factor(low)} to {_factor(high)}"
+    times = f"{factor_in_words(value)} times the demos"
+    interval = f"95 % interval {factors_in_words(factor.interval)}"
     if value in (0, math.inf):
         first, second = (line, lowest) if value else (lowest, line)
         return (
@@ -111,11 +112,8 @@ def equivalence_in_words(curve: Curve, line: Series) -> str:
             f" demos are worth is not bounded ({interval})."
         )
     if low <= 1 <= high:
-        return (
-            f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {_times(value)} the demos"
-            f" ({interval})."
-        )
-    return f"{ratio} is worth {_times(value)} the demos of one of {base} ({interval})."
+        return f"No evidence that {ratio[0].lower()}{ratio[1:]} replaces demos: {times} ({interval})."
+    return f"{ratio} is worth {times} of one of {base} ({interval})."
 
 
 def reach_in_words(curve: Curve, line: Series, rate: float) -> str:
@@ -321,15 +319,6 @@ def _own_settings(line: Mapping[str, Any]) -> str:
     """Return a line's policy, and its settings that are not those of the sweep."""
     own = {name: value for name, value in line.items() if name not in ("name", "policy") and value}
     return "; ".join([line["policy"], *(f"{name}: {_words(value)}" for name, value in own.items())])
-
-
-def _times(value: float) -> str:
-    return f"{_factor(value)} times"
-
-
-def _factor(value: float) -> str:
-    """Return a factor with two digits, or `unbounded`."""
-    return "unbounded" if value == math.inf else f"{value:.2g}"
 
 
 def _demos(value: float, counts: list[int]) -> str:
