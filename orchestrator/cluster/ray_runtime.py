@@ -123,6 +123,14 @@ def nodes() -> tuple[Node, ...]:
     )
 
 
+def this_node_is_alive() -> bool:
+    """Return whether the connected cluster counts this process' node among those that live."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+
+
 def node_selector(role: str, **needed: float) -> dict[str, str]:
     """Return the label selector of the connected cluster's nodes that are dedicated to a role.
 

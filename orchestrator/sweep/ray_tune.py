@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.placement import ResourcePlan
+from orchestrator.cluster.ray_runtime import this_node_is_alive
 from orchestrator.external.fit import fit_external
 from orchestrator.external.job import ExternalJob
 from orchestrator.redaction import redact
@@ -41,6 +42,10 @@ def resources_of(placement: ResourcePlan, job: TrainJob | ExternalJob) -> dict[s
     return placement.external(wants.cpus, wants.gpus)
 
 
+class _NodeDiedError(BaseException):
+    """Leaves Tune's loop without its clean-up, which waits ten minutes for actors of a dead node."""
+
+
 class Runs(Protocol):
     """Source of training runs, called from Tune's loop."""
 
@@ -52,6 +57,10 @@ class Runs(Protocol):
     @property
     def finished(self) -> bool:
         """Whether no further run will come and all have ended."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the control actor is lost, so that no run can report any more."""
 
 
 def run_trials(
@@ -66,13 +75,14 @@ def run_trials(
     """Run trials until `runs` is finished; each sends its result through the control channel.
 
     on_trial_end: called with the run of a trial that ended, and whether its process died in every attempt, so
-    that it sent none.
+    that it sent none. Raises ray.exceptions.NodeDiedError if this process' node died: no trial ends any more.
     """
+    import ray
     from ray import tune
 
     # Tune's own state, not needed later: the storage has everything
     with tempfile.TemporaryDirectory(prefix="demoscale-tune-") as scratch:
-        tune.Tuner(
+        tuner = tune.Tuner(
             # The trial only waits for its workers: it claims a fraction of the head node and no CPU.
             tune.with_resources(
                 _trainable(fit, folder, resources, channel, attempts), {"node:__internal_head__": 0.001}
@@ -85,8 +95,13 @@ def run_trials(
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=attempts - 1),
                 verbose=0,
+                callbacks=[_node_watch(runs)],
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except _NodeDiedError:
+            raise ray.exceptions.NodeDiedError("Ray's node of this process died") from None
 
 
 def _trainable(
@@ -109,6 +124,24 @@ def _trainable(
         tune.report({"run": run})  # without a result Tune prints a warning
 
     return train_run
+
+
+def _node_watch(runs: Runs) -> Any:
+    """Return a callback that ends Tune's loop once no trial can end any more."""
+    from ray import tune
+
+    class NodeWatch(tune.Callback):
+        def __init__(self, runs: Runs) -> None:
+            self._runs = runs  # an attribute, see _searcher
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+        def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if self._runs.lost and not this_node_is_alive():
+                raise _NodeDiedError
+
+    return NodeWatch(runs)
 
 
 def _searcher(runs: Runs, folder: str, on_trial_end: Callable[[str, bool], None]) -> Any:

@@ -68,7 +68,6 @@ class TrainScheduler:
         self._over: set[str] = set()
         """Runs whose trial has ended."""
         self._lost = False
-        """Whether the control actor is lost, so that no further events arrive."""
 
     # -- the queue
 
@@ -253,6 +252,11 @@ class TrainScheduler:
             self._over.add(run)
             if self._lost:
                 self.leave(run)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the control actor is lost, so that no further events arrive."""
+        return self._lost
 
     def channel_lost(self) -> None:
         """Start no other run; those in progress end when their trial does."""

@@ -24,10 +24,12 @@ from orchestrator.cost import Cost
 from orchestrator.infrastructure import InfrastructureError, cause_in, cause_of
 from orchestrator.storage.base import NoObject, StorageError, open_storage
 from orchestrator.sweep import heartbeat as pulse
+from orchestrator.sweep import ray_tune
 from orchestrator.sweep.heartbeat import Heartbeat
 from orchestrator.sweep.run import UnfinishedError
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
+from orchestrator.training.control_channel import open_control_channel
 from orchestrator.training.train_snapshot import SNAPSHOT, repair
 from policy.checkpoint import fingerprint
 from polling import until
@@ -218,6 +220,43 @@ def test_heartbeat_raises_its_own_error_and_ends_the_run(
     with pytest.raises(ZeroDivisionError), pulse_of(watched):
         until(lambda: watched.ended, seconds=10)
     assert "ZeroDivisionError" in watched.ended[0]
+
+
+class OneRun:
+    """One training run, whose sweep has lost its control actor."""
+
+    finished, lost = False, True
+
+    def __init__(self) -> None:
+        self._left = ["arm"]
+
+    def next(self) -> str | None:
+        return self._left.pop() if self._left else None
+
+
+@pytest.mark.full
+@pytest.mark.ray
+def test_trials_end_once_the_node_of_their_process_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Nothing says that a trial of a dead node ended, and Tune would wait for it without end."""
+    from ray.exceptions import NodeDiedError
+
+    def hangs(job: Any, folder: str, *rest: Any) -> list[Any]:
+        while Path(folder).exists():
+            time.sleep(0.1)
+        return []
+
+    folder = tmp_path / "arms"
+    folder.mkdir()
+    monkeypatch.setattr(ray_tune, "this_node_is_alive", lambda: False)
+    with open_control_channel() as channel:
+        try:
+            with pytest.raises(NodeDiedError) as died:
+                ray_tune.run_trials(OneRun(), print, hangs, str(folder), lambda job: {}, channel, 1)
+        finally:
+            folder.rmdir()
+    assert cause_of(died.value) == "Ray's node of this process died"
 
 
 @pytest.fixture(scope="module")
