@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.placement import Node
+from orchestrator.cluster.worker_logs import redact_output
 from orchestrator.storage.base import PATIENCE
 from policy.errors import RESUMABLE, DemoscaleError
 from sim_workers.checkout import CHECKOUT
@@ -79,7 +80,7 @@ def connect() -> None:
                 logging_level=logging.ERROR,
                 runtime_env={
                     "env_vars": variables,
-                    "worker_process_setup_hook": "orchestrator.cluster.worker_setup.set_up_worker",
+                    "worker_process_setup_hook": "orchestrator.cluster.ray_runtime.set_up_worker",
                 },
             )
             break
@@ -98,6 +99,18 @@ def connect() -> None:
         None,
     ):
         signal.signal(signal.SIGTERM, terminated)
+
+
+def set_up_worker() -> None:
+    """Redact what this worker process of Ray prints, and name its cluster: Ray's
+    `worker_process_setup_hook`.
+    """
+    import ray
+
+    redact_output()
+    # Without an address Ray's state API asks the cluster last started on this machine. Ray Train's
+    # PlacementGroupCleaner takes an actor that this one does not know for dead and ends a running training.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def resources() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Start of Ray on a busy machine."""
+"""Start of Ray, also on a busy machine, and of its worker processes."""
 
 import pytest
 import ray
@@ -35,3 +35,16 @@ def test_connect_raises_other_errors_of_ray_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ConnectionError, match="no such cluster"):
         connect()
+
+
+@pytest.mark.ray
+def test_workers_know_their_own_clusters_address(ray_cluster: None) -> None:
+    """Ray's state API asks the cluster that this names, whichever else runs on this machine."""
+
+    @ray.remote(num_cpus=0)
+    def address() -> str | None:
+        import os
+
+        return os.environ.get("RAY_ADDRESS")
+
+    assert ray.get(address.remote()) == ray.get_runtime_context().gcs_address
