@@ -1,1 +1,1 @@
-"""Two tasks for demoscale: an own one of robosuite, and one of gymnasium."""
+"""Tasks for demoscale: an own one of robosuite, eight around its cube, and one of gymnasium."""
