@@ -9,20 +9,15 @@ import pytest
 import yaml
 from conftest import CHECKOUT
 
-from installed_package import install
-from policy.entry_points import TASKS
+from installed_package import install_own_tasks
 
 PACKAGE = CHECKOUT / "examples" / "own_tasks"
-OFFERED = {
-    "own_tasks/LiftHigh": "own_tasks.lift_high:LIFT_HIGH",
-    "own_tasks/PushT": "own_tasks.push_t:PUSH_T",
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder in which the example package is installed, as far as its metadata are concerned."""
-    install(tmp_path / "site", "own-tasks", {}, {TASKS.name: OFFERED}, "0.1.0")
+    install_own_tasks(tmp_path / "site")
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,15 @@ def install(
     ]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     forget()
+
+
+def install_own_tasks(site: Path) -> None:
+    """Install the example package of this checkout into a folder `site`, as far as its metadata are
+    concerned.
+    """
+    pyproject = Path(__file__).parents[2] / "examples" / "own_tasks" / "pyproject.toml"
+    project = tomllib.loads(pyproject.read_text())["project"]
+    install(site, project["name"], {}, project["entry-points"], project["version"])
 
 
 def forget() -> None:
