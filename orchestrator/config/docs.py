@@ -22,6 +22,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
 | `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
 | `paper_modes.yaml`, `paper_video_horizon.yaml`, `paper_demo_counts.yaml`, `paper_unlabelled_tasks.yaml`, `paper_sampler.yaml`, `paper_execute.yaml` | sweep files: the paper's ablations on RoboCasa-24 and their extensions ([docs/paper.md](../docs/paper.md)) |
+| `claims/unlabelled_tasks.yaml` | a sweep file: do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
 | `quickstart.py` | `python -m jobs.quickstart [FILE]`: collect demonstrations of Lift, run `quickstart.yaml` or another sweep file, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
 
