@@ -52,7 +52,11 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
         _against_cost(axes[1 + bool(labels)], curve, unit, known)
     if imagined:
         axes[-1].plot(
-            [distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7
+            [one.distance for one in imagined],
+            [one.success_rate for one in imagined],
+            "o",
+            color=GREY,
+            alpha=0.7,
         )
         axes[-1].set_xlabel(VIDEO[2].replace("_", " ") + ", every checkpoint")
         axes[-1].invert_xaxis()
