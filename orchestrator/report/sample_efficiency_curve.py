@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.action_error import MEASURE
 from orchestrator.report.arms_curve import ArmsCurve
 from orchestrator.report.best_checkpoint import check_selection
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 class ImaginedVideo:
     """Quality of a checkpoint's generated video, and its success rate."""
 
-    arm: str
+    arm: Arm
     step: int
     distance: float
     """From the held-out clips (`VIDEO`); lower is better."""
@@ -291,7 +292,7 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         Distances on different clips are not comparable: only checkpoints with the most frequent set of clips
         are included.
         """
-        told = [(scored.arm.name, step, one) for scored in self.arms for step, one in scored.imagined.items()]
+        told = [(scored.arm, step, one) for scored in self.arms for step, one in scored.imagined.items()]
         clips = Counter(one[CLIPS] for _, _, one in told).most_common(1)
         return [
             ImaginedVideo(arm, step, one[VIDEO[2]], one["success_rate"])
@@ -309,7 +310,7 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
         return rank_correlation(
             [-one.distance for one in shown],
             [one.success_rate for one in shown],
-            [one.arm for one in shown],
+            [one.arm.name for one in shown],
             [one.step for one in shown] if given_steps else None,
         )
 
