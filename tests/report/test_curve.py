@@ -398,7 +398,7 @@ def test_video_score_and_success_are_correlated_over_checkpoints() -> None:
     assert "they go together" in video.text
 
 
-def test_video_report_says_whether_the_correlation_remains_given_training_steps() -> None:
+def test_video_report_says_whether_it_is_correlated_given_training_steps() -> None:
     curve = several(gain=1.0, noise=0.1)
     video = curve.report().video
     assert video

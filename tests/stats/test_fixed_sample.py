@@ -228,7 +228,7 @@ def checkpoints(
     return list(columns[0].ravel()), list(columns[1].ravel()), names, list(steps.ravel())
 
 
-def test_rank_correlation_equals_scipy_spearman_and_partial_that_of_residual_ranks() -> None:
+def test_rank_correlation_equals_scipy_and_partial_that_of_residual_ranks() -> None:
     quality, success, arms, steps = checkpoints(np.random.default_rng(0), 12, 1.0, 0.5)
     raw, partial = rank_correlation(quality, success, arms), rank_correlation(quality, success, arms, steps)
     assert raw
@@ -241,7 +241,7 @@ def test_rank_correlation_equals_scipy_spearman_and_partial_that_of_residual_ran
 
 
 @pytest.mark.parametrize("link", [0.0, 1.5])
-def test_partial_rank_correlation_given_steps_shows_only_what_steps_do_not(link: float) -> None:
+def test_partial_rank_correlation_shows_only_what_steps_do_not(link: float) -> None:
     rng, found = np.random.default_rng(1), []
     for _ in range(50):
         drawn = checkpoints(rng, 6, trend=2.0, link=link)
@@ -259,7 +259,7 @@ def test_partial_rank_correlation_given_steps_shows_only_what_steps_do_not(link:
         assert shown <= 0.08
 
 
-def test_rank_correlation_interval_covers_where_arms_alone_are_independent() -> None:
+def test_rank_correlation_interval_covers_where_only_arms_are_independent() -> None:
     rng = np.random.default_rng(2)
     truth = scipy_stats.spearmanr(*checkpoints(rng, 5_000, 0.5, 0.5)[:2]).statistic
     held = 0

@@ -12,7 +12,7 @@ from policy.interface import Observation
 SCENES = [f"Lift-{scene}-0" for scene in range(50)]
 
 
-def test_exchanged_features_are_those_of_the_other_row_or_permuted_or_zero() -> None:
+def test_exchanged_features_are_those_of_the_other_row_permuted_or_zero() -> None:
     features = torch.arange(4 * 2 * 3 * 2 * 2, dtype=torch.float32).reshape(4, 2, 3, 2, 2)
     seen = Observation({}, np.zeros(0, np.float32), "", 0)
     ways = (("future", 3), ("scrambled", -1), ("zeroed", -1), ("own", -1))
@@ -58,7 +58,7 @@ def test_verdict_needs_movement_and_loss_of_success(rates: dict[str, float], mov
     assert said.share.value == pytest.approx(0.5)
 
 
-def test_verdict_of_equal_success_and_little_movement_is_that_it_does_not_follow() -> None:
+def test_verdict_of_equal_success_and_little_movement_is_negative() -> None:
     rng = np.random.default_rng(0)
     one = found(rng, {}, 0.5)
     same = Findings({way: one.success["own"] for way in WAYS}, (), one.moved, {}, one.share)
