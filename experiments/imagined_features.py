@@ -105,13 +105,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Played:
-    """An episode with its looks."""
+    """An episode."""
 
     won: bool
     looks: tuple[Look, ...]
+    """Those before the first success."""
 
     def at(self, look: int) -> Observation:
-        """Return the observation of a look; the last one if the episode ended before."""
+        """Return the observation of a look; the last one if the task was done before."""
         return self.looks[min(look, len(self.looks) - 1)].seen
 
 
@@ -134,7 +135,7 @@ class Branch:
 
     look: int
     rest: dict[str, dict[str, bool]]
-    """Way -> episode id -> success; without episodes that had ended before."""
+    """Way -> episode id -> success; without episodes whose task was done before."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,8 @@ def play(
     outcome = run_episode(env, spec, rules, act)
     if outcome.result == "error":
         raise RuntimeError(f"{spec.episode_id}: {outcome.message}")
-    return Played(outcome.result == "success", tuple(looks))
+    end = outcome.steps if outcome.first_success is None else outcome.first_success
+    return Played(outcome.result == "success", tuple(one for one in looks if one.seen.step < max(1, end)))
 
 
 def measured(policy: ExchangedPolicy, env: "SimEnv", size: Size) -> Findings:
