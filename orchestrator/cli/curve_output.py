@@ -34,7 +34,8 @@ def print_curve(answer: "Curve | HeldOutCurve") -> None:
     shifted = shift_differences(nominal) if nominal else ()
     where = nominal.where.text if nominal else ()
     which = [nominal.demonstrations.text] if nominal and nominal.demonstrations else []
-    for sentence in (*answer.answer(), *answer.comparisons, *shifted, *where, *which):
+    video = [nominal.video.text] if nominal and nominal.video else []
+    for sentence in (*answer.answer(), *answer.comparisons, *shifted, *video, *where, *which):
         click.echo(str(sentence))
 
 

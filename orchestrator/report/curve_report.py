@@ -234,25 +234,30 @@ class VideoReport:
     points: tuple[CheckpointVideo, ...]
     episodes: tuple[EpisodeVideo, ...]
     correlation: Correlation | None
-    """None if it is undefined."""
+    """Over checkpoints; None if it is undefined."""
+    given_steps: Correlation | None
+    """The partial one given training steps; None if it is undefined."""
     text: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON-safe object."""
-        found = self.correlation
         return {
             "measure": self.measure,
             "points": [point.to_json() for point in self.points],
             "episodes": [episode.to_json() for episode in self.episodes],
-            "correlation": found
-            and {
-                "rho": found.rho,
-                **found.interval._asdict(),
-                "number": found.number,
-                "text": self.text,
-            },
+            "correlation": self.correlation and {**_correlation_json(self.correlation), "text": self.text},
+            "given_steps": self.given_steps and _correlation_json(self.given_steps),
             "text": self.text,
         }
+
+
+def _correlation_json(found: Correlation) -> dict[str, Any]:
+    return {
+        "rho": found.rho,
+        **found.interval._asdict(),
+        "number": found.number,
+        "arms": found.clusters,
+    }
 
 
 Fact = tuple[str, str]

@@ -51,9 +51,10 @@ def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ())
         known = [None if cost is None else getattr(cost, spent) for cost in costs]
         _against_cost(axes[1 + bool(labels)], curve, unit, known)
     if imagined:
-        axes[-1].plot(
-            [distance for distance, _ in imagined], [rate for _, rate in imagined], "o", color=GREY, alpha=0.7
-        )
+        for line in curve.lines:
+            own = [one for one in imagined if Series.of(one.arm) == line]
+            style = line_style(curve.lines, line) | {"linestyle": "", "alpha": 0.7}
+            axes[-1].plot([one.distance for one in own], [one.success_rate for one in own], **style)
         axes[-1].set_xlabel(VIDEO[2].replace("_", " ") + ", every checkpoint")
         axes[-1].invert_xaxis()
     figure.legend(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.arms import Arm
 from orchestrator.data.action_error import MEASURE
 from orchestrator.report.arms_curve import ArmsCurve
 from orchestrator.report.best_checkpoint import check_selection
@@ -56,7 +57,18 @@ from sim_workers.rollout.suite import EpisodeSpec
 
 if TYPE_CHECKING:
     from orchestrator.report.compared_sweeps import Beside
-    from orchestrator.report.curve_report import CurveReport
+    from orchestrator.report.curve_report import CurveReport, VideoReport
+
+
+@dataclass(frozen=True)
+class ImaginedVideo:
+    """Quality of a checkpoint's generated video, and its success rate."""
+
+    arm: Arm
+    step: int
+    distance: float
+    """From the held-out clips (`VIDEO`); lower is better."""
+    success_rate: float
 
 
 @dataclass(frozen=True)
@@ -273,24 +285,43 @@ class Curve(ArmsCurve[ScoredArm, Point, PairedComparison, Comparison]):
             for episode, success in scored.outcomes.items()
         }
 
-    @property
-    def imagined(self) -> list[tuple[float, float]]:
-        """Pairs of video distance (`VIDEO`) and success rate, of every checkpoint with both.
+    @cached_property
+    def imagined(self) -> list[ImaginedVideo]:
+        """Video distance (`VIDEO`) and success rate of every checkpoint with both.
 
         Distances on different clips are not comparable: only checkpoints with the most frequent set of clips
         are included.
         """
-        told = [told for scored in self.arms for told in scored.imagined.values()]
-        clips = Counter(one[CLIPS] for one in told).most_common(1)
-        return [(one[VIDEO[2]], one["success_rate"]) for one in told if one[CLIPS] == clips[0][0]]
+        told = [(scored.arm, step, one) for scored in self.arms for step, one in scored.imagined.items()]
+        clips = Counter(one[CLIPS] for _, _, one in told).most_common(1)
+        return [
+            ImaginedVideo(arm, step, one[VIDEO[2]], one["success_rate"])
+            for arm, step, one in told
+            if one[CLIPS] == clips[0][0]
+        ]
 
-    def video_and_success(self) -> Correlation | None:
-        """Return the rank correlation of video quality (negative distance) and success rate; None if
-        undefined.
+    def video_and_success(self, given_steps: bool = False) -> Correlation | None:
+        """Return the rank correlation of video quality (negative distance) and success rate over checkpoints,
+        of which only those of different arms count as independent; None if undefined.
+
+        given_steps: the partial one given training steps, since both sides may grow with them alone.
         """
+        shown = self.imagined
         return rank_correlation(
-            [-distance for distance, _ in self.imagined], [success for _, success in self.imagined]
+            [-one.distance for one in shown],
+            [one.success_rate for one in shown],
+            [one.arm.name for one in shown],
+            [one.step for one in shown] if given_steps else None,
         )
+
+    @cached_property
+    def video(self) -> "VideoReport | None":
+        """Distances between imagined and executed video, and their correlation with success; None without any
+        imagined video.
+        """
+        from orchestrator.report.summary import video_report
+
+        return video_report(self)
 
     # -- output
 

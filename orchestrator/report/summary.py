@@ -27,6 +27,7 @@ from orchestrator.report.shift_differences import shift_differences
 from orchestrator.report.simulator_versions import simulator_of
 from orchestrator.report.surface_report import surface_in_words
 from orchestrator.report.training_in_words import trained_for
+from orchestrator.stats.fixed_sample import FEWEST_CLUSTERS, Correlation
 from orchestrator.tracking.mlflow_reader import VIDEO, ScoredArm
 from sim_workers.arithmetic import BETWEEN_KINDS, NOT_RECORDED
 
@@ -52,7 +53,7 @@ def report(curve: Curve) -> CurveReport:
         points=tuple(PointReport(point, curve.cost_report(point.cost)) for point in curve.points),
         arms=tuple(_arm(curve, scored) for scored in curve.arms),
         comparisons=tuple(curve.comparisons),
-        video=_video(curve),
+        video=curve.video,
         protocol_facts=_protocol_facts(curve),
         provenance=_provenance(curve),
         references=reference_lines(curve),
@@ -232,7 +233,8 @@ def _arm(curve: Curve, scored: ScoredArm) -> ArmReport:
     )
 
 
-def _video(curve: Curve) -> VideoReport | None:
+def video_report(curve: Curve) -> VideoReport | None:
+    """Return the imagined videos of a curve and whether success goes with them; None without any."""
     points = tuple(
         CheckpointVideo(scored.arm.name, step, measures)
         for scored in curve.arms
@@ -246,17 +248,31 @@ def _video(curve: Curve) -> VideoReport | None:
     )
     if not points and not episodes:
         return None
-    found = curve.video_and_success()
-    text = f"{len(points)} checkpoints: too few, or too much alike, for a correlation with success."
+    found, partial = curve.video_and_success(), curve.video_and_success(given_steps=True)
+    text = f"{len(points)} checkpoints: too few, of fewer than {FEWEST_CLUSTERS} arms, or too much alike,"
+    text += " for a correlation with success."
     if found:
-        low, high = found.interval
-        together = "they go together" if found.rho > 0 else "they go against each other"
-        shown = "no evidence that they go together" if low <= 0 <= high else together
-        if not curve.claim.of_recipe:
-            shown += " in these trained policies"
-        between = f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] over {found.number} checkpoints"
-        text = f"Better imagined video and more success: rank correlation {between}: {shown}."
-    return VideoReport(VIDEO[2], points, episodes, found, text)
+        text = (
+            f"Better imagined video and more success: rank correlation {_correlated(curve, found)}, over"
+            f" {found.number} checkpoints; its interval takes only the {found.clusters} arms as independent."
+        )
+        text += (
+            f" Given training steps: partial rank correlation {_correlated(curve, partial)}."
+            if partial
+            else " Given training steps: undefined, since steps, success or video do not vary beyond them."
+        )
+    return VideoReport(VIDEO[2], points, episodes, found, partial, text)
+
+
+def _correlated(curve: Curve, found: Correlation) -> str:
+    """Return a correlation with its interval and verdict, without a full stop."""
+    low, high = found.interval
+    shown = "they go together" if found.rho > 0 else "they go against each other"
+    if low <= 0 <= high:
+        shown = "no evidence that they go together"
+    if not curve.claim.of_recipe:
+        shown += " in these trained policies"
+    return f"{found.rho:+.2f} [{low:+.2f}, {high:+.2f}] ({shown})"
 
 
 def _horizon(horizon: Any) -> str:

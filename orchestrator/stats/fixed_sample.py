@@ -6,7 +6,7 @@ Shapes: C cells (points of a curve), R replicates (seeds), E episodes of the sui
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy  # imports `scipy.stats`, which takes a second, where it is first used
@@ -224,22 +224,69 @@ class Correlation:
     interval: Interval
     number: int
     """Number of pairs."""
+    clusters: int
+    """Number of independent groups of pairs."""
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Correlation | None:
-    """Return Spearman's rank correlation with the interval of Bonett and Wright (2000).
+FEWEST_CLUSTERS = 3
+"""Smallest number of independent groups whose spread gives an interval."""
+_NEARLY_ONE = 1 - 1e-12  # Fisher's transformation of 1 is infinite
 
-    None for fewer than five pairs, or if one side is constant. Assumes independent pairs; checkpoints of one
-    training are not quite independent, so the interval's width is then a lower bound.
+
+def rank_correlation(
+    x: Sequence[float],
+    y: Sequence[float],
+    clusters: Sequence[str],
+    given: Sequence[float] | None = None,
+    confidence: float = 0.95,
+) -> Correlation | None:
+    """Return Spearman's rank correlation of pairs that are independent only between clusters, such as the
+    checkpoints of several trainings.
+
+    given: a third value per pair; the correlation is then the partial one: that of the ranks of x and y after
+    the linear dependence of both on the ranks of `given` is removed.
+
+    The interval is a jackknife that leaves out one cluster at a time, on Fisher's scale, with Student's t of
+    one degree of freedom less than there are clusters. None for fewer than five pairs or FEWEST_CLUSTERS, and
+    where the correlation is undefined: x, y or `given` is constant, or x or y a monotone function of `given`.
     """
-    if len(x) < 5 or len(set(x)) < 2 or len(set(y)) < 2:
+    columns = np.array([x, y] if given is None else [x, y, given], float)
+    names = sorted(set(clusters))
+    if len(clusters) < 5 or len(names) < FEWEST_CLUSTERS:
         return None
-    rho = float(scipy.stats.spearmanr(x, y).statistic)
-    if abs(rho) > 1 - 1e-12:
-        return Correlation(rho, Interval(rho, rho), len(x))
-    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
-    low, high = np.tanh(np.arctanh(rho) + np.array([-half, half]))
-    return Correlation(rho, Interval(float(low), float(high)), len(x))
+    of = np.asarray(clusters)
+    rho, *without = (_spearman(columns[:, of != name]) for name in [None, *names])
+    if np.isnan(rho):
+        return None
+    if np.isnan(without).any():  # undefined without one of the clusters, so that the spread is unknown
+        return Correlation(rho, Interval(-1.0, 1.0), len(of), len(names))
+    freedom = len(names) - 1
+    centre, left_out = _fisher(rho), _fisher(np.array(without))
+    error = np.sqrt(freedom / len(names) * ((left_out - left_out.mean()) ** 2).sum())
+    half = scipy.stats.t.ppf((1 + confidence) / 2, freedom) * error
+    low, high = np.tanh([centre - half, centre + half])
+    return Correlation(rho, Interval(float(low), float(high)), len(of), len(names))
+
+
+def _fisher(rho: Any) -> Any:
+    return np.arctanh(np.clip(rho, -_NEARLY_ONE, _NEARLY_ONE))
+
+
+def _spearman(columns: NDArray[np.float64]) -> float:
+    """Return the rank correlation of the first two rows, given the third if there is one; nan if undefined.
+
+    columns: (2 or 3, N).
+    """
+    ranks = scipy.stats.rankdata(columns, axis=1)
+    if (np.ptp(ranks, axis=1) == 0).any():
+        return float("nan")
+    of = np.corrcoef(ranks)
+    if len(of) == 2:
+        return float(np.clip(of[0, 1], -1, 1))
+    left = (1 - of[0, 2] ** 2) * (1 - of[1, 2] ** 2)
+    if left < _ROUNDING:
+        return float("nan")
+    return float(np.clip((of[0, 1] - of[0, 2] * of[1, 2]) / np.sqrt(left), -1, 1))
 
 
 # -- many rates, with the spread between trainings -----------------------------------------------------------

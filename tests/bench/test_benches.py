@@ -39,6 +39,7 @@ STRESS = (
     "demo_worth",
     "bad_demos",
     "band_coverage",
+    "imagined_features",
     "libero_versions",
     "peers",
     "start",

@@ -345,6 +345,7 @@ def _video(arms: list[ArmReport]) -> VideoReport:
         measure="mean latent distance",
         points=tuple(points),
         episodes=tuple(episodes),
-        correlation=Correlation(-0.91, Interval(-0.97, -0.74), len(points)),
+        correlation=Correlation(-0.91, Interval(-0.97, -0.74), len(points), len(points)),
+        given_steps=None,
         text="Checkpoints whose imagination lies nearer to what then happened succeed more often.",
     )

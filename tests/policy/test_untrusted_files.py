@@ -335,7 +335,7 @@ def test_override_that_is_not_readable_raises_one_sentence(tmp_path: Path, value
 
 
 def test_project_sweep_files_are_far_below_the_limits() -> None:
-    for file in (Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"):
+    for file in (Path(__file__).resolve().parents[2] / "jobs").rglob("*.yaml"):
         assert read_yaml(file.read_text()) == yaml.safe_load(file.read_text())
         assert file.stat().st_size < 20_000
 

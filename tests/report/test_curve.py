@@ -398,6 +398,20 @@ def test_video_score_and_success_are_correlated_over_checkpoints() -> None:
     assert "they go together" in video.text
 
 
+def test_video_report_says_whether_it_is_correlated_given_training_steps() -> None:
+    curve = several(gain=1.0, noise=0.1)
+    video = curve.report().video
+    assert video
+    assert video.given_steps
+    assert video.given_steps.clusters == 24
+    assert video.given_steps.interval.low < 0 < video.given_steps.interval.high, (
+        "distance follows steps alone"
+    )
+    said = f"Given training steps: partial rank correlation {video.given_steps.rho:+.2f}"
+    assert said in video.text
+    assert (video.to_json()["given_steps"] or {})["rho"] == video.given_steps.rho
+
+
 def test_video_scores_of_other_clips_are_not_mixed() -> None:
     curve = several(gain=1.0, noise=0.1)
     first, *others = curve.arms
