@@ -18,6 +18,8 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
 | `lift_next_arm.yaml` | a sweep file: the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/statistics.md](../docs/statistics.md#a-sweep-that-chooses-its-arms)) |
 | `lift_exchange.yaml` | a sweep file: a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/statistics.md](../docs/statistics.md#exchange-rates)) |
+| `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | sweep files: does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? |
+| `claims/videos_replace_demos.yaml` | a sweep file: do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds |
 | `claims/success_follows_video.yaml` | a sweep file: does success go with the generated video? 24 checkpoints on Lift, two kinds of weights that the video model starts from, three seeds ([docs/results/success_follows_video.md](../docs/results/success_follows_video.md)) |
 | `lines_lift.yaml` | a sweep file: five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
 | `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
