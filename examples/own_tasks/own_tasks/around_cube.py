@@ -38,7 +38,8 @@ DIRECTIONS = {
 def place(direction: str, cube: Array) -> Array:
     """Return the place of the hand, (3,) (m, world), for a cube whose middle is at `cube`."""
     x, y = DIRECTIONS[direction]
-    return cube + np.array([OFFSET_M * x, OFFSET_M * y, HEIGHT_M])
+    found: Array = cube + np.array([OFFSET_M * x, OFFSET_M * y, HEIGHT_M])
+    return found
 
 
 class AroundCubeExpert:
