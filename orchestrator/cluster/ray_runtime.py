@@ -7,13 +7,15 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.cluster.placement import Node
 from orchestrator.cluster.worker_logs import redact_output
 from orchestrator.storage.base import PATIENCE
 from policy.errors import RESUMABLE, DemoscaleError
 from sim_workers.checkout import CHECKOUT
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.placement import Node
 
 # Ray reads these when it is imported or a process starts, so they are set before.
 ENVIRONMENT = {
@@ -121,9 +123,12 @@ def resources() -> dict[str, float]:
     return total
 
 
-def nodes() -> tuple[Node, ...]:
+def nodes() -> "tuple[Node, ...]":
     """Return the connected cluster's nodes."""
     import ray
+
+    # here, since every worker process imports this module and this one imports the sweep file's with it
+    from orchestrator.cluster.placement import Node
 
     return tuple(
         Node(
