@@ -341,6 +341,9 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
+LISTED_FILMS = 6
+
+
 def _print_places(sweep_run: Any, answer: Any) -> None:
     """Where everything is and how to open it."""
     from orchestrator.redaction import strip_credentials
@@ -352,9 +355,12 @@ def _print_places(sweep_run: Any, answer: Any) -> None:
             picture = Path(state.storage.uri) / f"{state.sweep.name}-curve.{kind}"
             answer.save(picture)
             click.echo(f"picture          {picture}")
-    for arm, films in sweep_run.films().items():
-        for film in films:
-            click.echo(f"rollout video    {film}   ({arm})")
+    films = [(film, arm) for arm, films in sweep_run.films().items() for film in films]
+    for film, arm in films[:LISTED_FILMS]:
+        click.echo(f"rollout video    {film}   ({arm})")
+    if len(films) > LISTED_FILMS:
+        page = f"demoscale curve {state.sweep.name} --storage {state.storage.uri} --html curve.html"
+        click.echo(f"{len(films) - LISTED_FILMS:>4} more        {page}")
     uri = strip_credentials(state.tracking_uri)
     served = uri.startswith("http")
     click.echo(
