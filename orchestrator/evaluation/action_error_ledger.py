@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from orchestrator.data.action_error import ActionError
 from orchestrator.provenance import digest
-from orchestrator.storage.base import NoObject, Storage
+from orchestrator.storage.base import NoObject, Storage, claim
 from orchestrator.storage.tables import encode_rows, read_rows
 
 SCHEMA = pa.schema(
@@ -62,11 +62,14 @@ class ActionErrorLedger:
             name = digest(sorted(error.episode for error in errors))
             self._storage.put_if_absent(f"{self._prefix}{name}.parquet", self._encode(errors))
 
-    def seal(self, errors: Iterable[ActionError]) -> None:
-        """Write all episodes as one object, sorted by id, which replaces the parts for all later reads."""
-        self._storage.put_if_absent(
-            self._sealed, self._encode(sorted(errors, key=lambda error: error.episode))
-        )
+    def seal(self, errors: Iterable[ActionError]) -> tuple[ActionError, ...]:
+        """Write all episodes as one object, sorted by id, which replaces the parts for all later reads,
+        unless there is one; return the stored episodes, which are those of the first process that sealed
+        them.
+        """
+        listed = tuple(sorted(errors, key=lambda error: error.episode))
+        mine = claim(self._storage, self._sealed, self._encode(listed))
+        return listed if mine else tuple(self.read().values())
 
     def read(self) -> dict[str, ActionError]:
         """Return the measured episodes by id. Raises StorageError, which names the object, if one is

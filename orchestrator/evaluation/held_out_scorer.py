@@ -140,7 +140,7 @@ class HeldOutScorer:
                 return
         score = ActionErrorScore.of(found.values(), listed, causes)
         if score.complete:
-            ledger.seal(score.errors)
+            score = ActionErrorScore.of(ledger.seal(score.errors), listed)
         self._on_event(ActionErrorScored(job, score))
 
     def _parts(self, job: HeldOutJob, missing: list[EpisodeEntry]) -> Iterator[tuple[list[Measured], float]]:

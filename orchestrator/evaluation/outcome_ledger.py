@@ -147,19 +147,24 @@ class Ledger:
         self._note((found[row["episode"]], row["recorded"]) for row in rows)
         return found
 
-    def seal(self, outcomes: Iterable[Outcome]) -> None:
+    def seal(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Write the outcomes of the whole list as one object, sorted by spec, which replaces the parts for
-        all later reads.
+        all later reads, unless there is one; return the stored outcomes in the given order, which are those
+        of the first process that sealed the list.
 
         Raises ValueError if an outcome is an error: its episode would never be retried.
         """
-        listed = sorted(outcomes, key=lambda outcome: outcome.spec)
+        own = [*outcomes]
+        listed = sorted(own, key=lambda outcome: outcome.spec)
         if errors := [outcome.spec.episode_id for outcome in listed if outcome.result == "error"]:
             raise ValueError(f"no complete score: {', '.join(errors)} ended in an error")
         now = datetime.now(UTC)
         rows = [self._row(outcome, self._recorded.get(outcome.spec.episode_id, now)) for outcome in listed]
-        self._storage.put_if_absent(self._sealed, _encode(rows))
-        self.sealed = True
+        mine, self.sealed = claim(self._storage, self._sealed, _encode(rows)), True
+        if mine:
+            return own
+        stored = self.read()
+        return [stored.get(outcome.spec.episode_id, outcome) for outcome in own]
 
     def table(self, outcomes: Sequence[Outcome]) -> pa.Table:
         """Return the outcomes as a table with the columns of SCHEMA; those that were not recorded get the

@@ -254,9 +254,13 @@ class Scorer:
             return False
         entry.missing.clear()
         self._urgency.begun(job)
-        score = Score.of(counted, sum(map(len, entry.cut)), rule, verdict)
-        if score.episodes == score.listed and not entry.ledger.sealed:
-            entry.ledger.seal(counted)
+        listed = sum(map(len, entry.cut))
+        score = Score.of(counted, listed, rule, verdict)
+        if score.episodes == listed and not entry.ledger.sealed:
+            counted = entry.ledger.seal(counted)
+            # those that a driver which has lost the lease sealed at the same moment
+            entry.outcomes |= {outcome.spec.episode_id: outcome for outcome in counted}
+            score = Score.of(counted, listed, rule, verdict)
         self._on_event(ScoreConcluded(job, score, tuple(counted)))
         if balance := self._pool.rebalance():
             self._say(

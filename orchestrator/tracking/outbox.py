@@ -40,7 +40,7 @@ class OutboxWriter:
         written.
         """
         self._lock, self._notes = threading.Lock(), 0
-        name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        name = f"{_time_after(folder):020d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.path, self._data, part = folder / f"{name}.jsonl", folder / name, folder / f"{name}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +83,14 @@ class OutboxWriter:
             self._file.seek(self.size)  # and no hole
             raise
         self.size += len(line)
+
+
+def _time_after(folder: Path) -> int:
+    """Return the present time in ns, or one after that of the folder's newest journal if the clock was set
+    back since: journals are published in the order of their names.
+    """
+    newest = max((path.name.partition("-")[0] for path in journals(folder)), default="")
+    return max(time.time_ns(), int(newest) + 1 if newest.isdigit() else 0)
 
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:

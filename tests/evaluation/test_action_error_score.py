@@ -105,7 +105,8 @@ def test_ledger_keeps_the_first_measurement_and_seals_whole_lists(tmp_path: Path
     ledger.record([replace(error, error=9.0) for error in errors[:2]])
     ledger.record(errors[2:])
     assert ledger.read() == {error.episode: error for error in errors}
-    ledger.seal(errors)
+    assert ledger.seal(errors) == tuple(errors)
+    assert ledger.seal([replace(error, error=9.0) for error in errors]) == tuple(errors)
     for part in storage.list("action_errors/c/p/"):
         (tmp_path / part).unlink()
     assert ActionErrorLedger(storage, "c", "p").read() == {error.episode: error for error in errors}

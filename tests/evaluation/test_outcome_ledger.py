@@ -177,9 +177,10 @@ def test_sealed_ledger_is_read_without_its_parts(storage: Storage) -> None:
     assert ledger(storage).read() == by_id(outcome(0))
 
 
-def test_ledger_keeps_the_first_seal(storage: Storage) -> None:
-    ledger(storage).seal([outcome(0, worker="host/1")])
-    ledger(storage).seal([outcome(0, worker="host/2")])
+def test_ledger_keeps_and_returns_the_first_seal(storage: Storage) -> None:
+    first, second = outcome(0, worker="host/1"), outcome(0, worker="host/2")
+    assert ledger(storage).seal([first]) == [first]
+    assert ledger(storage).seal([second]) == [first]
     assert ledger(storage).read() == by_id(outcome(0, worker="host/1"))
 
 

@@ -19,6 +19,7 @@ from polling import until as until_within
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.policy_clients import InProcessPolicy
 from sim_workers.rollout.suite import EpisodeRules, Suite
+from sim_workers.rollout.worker import RolloutJob
 
 until = partial(until_within, seconds=20.0)
 
@@ -149,6 +150,22 @@ def test_scorer_seals_a_checkpoint_that_was_played_but_not_sealed(start: Start, 
     scorer.drain()
     assert not pool.played
     assert heard.scores["a", 100].failures == 4
+
+
+def test_scorer_reports_what_another_driver_sealed_first(start: Start, tmp_path: Path) -> None:
+    scorer, pool, heard = start()
+
+    def play(job: RolloutJob) -> Outcome:
+        if not pool.queue:  # the last episode: the other driver, whose policy acts otherwise, is faster
+            other = Ledger(open_storage(str(tmp_path)), "a100", "protocol")
+            other.seal([make_outcome(spec, won=False) for spec in SUITE.episode_list()])
+        return make_outcome(job.spec)
+
+    pool.play = play
+    pool.resume()
+    scorer.submit(job("a", 100))
+    scorer.drain()
+    assert (heard.scores["a", 100].failures, heard.scores["a", 100].successes) == (4, 0)
 
 
 def test_scorer_drain_raises_the_error_of_the_thread(start: Start) -> None:

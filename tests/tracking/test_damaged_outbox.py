@@ -122,6 +122,23 @@ def test_damaged_outbox_delivers_everything_but_the_damaged_part(
     )
 
 
+def test_outbox_is_delivered_in_order_after_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = OutboxWriter(tmp_path, {"sweep": "x"})
+    earlier.append(*to_note(record(1)))
+    earlier.close()
+    monkeypatch.setattr("orchestrator.tracking.outbox.time.time_ns", lambda: 1)
+    told = list[int]()
+    teller = OutboxRelay("u", tmp_path, {"sweep": "x"}, open_tracker=lambda uri, **about: FakeTracker(told))
+    teller.enqueue(record(2))
+    try:
+        assert teller.wait(10.0)
+    finally:
+        teller.close()
+    assert told == [1, 2]
+
+
 def test_outbox_relay_reports_an_error_of_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, lock: object) -> bool:
         raise ZeroDivisionError
