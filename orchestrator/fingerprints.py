@@ -17,6 +17,7 @@ from typing import Any, Literal
 from orchestrator.code_fingerprint import fingerprint_of
 from orchestrator.provenance import digest
 from orchestrator.storage.base import NoObject, Storage
+from orchestrator.storage.notes import read_json_object, read_json_objects
 
 Kind = Literal["training", "score", "action error"]
 CODE = "code"
@@ -54,7 +55,7 @@ class Key:
         versions.
         """
         try:
-            note = json.loads(storage.get(cls._name(fingerprint)))
+            note = read_json_object(storage, cls._name(fingerprint))
         except NoObject:
             return None
         return cls(note["kind"], note["parts"])
@@ -62,8 +63,7 @@ class Key:
     @classmethod
     def all_kept(cls, storage: Storage, kind: Kind) -> dict[str, "Key"]:
         """Return the stored keys of a kind by fingerprint, the most recently written first."""
-        names = [name.removeprefix(FOLDER).removesuffix(".json") for name in storage.list(FOLDER)]
-        notes = {name: json.loads(storage.get(cls._name(name))) for name in names}
+        notes = read_json_objects(storage, FOLDER)
         newest = sorted(
             (name for name in notes if notes[name]["kind"] == kind),
             key=lambda name: -float(notes[name]["written"]),

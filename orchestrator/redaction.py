@@ -113,7 +113,9 @@ def _is_parameter_name(name: str) -> bool:
 _KEY = re.compile(
     r"""(?<![\w.-])(-{0,2}+[A-Za-z_][\w.\-]*+(?:%\w\w[\w.\-]*+)*+)(\\*+["']?+\]?+[ \t]{0,8}+(?::=|=>|==?|:)[ \t]{0,8}+)"""  # noqa: E501
 )
-_OPTION = re.compile(r"(?<![\w.-])--?([A-Za-z][\w\-]*+)[ \t]{1,8}+(?=[^\s-])")
+_OPTION = re.compile(
+    r"""(?<![\w.-])--?([A-Za-z][\w\-]*+)(?:[ \t]{1,8}+|\\*+["'],[ \t]{0,8}+(?=\\*+["']))(?=[^\s-])"""
+)
 _ANNOTATION = re.compile(r"(?:str|bytes|SecretStr|Any|Optional\[\w{1,20}\])(?: ?\| ?None)? ?= ?(?!=)")
 _BLOCK = re.compile(r"[|>][+-]?[ \t]{0,8}\n[ \t]{1,40}")
 _WRAPPED = re.compile(r"""\[?[ \t]{0,8}(?:SecretStr\()?(?:[bru]|[rb][rb])?(?=\\*["'])""", re.I)
@@ -178,7 +180,9 @@ def _holds_a_secret(text: str, start: int, name: str, quoted: bool, parameter: b
 
 
 def _option_values(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the (begin, end) of the values of a command's secret options: --password hunter2."""
+    """Yield the (begin, end) of the values of a command's secret options: --password hunter2, also in a list
+    of arguments, as messages of `subprocess` have them: ['--password', 'hunter2'].
+    """
     for option in _OPTION.finditer(text):
         if _is_secret_name(option[1]) and (found := _value(text, option.end(), option[1], strict=True)):
             yield found

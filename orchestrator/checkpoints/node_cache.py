@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from orchestrator.checkpoints.reader import fetch
 from orchestrator.storage.base import LocalStorage
@@ -20,11 +21,11 @@ MOST_BYTES = 20 * 2**30
 folder is evicted first.
 """
 SPARE_S = 600.0
-"""Seconds since its last request for which a folder is not evicted, since it may be loading; also the age
-limit of a fetch in progress.
-"""
+"""Seconds since its last request for which a folder is not evicted, since it may be loading."""
 HIDDEN = ".part-"
-"""Name prefix of folders that are being fetched or deleted."""
+"""Prefix of the names of folders that are being fetched or deleted: `.part-<name>-...`, while the process
+that does so holds the lock of that name.
+"""
 
 
 def user_folder(kind: str) -> Path:
@@ -81,7 +82,7 @@ def cached_folder(name: str, fill: Callable[[Path], None], root: Path, most_byte
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=root, prefix=HIDDEN) as part:
+            with tempfile.TemporaryDirectory(dir=root, prefix=f"{HIDDEN}{name}-") as part:
                 fetched = Path(part) / name
                 fill(fetched)
                 LocalStorage(fetched).sync("")  # a power failure must not leave an incomplete folder
@@ -100,8 +101,10 @@ def _make_room(root: Path, most_bytes: int) -> None:
             used = folder.stat().st_mtime
             if not folder.name.startswith(HIDDEN):
                 ages.append((used, sum(file.stat().st_size for file in folder.rglob("*")), folder))
-            elif time.time() - used > SPARE_S:  # the process that fetched or deleted it was killed
-                shutil.rmtree(folder, ignore_errors=True)
+            else:  # removed if the process that fetched or deleted it was killed
+                name = folder.name.removeprefix(HIDDEN).rpartition("-")[0]
+                with suppress(Timeout), FileLock(root / f"{name}.lock", timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             continue
     total = sum(size for _, size, _ in ages)
@@ -112,7 +115,7 @@ def _make_room(root: Path, most_bytes: int) -> None:
         with FileLock(root / f"{folder.name}.lock"):
             if folder.is_dir() and folder.stat().st_mtime == used:
                 # renamed first: a partly deleted folder must not be used
-                going = root / f"{HIDDEN}{folder.name}"
+                going = root / f"{HIDDEN}{folder.name}-old"
                 os.replace(folder, going)
                 shutil.rmtree(going, ignore_errors=True)
         total -= size

@@ -54,12 +54,15 @@ def status(context: click.Context, name: str, storage: str, as_json: bool, once:
     if rebuild:
         from orchestrator.cluster.ray_runtime import quiet
         from orchestrator.redaction import strip_credentials
+        from orchestrator.sweep.driver_lease import Lease
         from orchestrator.sweep.republish import republish
         from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 
         quiet()
         settings = context.find_object(OutboxSettings) or DEFAULT_OUTBOX
-        scores = republish(state, settings, may_run=Progress.of(state).live is not None)
+        # not by `LiveStatus.written`, which is of the driver's clock
+        lease = Lease(state.storage, name, lambda _: None)
+        scores = republish(state, settings, may_run=lease.held(lambda line: click.echo(line, err=True)))
         click.echo(f"{strip_credentials(state.tracking_uri)}: has {scores} scores", err=as_json)
     now = Progress.of(state)
     if as_json:

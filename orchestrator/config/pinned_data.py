@@ -4,7 +4,6 @@ merged/<name>/     a store without episodes: the merged manifest of a sweep with
                    (orchestrator/data/merged_store.py), written by its first run
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,15 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.merged_store import MergeError, merged_uri
 from orchestrator.data.subset import evaluation_episodes
 from orchestrator.storage.base import Storage, open_storage
+from orchestrator.storage.notes import read_json_object
 
 
 def pinned_facts(storage: Storage, name: str) -> dict[str, Any]:
-    """Return the content of `sweeps/<name>.json` (`sweep/state.py`); empty before the sweep's first run."""
+    """Return the content of `sweeps/<name>.json` (`sweep/state.py`); empty before the sweep's first run.
+    Raises StorageError if it is damaged.
+    """
     key = f"sweeps/{name}.json"
-    facts: dict[str, Any] = json.loads(storage.get(key)) if storage.exists(key) else {}
-    return facts
+    return read_json_object(storage, key) if storage.exists(key) else {}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from orchestrator.evaluation.sequential_rule import Verdict
 from orchestrator.provenance import digest
 from orchestrator.redaction import redact
 from orchestrator.storage.base import NoObject, Storage, claim
-from orchestrator.storage.notes import read_json_objects
+from orchestrator.storage.notes import read_json_object, read_json_objects
 from orchestrator.storage.tables import encode_rows, read_rows
 from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
@@ -186,7 +186,7 @@ class Ledger:
     def verdict(self, rule: str) -> Verdict | None:
         """Return the stored verdict of a rule (`Rule.key`); None if there is none."""
         try:
-            return Verdict(**json.loads(self._storage.get(self._verdict(rule))))
+            return Verdict(**read_json_object(self._storage, self._verdict(rule)))
         except NoObject:
             return None
 
@@ -226,7 +226,9 @@ class Ledger:
         """
         known = {*self._storage.list(self._prefix)}
         notes = {episode: key.removesuffix(".mp4") + ".json" for episode, key in self.films().items()}
-        return {episode: json.loads(self._storage.get(key)) for episode, key in notes.items() if key in known}
+        return {
+            episode: read_json_object(self._storage, key) for episode, key in notes.items() if key in known
+        }
 
 
 def scores(storage: Storage) -> pa.Table:
@@ -309,7 +311,7 @@ class RenderReferences:
 
     def _read(self, key: str) -> RenderFingerprint | None:
         if key not in self._known and self._storage.exists(key):
-            self._known[key] = RenderFingerprint.from_json(json.loads(self._storage.get(key)))
+            self._known[key] = RenderFingerprint.from_json(read_json_object(self._storage, key))
         return self._known.get(key)
 
     def all(self) -> dict[str, dict[str, str]]:

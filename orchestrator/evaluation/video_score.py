@@ -19,6 +19,7 @@ from orchestrator.evaluation.held_out_clips import HeldOut
 from orchestrator.evaluation.image_metrics import MEASURES, Fidelity, fidelity
 from orchestrator.provenance import digest
 from orchestrator.storage.base import Storage
+from orchestrator.storage.notes import read_json_object
 from policy.config import SamplerConfig
 from policy.interface import Imagination, Observation
 
@@ -93,7 +94,7 @@ class VideoBenchmark:
     def known(self, storage: Storage, checkpoint: str) -> VideoScore | None:
         """Return the stored score of a checkpoint, given its fingerprint; None if there is none."""
         key = self._key(checkpoint)
-        return VideoScore.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
+        return VideoScore.from_json(read_json_object(storage, key)) if storage.exists(key) else None
 
     def keep(self, storage: Storage, checkpoint: str, score: VideoScore) -> None:
         """Write the score of a checkpoint, given its fingerprint, unless there is one."""

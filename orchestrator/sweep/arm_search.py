@@ -3,8 +3,10 @@
 Both receive scores asynchronously, however late: a score is the lower bound of a checkpoint's success rate.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,6 +135,24 @@ class GridSearch:
         """Ignore the arm: the grid is fixed."""
 
 
+def _cut_where_damaged(journal: Path) -> None:
+    """Cut Optuna's journal before its first damaged line, as a full disk or a killed process may leave one;
+    Optuna would append to it and could read neither. The damaged file is kept as `<journal>.damaged`.
+    """
+    written = journal.read_bytes() if journal.exists() else b""
+    whole = b"".join(takewhile(_is_whole, written.splitlines(keepends=True)))
+    if whole != written:
+        journal.with_name(f"{journal.name}.damaged").write_bytes(written)
+        journal.write_bytes(whole)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 class OptunaSearch:
     """Arms that Optuna's TPE sampler proposes, from the results of earlier ones.
 
@@ -151,6 +171,7 @@ class OptunaSearch:
         assert sweep.search.optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal.parent.mkdir(parents=True, exist_ok=True)
+        _cut_where_damaged(journal)
         self._choice = sweep.search.optuna
         self._seed = sweep.seeds[0]
         demos, ratios = sweep.data.demo_count, sweep.data.action_free_ratio
@@ -174,13 +195,16 @@ class OptunaSearch:
             directions=["maximize", "minimize"] if self._choice.against else ["maximize"],
             load_if_exists=True,
         )
+        trials, recorded = self.study.get_trials(deepcopy=False), {arm.name for arm in before}
+        # an arm that the sweep did not record, since its process was killed, may be proposed again
         self._numbers = {
             trial.user_attrs["arm"]: trial.number
-            for trial in self.study.get_trials(deepcopy=False)
-            if "arm" in trial.user_attrs
+            for trial in trials
+            if trial.user_attrs.get("arm") in recorded
         }
         self._again = list(before)
-        self._proposed = 0
+        # duplicates of earlier runs count, so that a finished sweep proposes nothing further
+        self._proposed = sum(trial.state.is_finished() and "arm" not in trial.user_attrs for trial in trials)
         self.exhausted = False
 
     def next(self) -> Arm | None:

@@ -2,7 +2,8 @@
 
 leases/<sweep>/000001.json    a driver; the highest number holds the sweep. Claimed with a conditional write,
                               so of two drivers one gets it
-leases/<sweep>/000001.beat    rewritten by the holder every BEAT_S seconds, and once more when it ends
+leases/<sweep>/000001.beat    rewritten by the holder every BEAT_S seconds, and once more when it ends; it
+                              says whether the holder still waits for the driver before it
 
 No clock is compared with another machine's: a new driver polls the beat, and a holder whose beat is unchanged
 for LEASE_S counts as gone.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.storage.base import NoObject, Storage, StorageError, check_conditional_writes, claim
+from orchestrator.storage.notes import read_json_object
 from policy.errors import DemoscaleError
 
 BEAT_S = 5.0
@@ -29,6 +31,11 @@ BEAT_S = 5.0
 LEASE_S = 30.0
 """Seconds without a new beat after which a holder counts as gone."""
 OVER = "over"
+"""Beat of a driver that has ended."""
+WAITS = "waits"
+"""Beginning of the beats of a driver that waits for the end of the one before it."""
+LEFT = f"{WAITS} no more"
+"""Beat of a driver that ended while it waited, so that the one before it may still run."""
 
 
 class HeldError(DemoscaleError):
@@ -88,6 +95,7 @@ class Lease:
             lease_s,
         )
         self._holder, self._number, self._beats = Holder.here(), 0, 0
+        self._waiting = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -97,41 +105,65 @@ class Lease:
         """
         check_conditional_writes(self._storage)
         while True:
-            number, holder = self._latest()
-            gone = holder is None or self._gone(number, holder, say)
-            if not gone and not take_over:
+            number = self._latest()
+            running = self._running(number, say)
+            if running and not take_over:
                 raise HeldError(
-                    f"{self._sweep}: {holder} runs it; wait for its end, stop it there with Ctrl-C, or end it"
-                    " from here with --take-over"
+                    f"{self._sweep}: {running} runs it; wait for its end, stop it there with Ctrl-C, or"
+                    " end it from here with --take-over"
                 )
             if claim(self._storage, self._key(number + 1), json.dumps(asdict(self._holder)).encode()):
                 self._number = number + 1
-                if holder and not gone:
-                    say(f"takes over from {holder}, which saves its state and ends")
+                if running:
+                    say(f"takes over from {running}, which saves its state and ends")
                     self._wait_for(number)
                 return self
 
+    def held(self, say: Callable[[str], None] = lambda line: None) -> bool:
+        """Return whether a driver runs the sweep; claims nothing."""
+        return self._running(self._latest(), say) is not None
+
     def __enter__(self) -> "Lease":
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._end(OVER)
+
+    def _end(self, beat: str) -> None:
         self._closing.set()
         self._thread.join(self._beat_s)
         try:
-            self._storage.put(self._key(self._number, "beat"), OVER.encode())
+            self._storage.put(self._key(self._number, "beat"), beat.encode())
         except StorageError:  # the next driver waits until the lease expires
             return
 
     def _key(self, number: int, kind: str = "json") -> str:
         return f"leases/{self._sweep}/{number:06d}.{kind}"
 
-    def _latest(self) -> tuple[int, Holder | None]:
-        """Return the highest claimed number and its driver; (0, None) if none is claimed."""
+    def _latest(self) -> int:
+        """Return the highest claimed number; 0 if none is claimed."""
         keys = [key for key in self._storage.list(f"leases/{self._sweep}/") if key.endswith(".json")]
-        if not keys:
-            return 0, None
-        return int(Path(keys[-1]).stem), Holder(**json.loads(self._storage.get(keys[-1])))
+        return int(Path(keys[-1]).stem) if keys else 0
+
+    def _holder_of(self, number: int) -> Holder:
+        return Holder(**read_json_object(self._storage, self._key(number)))
+
+    def _running(self, number: int, say: Callable[[str], None]) -> Holder | None:
+        """Return the driver that runs the sweep, that of the highest number or one that it waited for; None
+        if none does.
+        """
+        while number:
+            if not self._gone(number, holder := self._holder_of(number), say):
+                return holder
+            number = self._before(number)
+        return None
+
+    def _before(self, number: int) -> int:
+        """Return the number of the driver that the one of this number waited for; 0 if it had the sweep."""
+        beat = self._beat_of(number).decode()
+        return number - 1 if not beat or beat.startswith(WAITS) else 0
 
     def _beat_of(self, number: int) -> bytes:
         try:
@@ -144,7 +176,7 @@ class Lease:
         know.
         """
         seen = self._beat_of(number)
-        if seen == OVER.encode() or holder.dead:
+        if _is_end(seen) or holder.dead:
             return True
         if holder.place == _place():
             return False
@@ -152,9 +184,20 @@ class Lease:
         return self._stands_still(number, seen)
 
     def _wait_for(self, number: int) -> None:
-        """Return once the driver of this number has ended, or its beat is unchanged for LEASE_S."""
-        while (seen := self._beat_of(number)) != OVER.encode() and not self._stands_still(number, seen):
-            continue
+        """Return once the driver of this number, and one that it waited for, has ended, or its beat is
+        unchanged for LEASE_S. Beats meanwhile, so that no other driver takes this one for gone.
+        """
+        self._waiting = True
+        self._thread.start()
+        try:
+            while number:
+                while not _is_end(seen := self._beat_of(number)) and not self._stands_still(number, seen):
+                    continue
+                number = self._before(number)
+        except BaseException:
+            self._end(LEFT)
+            raise
+        self._waiting = False
 
     def _stands_still(self, number: int, seen: bytes) -> bool:
         """Return True if the beat stays `seen` for LEASE_S or reports the end, False as soon as it changes
@@ -164,23 +207,28 @@ class Lease:
         while time.monotonic() < until:
             time.sleep(min(self._beat_s, self._lease_s) / 5)
             if (now := self._beat_of(number)) != seen:
-                return now == OVER.encode()
+                return _is_end(now)
         return True
 
     def _keep(self) -> None:
         lost = False
         while True:
             try:
-                number, holder = self._latest()
+                number = self._latest()
                 if number > self._number and not lost:
-                    lost = True
+                    holder, lost = self._holder_of(number), True
                     self._on_lost(f"{holder} takes the sweep over")
                 self._beats += 1  # also while this driver ends: the other one waits for that
-                self._storage.put(self._key(self._number, "beat"), str(self._beats).encode())
+                beat = f"{WAITS} {self._beats}" if self._waiting else str(self._beats)
+                self._storage.put(self._key(self._number, "beat"), beat.encode())
             except StorageError:  # code that needs the storage reports the error
                 pass
             if self._closing.wait(self._beat_s):
                 return
+
+
+def _is_end(beat: bytes) -> bool:
+    return beat in (OVER.encode(), LEFT.encode())
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.cost import Cost
 from orchestrator.redaction import redacted_in
 from orchestrator.storage.base import Storage
+from orchestrator.storage.notes import read_json_object
 from orchestrator.sweep.status import ArmLine, known_fields
 
 
@@ -67,7 +68,7 @@ class LiveStatus:
     def read(cls, storage: Storage, sweep: str) -> "LiveStatus | None":
         """Return the status that a sweep's run wrote last; None if none did."""
         key = _key(sweep)
-        return cls.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
+        return cls.from_json(read_json_object(storage, key)) if storage.exists(key) else None
 
 
 def _key(sweep: str) -> str:

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -59,7 +59,7 @@ from orchestrator.sweep.retention import CheckpointPruner
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher, ended_as
 from orchestrator.sweep.train_scheduler import TrainScheduler
-from orchestrator.tracking.mlflow_writer import FAILED, KILLED, local_folder
+from orchestrator.tracking.mlflow_writer import FAILED, KILLED, TrackingError, local_folder
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
 from orchestrator.training.control_channel import StopRequest, open_control_channel, receiving
 from orchestrator.training.train_events import Failed, Finished, Reported, Retried, TrainEvent
@@ -306,7 +306,8 @@ class SweepRun:
         try:
             yield
         except BaseException as error:
-            self._publish_ends(KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
+            with suppress(TrackingError):  # of a full disk, of which `error` is the news
+                self._publish_ends(KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
             if left := self._publisher.finish(done=False):
                 self.say(left)
             if cause := self._cause or cause_of(error):

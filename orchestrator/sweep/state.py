@@ -282,7 +282,7 @@ class SweepState:
         SweepError if none of that name did.
         """
         storage = open_storage(storage_uri)
-        if not storage.exists(f"sweeps/{name}.json"):
+        if not (facts := pinned_facts(storage, name)):
             known = sweep_names(storage)
             raise SweepError(
                 storage.uri,
@@ -291,7 +291,7 @@ class SweepState:
                     + (f"there are {', '.join(known)}" if known else "none did")
                 ],
             )
-        sweep = SweepConfig.stored(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"], storage.uri)
+        sweep = SweepConfig.stored(facts["sweep"], storage.uri)
         # The recorded path may name another storage by now, or on this machine.
         state = cls.open(sweep.model_copy(update={"storage": storage_uri}), here=here)
         return (

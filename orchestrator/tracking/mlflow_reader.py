@@ -39,6 +39,7 @@ from orchestrator.tracking.mlflow_writer import (
     USER,
     TrackingError,
     action_errors_artifact,
+    check_not_deleted,
     client,
     outcomes_artifact,
     rank,
@@ -287,7 +288,8 @@ def _read(
     checkpoint: Checkpoint,
     check: Callable[[str, Mapping[str, Any]], None] | None,
 ) -> TrackedSweep:
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment := mlflow.get_experiment_by_name(EXPERIMENT):
+        check_not_deleted(experiment, f"MLflow at {strip_credentials(uri)} ")
     known = (
         mlflow.search_runs([experiment.experiment_id], tagged({SWEEP: name, ARM: "-"}), max_results=10_000)
         if experiment

@@ -155,6 +155,17 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
+def check_not_deleted(experiment: Any, server: str = "") -> None:
+    """Raise TrackingError if a user deleted the experiment: MLflow shows none of its runs and takes no
+    records for it. server: begins the sentence.
+    """
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"{server}has deleted its experiment {experiment.name}; `mlflow experiments restore"
+            f" --experiment-id {experiment.experiment_id}` brings it back with its runs"
+        )
+
+
 def tagged(tags: dict[str, str]) -> str:
     """Return MLflow's search filter for all of the tags."""
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
@@ -248,13 +259,14 @@ class MlflowWriter:
 
     def _find_experiment(self) -> str:
         """Return the id of the experiment, which is created if there is none, and marked as one of training
-        unless a user chose a kind.
+        unless a user chose a kind. Raises TrackingError if it was deleted.
         """
         found = self._mlflow.get_experiment_by_name(EXPERIMENT)
         tags = {EXPERIMENT_KIND: TRAINING_KIND, DESCRIPTION: EXPERIMENT_DESCRIPTION}
         if not found:
             created: str = self._mlflow.create_experiment(EXPERIMENT, self._artifacts, tags)
             return created
+        check_not_deleted(found)
         for name, value in tags.items():
             if found.tags.get(name, "_inferred").endswith("_inferred"):
                 self._mlflow.set_experiment_tag(found.experiment_id, name, value)

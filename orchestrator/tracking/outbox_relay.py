@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.tracking.mlflow_writer import MlflowWriter
+from orchestrator.tracking.mlflow_writer import MlflowWriter, TrackingError
 from orchestrator.tracking.outbox import (
     DamagedOutboxError,
     OutboxReader,
@@ -269,6 +269,8 @@ class OutboxRelay:
             if self._tracker[0] != key:
                 self._tracker = key, self._open(self._uri, **about)
             self._tracker[1].open()
+        except TrackingError as error:
+            raise _NotOpenError(str(error)) from None
         except Exception as error:
             raise _NotOpenError(reason(error)) from None
         return self._tracker[1]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from orchestrator.checkpoints.node_cache import cached_checkpoint
 from orchestrator.checkpoints.reader import fetch
@@ -105,18 +106,17 @@ def test_node_cache_evicts_the_least_recently_used_and_keeps_those_in_use(
     assert all(folder.is_dir() for folder in folders[2:]), "all three were asked for within ten minutes"
 
 
-def test_node_cache_removes_stale_parts_of_killed_processes(
+def test_node_cache_removes_parts_of_killed_processes_and_no_slow_fetch(
     checkpoint: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     node = tmp_path / "node"
-    for name in (".part-fetched", ".part-deleted"):
-        (node / name).mkdir(parents=True)
-    used(node / ".part-fetched", 5000)
-    cached_checkpoint(*checkpoint("one"), node)
-    assert [(node / name).is_dir() for name in (".part-fetched", ".part-deleted")] == [
-        False,
-        True,
-    ], "its process may still run"
+    parts = [node / name for name in (".part-killed-x1", ".part-slow-x2")]
+    for part in parts:
+        part.mkdir(parents=True)
+        used(part, 5000)
+    with FileLock(node / "slow.lock"):
+        cached_checkpoint(*checkpoint("one"), node)
+    assert [part.is_dir() for part in parts] == [False, True]
 
 
 def test_node_cache_on_a_nearly_full_disk_keeps_fewer_checkpoints(

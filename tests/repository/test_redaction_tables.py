@@ -90,6 +90,8 @@ SECRETS = [
     ('{"name": "HF_TOKEN", "value": "hunter2"}', '{"name": "HF_TOKEN", "value": "***"}'),
     ('os.environ["API_TOKEN"] = "hunter2"', 'os.environ["API_TOKEN"] = "***"'),
     ("wandb login --api-key hunter2", "wandb login --api-key ***"),
+    ("Command '['pull', '--token', 'hunter2', '-y']' returned 1", "Command '['pull', '--token', '***', '-y']' returned 1"),
+    (r'"[\"--api-key\",\"hunter2\"]"', r'"[\"--api-key\",\"***\"]"'),
     ("run --mlflow-password=hunter2 x", "run --mlflow-password=*** x"),
     ("curl -u me:hunter2 https://host", "curl -u me:*** https://host"),
     ("<server><password>hun ter2</password></server>", "<server><password>***</password></server>"),
@@ -176,6 +178,7 @@ INNOCENT = [
     "robot0_eye_in_hand=agentview,robot0_agentview",
     "MUJOCO_GL=egl OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false",
     "RAY_AUTH_TOKEN_PATH=/run/ray/auth",
+    "['--token-env', 'DEMOSCALE_POLICY_TOKEN'], ['--max-tokens', '8000']",
     "demoscale serve --token-env DEMOSCALE_POLICY_TOKEN --port 8000",
     "from hf_hub_download import sklearn, sk-learn-compatible-estimators-are-fine",
     # sentences
@@ -233,7 +236,7 @@ PIECES = [
     "ab://a@", "password=", "password:", "password= ", "password=none,", 'password="', "password='", 'password=\\"', "password=\\",
     "cookie: <", "cookie=", "authorization: basic ", "a=", "a:", "a.b-", "?a=", "&key=", ";key=", "-----BEGIN PRIVATE KEY-----",
     "-----BEGIN A", "eyJaaaaaaaa.", "eyJ", "sk-", "ghp_", "bearer ", "basic aaaaaaaa", "me:a", "a:b@", "a:1234:", "login a password ",
-    "-u a:", "&a=,b=", "password=a,", "%2540a%3A%2F%2F", "--token ", "name: value: ", "https://me:a b ", "https://a/", "https://a:1/",
+    "-u a:", "&a=,b=", "password=a,", "%2540a%3A%2F%2F", "--token ", "name: value: ", "'--token', '", "https://me:a b ", "https://a/", "https://a:1/",
     "password '", "\\u0040", "\\u0000", "&#58;", "password: str = ", "hooks.slack.com/services/", "0123456789:AA", "token: 1 ",
     "<a>", "<password>a", "('token', '", "//a:", "password is ",
 ]  # fmt: skip

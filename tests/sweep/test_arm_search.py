@@ -169,6 +169,33 @@ def test_optuna_search_does_not_repeat_an_arm(tmp_path: Path) -> None:
         arms.append(arm.demo_count)
         proposed.tell(arm, arm.demo_count / 10, 1.0, None)
     assert sorted(arms) == [2, 4]
+    again = OptunaSearch(few, tmp_path / "study.log", [Arm(demos, 0.0, 0) for demos in arms])
+    while again.next():
+        pass
+    assert len(again.study.trials) == 12, "a run of the finished sweep proposes nothing"
+
+
+def test_optuna_search_proposes_an_arm_again_that_was_not_recorded(tmp_path: Path) -> None:
+    few = sweep({"optuna": {"trials": 12}}, demo_count=[2, 4], action_free_ratio=[0])
+    assert OptunaSearch(few, tmp_path / "study.log", []).next()  # killed before the sweep had it
+    search, arms = OptunaSearch(few, tmp_path / "study.log", []), list[int]()
+    while arm := search.next():
+        arms.append(arm.demo_count)
+    assert sorted(arms) == [2, 4]
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code":5,"wor', bytes(40), b'[1]\n{"op_code"'])
+def test_optuna_search_goes_on_after_its_journal_was_torn(tmp_path: Path, tail: bytes) -> None:
+    asked, journal = sweep({"optuna": {"trials": 3}}, **RANGES), tmp_path / "study.log"
+    first = OptunaSearch(asked, journal, []).next()
+    assert first
+    written = journal.read_bytes()
+    journal.write_bytes(written + tail)
+    again = OptunaSearch(asked, journal, [first])
+    assert (again.next(), len(again.study.trials)) == (first, 1)
+    again.tell(first, 0.5, 1.0, None)
+    assert again.next()
+    assert journal.with_name("study.log.damaged").read_bytes() == written + tail
 
 
 @pytest.mark.parametrize("stopped_at", [None, 200])

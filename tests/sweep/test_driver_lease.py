@@ -108,6 +108,46 @@ def test_lease_of_another_machine_is_watched_by_its_beats(
     ]
 
 
+def test_lease_of_a_driver_that_waits_for_another_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    monkeypatch.setattr(Holder, "here", lambda: replace(HERE, place="another machine", host="far"))
+    waiting = driver(storage, lease_s=0.3)
+    monkeypatch.undo()
+    taking = threading.Thread(target=lambda: waiting.claim(take_over=True))
+    with driver(storage, lease_s=0.3).claim():
+        taking.start()
+        until(lambda: storage.exists("leases/lift/000002.json"), seconds=10)
+        with pytest.raises(HeldError, match="on far"):
+            driver(storage, lease_s=0.3).claim()
+    taking.join()
+    with waiting:
+        assert driver(storage, lease_s=0.3).held()
+    assert not driver(storage, lease_s=0.3).held()
+
+
+def test_lease_after_an_interrupted_take_over_is_still_the_first_drivers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    monkeypatch.setattr(Holder, "here", lambda: replace(HERE, started="1", host="killed"))
+    second = driver(storage)
+    monkeypatch.undo()
+
+    def interrupt(number: int, seen: bytes) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(second, "_stands_still", interrupt)
+    with driver(storage).claim():
+        with pytest.raises(KeyboardInterrupt):
+            second.claim(take_over=True)
+        with pytest.raises(HeldError, match=f"on {HERE.host}"):
+            driver(storage).claim()
+    with driver(storage).claim():
+        pass
+
+
 HOLDS = """
 import sys, time
 from orchestrator.sweep.driver_lease import Lease

@@ -26,9 +26,10 @@ from orchestrator.storage.base import NoObject, StorageError, open_storage
 from orchestrator.sweep import heartbeat as pulse
 from orchestrator.sweep import ray_tune
 from orchestrator.sweep.heartbeat import Heartbeat
-from orchestrator.sweep.run import UnfinishedError
+from orchestrator.sweep.run import SweepRun, UnfinishedError
 from orchestrator.testing.checkpoints import make_checkpoint
 from orchestrator.testing.fake_trainer import FakeTrainer
+from orchestrator.tracking.mlflow_writer import TrackingError
 from orchestrator.training.control_channel import open_control_channel
 from orchestrator.training.train_snapshot import SNAPSHOT, repair
 from policy.checkpoint import fingerprint
@@ -103,6 +104,23 @@ def test_infrastructure_error_has_its_own_exit_code() -> None:
         InfrastructureError.exit_code,
         "lift: the disk is full; the same command goes on\n",
     )
+
+
+def test_run_ends_with_the_full_disk_that_its_last_records_meet_too(folder: Path, store: str) -> None:
+    full = TrackingError("telling: the records for MLflow cannot be written here (No space left on device)")
+    closed = list[bool]()
+
+    def refuse(*_: object) -> None:
+        raise full
+
+    run = SweepRun(sweep(folder, store), lambda line: None)
+    run.__dict__["_publisher"] = SimpleNamespace(
+        end_arm=refuse, end=refuse, finish=lambda done: closed.append(done) or ""
+    )
+    with pytest.raises(InfrastructureError, match=r"No space left.*the same command"), run._ending_cleanly():
+        raise full
+    run._held.close()
+    assert closed == [False]
 
 
 class WatchedRun:

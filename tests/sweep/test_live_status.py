@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from orchestrator.cli.main import main
 from orchestrator.cli.status_commands import Progress
 from orchestrator.cost import Cost
 from orchestrator.evaluation.scores import Score
+from orchestrator.sweep.driver_lease import Lease
 from orchestrator.sweep.live_status import LiveStatus
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.status import ArmLine
@@ -65,6 +67,22 @@ def test_status_shows_a_fresh_live_status_and_else_the_storage(
     assert {*told["arms"][0]} == {*data["arms"][0], "trained_on", "report", "unit"}
     summary = Progress.of(state).summary()
     assert ("running  on node-1 (process 7) for 1:01 min" in summary) == (ago_s == 0)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_status_rebuild_goes_by_the_lease_whatever_the_clocks_say(
+    folder: Path, store: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+    monkeypatch.setattr(
+        "orchestrator.sweep.republish.republish", lambda *_, may_run: asked.append(may_run) or 0
+    )
+    state = SweepState.open(sweep(folder, store), pin=True)
+    clock = time.time() + (-3600 if runs else 3600)  # of the driver's machine
+    LiveStatus.from_json(json.loads(WRITTEN_BEFORE) | {"written": clock}).write(state.storage, folder.name)
+    with Lease(state.storage, folder.name, lambda _: None).claim() if runs else nullcontext():
+        done = CliRunner().invoke(main, ["status", folder.name, "--storage", str(folder), "--rebuild"])
+    assert (done.exit_code, asked) == (0, [runs])
 
 
 def test_arm_line_counts_the_episodes_of_all_checkpoints(folder: Path, store: str) -> None:

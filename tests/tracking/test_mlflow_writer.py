@@ -18,10 +18,12 @@ from orchestrator.sweep.republish import republish
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
+from orchestrator.tracking.mlflow_reader import read_sweep
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, MlflowWriter, TrackingError, client, tagged
 from orchestrator.tracking.outbox import OutboxReader, OutboxWriter, journals
-from orchestrator.tracking.outbox_records import LogMetrics
+from orchestrator.tracking.outbox_records import LogMetrics, SetTags
 from orchestrator.tracking.outbox_relay import OutboxRelay, OutboxSettings
+from polling import until
 from reporting_sweep import check, make_sweep, report, report_all, start_process
 
 
@@ -57,6 +59,27 @@ def test_ten_arms_reporting_at_once_lose_nothing_and_a_repetition_adds_nothing(
     assert report_all(sweep, steps=2) == ""
     check(database, SweepState.open(sweep), steps=2)
     assert not journals(next((tmp_path / "telling").iterdir())), "delivered journals are removed"
+
+
+def test_outbox_waits_while_the_experiment_is_deleted(tmp_path: Path, database: str) -> None:
+    about = {"training": "t", "protocol": "p", "steps": 1}
+    MlflowWriter(database, "deleted", **about).open()
+    mlflow = client(database)
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+    mlflow.delete_experiment(experiment)
+    relay = OutboxRelay(database, tmp_path, {"sweep": "deleted", **about})
+    fix = f"mlflow experiments restore --experiment-id {experiment}"
+    try:
+        relay.enqueue(SetTags(arm_id=None, tags={"told": "later"}))
+        until(lambda: relay.problem, seconds=20)
+        assert (fix in relay.problem, relay.left) == (True, 1)
+        with pytest.raises(TrackingError, match=fix):
+            read_sweep(database, "deleted")
+    finally:
+        mlflow.restore_experiment(experiment)
+        assert relay.wait()
+        relay.close()
+    assert run_of(database, "deleted").data.tags["told"] == "later"
 
 
 @pytest.mark.full
