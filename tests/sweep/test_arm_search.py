@@ -184,7 +184,10 @@ def test_optuna_search_proposes_an_arm_again_that_was_not_recorded(tmp_path: Pat
     assert sorted(arms) == [2, 4]
 
 
-@pytest.mark.parametrize("tail", [b'{"op_code":5,"wor', bytes(40), b'[1]\n{"op_code"'])
+TORN = {"cut": b'{"op_code":5,"wor', "zeros": bytes(40), "within": b'[1]\n{"op_code"'}
+
+
+@pytest.mark.parametrize("tail", TORN.values(), ids=TORN)
 def test_optuna_search_goes_on_after_its_journal_was_torn(tmp_path: Path, tail: bytes) -> None:
     asked, journal = sweep({"optuna": {"trials": 3}}, **RANGES), tmp_path / "study.log"
     first = OptunaSearch(asked, journal, []).next()
