@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from policy.interface import Contract, Observation
 from sim_workers.envs.plugins import Expert, Task
-from sim_workers.rollout.divergence import refuse_action
+from sim_workers.rollout.divergence import DivergedError, refuse_action
 from sim_workers.rollout.episode import Env
 
 Picture = Callable[[Any, Any], npt.NDArray[np.uint8]]
@@ -85,18 +85,28 @@ class GymnasiumEnv(Env):
         self._info: dict[str, Any] = {}
 
     def reset(self, seed: int) -> None:
-        """Start the episode of scene `seed`."""
+        """Start the episode of scene `seed`. Raises DivergedError if its state is not finite."""
         self._seen, self._info = self.gymnasium.reset(seed=seed)
+        self._refuse_divergence()
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> None:
         """Apply one (A,) action, clipped to the environment's space. Raises ActionError if a value is not
-        finite.
+        finite, and DivergedError if the state is not finite afterwards.
         """
         refuse_action(action, self.contract.action)
         space = self.gymnasium.action_space
         if isinstance(space, gymnasium.spaces.Box):
             action = np.clip(action, space.low, space.high).astype(space.dtype)
         self._seen, _, _, _, self._info = self.gymnasium.step(action)
+        self._refuse_divergence()
+
+    def _refuse_divergence(self) -> None:
+        for what, values in (("physics", self.physics), ("proprioception", self.proprio)):
+            if not np.isfinite(values).all():
+                raise DivergedError(
+                    f"the simulation diverged: the {what} of the environment holds a value that is not"
+                    " finite; check the actions before it and the scene"
+                )
 
     @property
     def succeeded(self) -> bool:

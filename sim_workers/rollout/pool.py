@@ -365,6 +365,7 @@ class RolloutPool:
         """
         job = replace(job, slot=worker.slot)
         if not isinstance(job.source, RayServedPolicy) or not self._servers:
+            worker.server = worker.asks = None  # of its last episode: this one needs none
             return job
         others = Counter(other.server for other in self._workers if other is not worker)
         worker.server = self._servers.choose(worker.node, worker.server, others, self.num_workers)

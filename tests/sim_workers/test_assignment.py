@@ -86,3 +86,17 @@ def test_pool_builds_no_scene_again_for_episodes_shorter_than_a_build(ray_cluste
         builds[outcome.spec.task].add(outcome.message)
     pool.close()
     assert builds == {"Lift": {"Lift"}, "Door": {"Door"}}
+
+
+def test_pool_worker_of_a_policy_without_server_has_none() -> None:
+    """Else a server that is away, which it does not query, would end its episode."""
+    from sim_workers.rollout.node_health import ServerLocations
+    from sim_workers.rollout.policy_clients import FactoryPolicy
+    from sim_workers.rollout.pool import RolloutPool
+    from sim_workers.rollout.pool_state import Worker
+
+    pool, worker = RolloutPool.__new__(RolloutPool), Worker(None, None, server=1, asks="the last episode's")
+    pool._servers = ServerLocations(())
+    job = RolloutJob(EpisodeSpec("Lift", 1, 1), EpisodeRules(9), CONTRACT, FactoryPolicy("a:b"))
+    assert pool._addressed(worker, job) == job
+    assert (worker.server, worker.asks) == (None, None)

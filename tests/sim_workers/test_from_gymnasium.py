@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from orchestrator.testing.envs import check_env
+from policy.interface import ActionChunk
 from sim_workers.envs.from_gymnasium import GymnasiumTask
 from sim_workers.rollout.divergence import ActionError
 from sim_workers.rollout.episode import Env, run_episode
@@ -38,7 +39,7 @@ class Slider(gymnasium.Env[npt.NDArray[np.float64], npt.NDArray[np.float32]]):
         return image
 
 
-TASK = GymnasiumTask(
+GYMNASIUM = GymnasiumTask(
     make=Slider,
     instruction="push the block to the right",
     action=("push_m",),
@@ -49,7 +50,8 @@ TASK = GymnasiumTask(
     horizon=40,
     simulator="slider 1",
     success="won",
-).task()
+)
+TASK = GYMNASIUM.task()
 
 
 def made(size: tuple[int, int] = (40, 80)) -> Env:
@@ -78,6 +80,22 @@ def test_gymnasium_environment_clips_actions_and_goes_on_after_success() -> None
     assert outcome.result == "success"
     assert outcome.first_success is not None
     assert outcome.steps == outcome.first_success + 6
+
+
+@pytest.mark.parametrize(("field", "what"), [("physics", "physics"), ("state", "proprioception")])
+@pytest.mark.parametrize("past", [0.0, 0.5])
+def test_gymnasium_environment_that_leaves_the_finite_numbers_ends_as_an_error(
+    field: str, what: str, past: float
+) -> None:
+    def broken(env: Any, _: Any) -> list[float]:
+        return [env.place if env.place <= past else np.nan]
+
+    task = replace(GYMNASIUM, **{field: broken}).task()
+    env = task.make(task.contract(("render",), (40, 80), "fast"))
+    chunk = ActionChunk(np.full((8, 1), 0.1, np.float32), 8)
+    outcome = run_episode(env, EpisodeSpec("x/Slider", 1, 1), EpisodeRules(30), lambda _: chunk)
+    assert (outcome.result, outcome.steps > 0) == ("error", past > 0)
+    assert f"the simulation diverged: the {what} of the environment" in outcome.message
 
 
 def test_gymnasium_environment_without_proprioception_has_an_empty_one() -> None:
