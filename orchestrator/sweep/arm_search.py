@@ -140,7 +140,8 @@ def _cut_where_damaged(journal: Path) -> None:
     Optuna would append to it and could read neither. The damaged file is kept as `<journal>.damaged`.
     """
     written = journal.read_bytes() if journal.exists() else b""
-    whole = b"".join(takewhile(_is_whole, written.splitlines(keepends=True)))
+    lines = takewhile(_is_whole, written.splitlines(keepends=True))
+    whole = b"".join(lines)
     if whole != written:
         journal.with_name(f"{journal.name}.damaged").write_bytes(written)
         journal.write_bytes(whole)

@@ -66,10 +66,7 @@ class Ended:
 
 
 class Choices(Protocol):
-    """Durable record of a search's decisions; `SweepState`."""
-
-    def arm_id(self, arm: Arm) -> str:
-        """Return the arm's id, by which its cost is known."""
+    """Durable record of a search's decisions; `Decisions`."""
 
     def choices(self) -> list[dict[str, Any]]:
         """Return the decisions in order."""
@@ -92,6 +89,7 @@ class NextArmSearch:
         self,
         sweep: SweepConfig,
         record: Choices,
+        arm_id: Callable[[Arm], str],
         outcomes: Callable[[Arm], Outcomes],
         costs: Callable[[], Mapping[str, Cost]],
         say: Callable[[str], None],
@@ -100,14 +98,15 @@ class NextArmSearch:
     ) -> None:
         """Read the decisions of earlier runs.
 
-        outcomes: reads the score of an arm that was told. costs: of all training runs and scores so far, by
-        arm id or that of a shared video model. choosing: False to return the stored decisions only.
-        draws: of the forecasts.
+        arm_id: returns the id of an arm, by which its cost is known. outcomes: reads the score of an arm that
+        was told. costs: of all training runs and scores so far, by arm id or that of a shared video model.
+        choosing: False to return the stored decisions only. draws: of the forecasts.
         """
         assert sweep.search.next
         self.exhausted = False
         self._grid = sorted(sweep.possible_arms())
         self._sweep, self._search, self._record, self._say = sweep, sweep.search.next, record, say
+        self._arm_id = arm_id
         self._outcomes, self._costs, self._choosing, self._draws = outcomes, costs, choosing, draws
         chosen = [Choice.from_json(told) for told in record.choices()]
         self._again = [choice.arm for choice in chosen]
@@ -272,7 +271,7 @@ class NextArmSearch:
         return min(left, key=lambda arm: self._sweep.seeds.index(arm.seed), default=None)
 
     def _cost(self, arm: Arm, spent: Mapping[str, Cost]) -> Cost:
-        return spent.get(self._record.arm_id(arm), Cost())
+        return spent.get(self._arm_id(arm), Cost())
 
     def _spent(self, waiting: Sequence[Arm]) -> float:
         """Return what the sweep cost so far, arms in progress at least what was expected of them."""
@@ -286,13 +285,15 @@ def adopt_trained(state: SweepState) -> None:
     """Store the arms of the grid that are trained already, as by an earlier form of the sweep file, as the
     search's first decisions, or as its next ones.
     """
-    known = {Choice.from_json(told).arm for told in state.choices()}
+    known = {Choice.from_json(told).arm for told in state.decisions.choices()}
     number = len(known)
     for arm in sorted(set(state.sweep.possible_arms()) - known):
         last = read_records(state.storage, state.arm_id(arm)).get(state.sweep.train_of(arm).end)
         if last and not last.removed:
-            state.record_choice(number, Choice(arm, (f"{arm.name}: it is trained already.",)).to_json())
-            state.record_proposal(arm, number)
+            state.decisions.record_choice(
+                number, Choice(arm, (f"{arm.name}: it is trained already.",)).to_json()
+            )
+            state.decisions.record_proposal(arm, number)
             number += 1
 
 

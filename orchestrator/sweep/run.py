@@ -145,11 +145,19 @@ class SweepRun:
             )
             if sweep.search.optuna:
                 self._search = OptunaSearch(
-                    sweep, local_folder(sweep.storage) / f"{sweep.name}-optuna.log", self.state.proposed()
+                    sweep,
+                    local_folder(sweep.storage) / f"{sweep.name}-optuna.log",
+                    self.state.decisions.proposed(),
                 )
             if sweep.search.next:
                 self._search = NextArmSearch(
-                    sweep, self.state, self._outcomes_of, self.spending.by_arm, say, choosing=not retry_failed
+                    sweep,
+                    self.state.decisions,
+                    self.state.arm_id,
+                    self._outcomes_of,
+                    self.spending.by_arm,
+                    say,
+                    choosing=not retry_failed,
                 )
                 for arm in self.board.arms.values():
                     if arm.failure:
@@ -250,7 +258,7 @@ class SweepRun:
             if not self.state.held_out:
                 self._publisher.artifact("portraits.json", json.dumps(portraits.all(), indent=1).encode())
             if self.state.sweep.search.next:
-                decided = {"chosen": self.state.choices(), "ended": self.state.ends()}
+                decided = {"chosen": self.state.decisions.choices(), "ended": self.state.decisions.ends()}
                 self._publisher.artifact("choices.json", json.dumps(decided, indent=1).encode())
             self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
             self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
@@ -607,7 +615,7 @@ class SweepRun:
         arm = self.board.arms[arm_id]
         if arm.stopped is None and self._pruner.stops(arm_id, step, score.merit):
             arm.stopped = step
-            self.state.record_stop(arm_id, step)
+            self.state.decisions.record_stop(arm_id, step)
             self.say(f"stopped {arm.name} after {step} {arm.unit}: it is behind at {score}")
             self.training.request_stop(arm_id, StopRequest.STOP)
             self.evaluation.scorer.drop(arm_id)

@@ -13,8 +13,7 @@ outcomes/<checkpoint>/<protocol>          the ledger, orchestrator/evaluation/ou
 action_errors/<checkpoint>/<protocol>     action errors, orchestrator/evaluation/action_error_ledger.py
 video/<checkpoint>/<digest>.json          score of the checkpoint's generated video,
                                           orchestrator/evaluation/video_score.py
-decisions/<name>/<search>/                decisions of a search: the arms it proposed, the arms it stopped;
-                                          why a next-arm search chose each, and why it ended
+decisions/<name>/<search>/                decisions of a search, orchestrator/sweep/decisions.py
 keys/<fingerprint>.json                   parts of the keys, orchestrator/fingerprints.py
 failures/<name>/<arm id>.json             permanent failure of an arm's training
 costs/<name>/<run>.json                   cost of each run of the sweep, orchestrator/cost.py
@@ -62,6 +61,7 @@ from orchestrator.redaction import redact, redacted_in, strip_credentials
 from orchestrator.storage.base import Storage, open_storage
 from orchestrator.storage.identity import claim_identity, identity_of, sweep_names
 from orchestrator.storage.notes import read_json_objects
+from orchestrator.sweep.decisions import Decisions
 from orchestrator.sweep.external_lines import ExternalLine, read_external_lines, read_learner_code
 from orchestrator.sweep.status import ArmStatus, SweepStatus
 from orchestrator.tracking.mlflow_writer import tracking_uri
@@ -453,74 +453,12 @@ class SweepState:
 
     def arms(self) -> dict[str, Arm]:
         """Return the arms by id: the grid's, or those proposed so far."""
-        return {self.arm_id(arm): arm for arm in self.sweep.grid() or self.proposed()}
+        return {self.arm_id(arm): arm for arm in self.sweep.grid() or self.decisions.proposed()}
 
-    @property
-    def _decisions(self) -> str:
-        """Key prefix of the search's decisions; a sweep with other search settings has a prefix of
-        its own.
-        """
-        search, suite_config = self.sweep.search.model_dump(mode="json"), self.sweep.suite
-        if self.sweep.search.next:  # what may change while a search goes on
-            search["next"] = {"target": self.sweep.search.next.target}
-        else:
-            del search["next"]
-        # earlier versions had no such fields, and their searches go on
-        later = {"processors"} if suite_config.processors == "one" else set[str]()
-        later |= {"libero_reset"} if suite_config.libero_reset == "settled" else set[str]()
-        suite = suite_config.model_dump(
-            mode="json", exclude={"video_clips", "references", "report"} | later, exclude_none=True
-        )
-        for name, none in (("sampler", {}), ("every", 1)):
-            if suite[name] == none:
-                del suite[name]  # the fields of earlier versions, whose decisions it finds
-        return f"decisions/{self.sweep.name}/{digest([search, suite])}"
-
-    def proposed(self) -> list[Arm]:
-        """Return the arms that a search has proposed, in order."""
-        return [
-            Arm(**told) for told in read_json_objects(self.storage, f"{self._decisions}/proposed/").values()
-        ]
-
-    def record_proposal(self, arm: Arm, number: int) -> None:
-        """Store a proposal."""
-        self.storage.put_if_absent(
-            f"{self._decisions}/proposed/{number:06d}.json", json.dumps(vars(arm)).encode()
-        )
-
-    def choices(self) -> list[dict[str, Any]]:
-        """Return the decisions of a next-arm search (`next_search.Choice`) in order, JSON-safe."""
-        return [*read_json_objects(self.storage, f"{self._decisions}/chosen/").values()]
-
-    def record_choice(self, number: int, choice: dict[str, Any]) -> None:
-        """Store a decision of a next-arm search; that of an earlier run stays."""
-        self.storage.put_if_absent(
-            f"{self._decisions}/chosen/{number:06d}.json", json.dumps(choice, indent=1).encode()
-        )
-
-    def record_end(self, number: int, why: str) -> None:
-        """Store the reason for which a next-arm search ended after its first `number` decisions."""
-        self.storage.put_if_absent(
-            f"{self._decisions}/ended/{number:06d}-{digest(why)}.json",
-            json.dumps({"chosen": number, "why": why}).encode(),
-        )
-
-    def ends(self) -> list[str]:
-        """Return why a next-arm search ended, once per budget with which it did."""
-        return [told["why"] for told in read_json_objects(self.storage, f"{self._decisions}/ended/").values()]
-
-    def record_stop(self, arm_id: str, step: int) -> None:
-        """Store that the search stopped the arm after `step`."""
-        self.storage.put_if_absent(
-            f"{self._decisions}/stopped/{arm_id}.json", json.dumps({"step": step}).encode()
-        )
-
-    def stopped(self) -> dict[str, int]:
-        """Return the arms that the search stopped: arm id -> last step."""
-        return {
-            arm_id: told["step"]
-            for arm_id, told in read_json_objects(self.storage, f"{self._decisions}/stopped/").items()
-        }
+    @cached_property
+    def decisions(self) -> Decisions:
+        """Decisions of the sweep's search."""
+        return Decisions.of(self.sweep, self.storage)
 
     def record_failure(self, arm_id: str, sentence: str, trace: str) -> None:
         """Store that the arm's training failed permanently."""
@@ -772,7 +710,7 @@ class SweepState:
     def board(self) -> SweepStatus:
         """Return the state of every arm as the storage has it."""
         board = SweepStatus({arm_id: self.arm_state(arm) for arm_id, arm in self.arms().items()})
-        stopped, failures = self.stopped(), self.failures()
+        stopped, failures = self.decisions.stopped(), self.failures()
         for arm_id, state in board.arms.items():
             scored = self.sweep.scored_steps(state.arm)
             for step, checkpoint in sorted(self.checkpoints(arm_id).items()):

@@ -152,7 +152,7 @@ class TrainScheduler:
         """Return the arm's id; store, show and publish the arm if it is new."""
         arm_id = self._state.arm_id(arm)
         if arm_id not in self._board.arms:
-            self._state.record_proposal(arm, self._proposed)
+            self._state.decisions.record_proposal(arm, self._proposed)
             with self._board.lock:
                 self._board.arms[arm_id] = self._state.arm_state(arm)
             self._publisher.arm(arm)

@@ -181,7 +181,7 @@ def test_curve_from_ledger_leaves_out_pruned_arms_as_mlflow_does(folder: Path, s
     returned = run(asked, FakeTrainer(0.02))
     curve, _ = both(asked)
     assert returned == curve
-    stopped = SweepState.open(asked).stopped()
+    stopped = SweepState.open(asked).decisions.stopped()
     assert stopped
     assert len(curve.arms) == 4 - len(stopped)
 

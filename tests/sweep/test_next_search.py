@@ -49,9 +49,6 @@ class Record:
     chosen: dict[int, str] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
 
-    def arm_id(self, arm: Arm) -> str:
-        return arm.name
-
     def choices(self) -> list[dict[str, Any]]:
         return [json.loads(told) for _, told in sorted(self.chosen.items())]
 
@@ -76,7 +73,14 @@ class Lab:
         self.spent: dict[str, Cost] = {}
         self.said: list[str] = []
         self.search = NextArmSearch(
-            config, record, outcomes, self.costs, self.said.append, choosing=choosing, draws=300
+            config,
+            record,
+            lambda arm: arm.name,
+            outcomes,
+            self.costs,
+            self.said.append,
+            choosing=choosing,
+            draws=300,
         )
 
     def costs(self) -> Mapping[str, Cost]:
@@ -194,7 +198,7 @@ def test_arms_trained_by_an_earlier_form_of_the_file_are_the_first_decisions(
     changed = sweep(8.0, store, (1, 2, 4), str(folder), ahead=1)
     other = sweep(None, store, (1, 2, 4), str(folder), target="area")
     for config, chosen in ((changed, [trained]), (other, [])):
-        found = SweepState.open(config)
+        found = SweepState.open(config).decisions
         assert [Choice.from_json(told).arm for told in found.choices()] == found.proposed() == chosen
 
 

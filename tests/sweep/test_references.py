@@ -88,7 +88,7 @@ def test_references_are_scored_once_and_drawn_without_any_comparison(folder: Pat
 def test_references_change_no_key_of_a_sweep(folder: Path, store: str) -> None:
     plain, asked = (SweepState.open(sweep(folder, store, **suite)) for suite in ({}, {"references": NAMES}))
     assert plain.comparable == asked.comparable
-    assert plain._decisions == asked._decisions
+    assert plain.decisions.prefix == asked.decisions.prefix
     assert list(plain.arms()) == list(asked.arms())
     assert [*references_of(plain)] == []
     random, expert, replay = references_of(asked)
@@ -98,7 +98,7 @@ def test_references_change_no_key_of_a_sweep(folder: Path, store: str) -> None:
     assert make_plan(asked.sweep).rollouts == make_plan(plain.sweep).rollouts + 3 * 10
     mixed = SweepState.open(sweep(folder, store, processors="mixed"))
     assert mixed.comparable != plain.comparable
-    assert mixed._decisions != plain._decisions
+    assert mixed.decisions.prefix != plain.decisions.prefix
 
 
 def test_expert_of_a_task_without_one_is_refused_before_the_run(folder: Path, store: str) -> None:

@@ -266,12 +266,12 @@ def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str)
 def test_optuna_sweep_keeps_its_proposals_over_runs(folder: Path, store: str) -> None:
     data = {"demo_count": {"low": 1, "high": 8}, "action_free_ratio": {"low": 0, "high": 1}}
     done = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
-    arms = done.run.state.proposed()
+    arms = done.run.state.decisions.proposed()
     assert len(arms) == 3
     assert set(done.states.values()) == {"scored"}
     assert (folder / f"{folder.name}-optuna.log").exists()
     more = Run(sweep(folder, store, data=data, search={"optuna": {"trials": 3}}))()
-    assert more.run.state.proposed() == arms
+    assert more.run.state.decisions.proposed() == arms
     assert len(ledger(folder)) == 3 * 3 * 40
 
 
@@ -284,19 +284,19 @@ def test_next_arm_sweep_resumes_with_its_choices_and_says_why_it_ends(folder: Pa
         "search": {"next": {"target": "area"}},
     }
     paused = Run(sweep(folder, store, budget={"max_episodes": 100}, **settings))()
-    first = paused.run.state.proposed()
+    first = paused.run.state.decisions.proposed()
     assert first[:3] == [Arm(1, 0.0, 0), Arm(4, 0.0, 0), Arm(8, 0.0, 0)]
     done = Run(sweep(folder, store, **settings))()
     state = done.run.state
-    chosen = [Choice.from_json(told).arm for told in state.choices()]
-    assert state.proposed() == chosen
+    chosen = [Choice.from_json(told).arm for told in state.decisions.choices()]
+    assert state.decisions.proposed() == chosen
     assert chosen[: len(first)] == first
     assert len(chosen) == len(set(chosen)) > 3
     assert {arm.state for arm in done.run.board.arms.values()} == {"scored"}
     assert len(ledger(folder)) == len(chosen) * 40, "no episode is played twice"
     assert done.curve
     assert sorted(scored.arm for scored in done.curve.arms) == sorted(chosen)
-    (why,) = state.ends()
+    (why,) = state.decisions.ends()
     assert done.said(f"search: {why}")
 
 

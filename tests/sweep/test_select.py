@@ -126,7 +126,7 @@ def test_sweep_with_select_keeps_the_keys_of_its_reported_scores(folder: Path, s
     plain, asked = (SweepState.open(sweep(folder, store, select=number)) for number in (None, SELECTED))
     assert plain.comparable == asked.comparable
     assert plain.protocol_of("nominal") == asked.protocol_of("nominal") != asked.protocol_of("select")
-    assert plain._decisions != asked._decisions
+    assert plain.decisions.prefix != asked.decisions.prefix
     decided = SweepState.open(sweep(folder, store, decide={"threshold": 0.5}))
     assert decided.comparable == plain.comparable, (
         "the rule ends the scores that decide, not the reported ones"
@@ -135,7 +135,7 @@ def test_sweep_with_select_keeps_the_keys_of_its_reported_scores(folder: Path, s
     plan = make_plan(asked.sweep)
     assert plan.rollouts == 4 * SELECTED + 2 * REPORTED
     best = SweepState.open(sweep(folder, store, report="best"))
-    assert (best.comparable, best._decisions) == (asked.comparable, asked._decisions)
+    assert (best.comparable, best.decisions.prefix) == (asked.comparable, asked.decisions.prefix)
     assert make_plan(best.sweep).rollouts == plan.rollouts + 2 * REPORTED, "at most"
     assert plan.control_steps == plan.rollouts * 50
 

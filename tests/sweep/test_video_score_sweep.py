@@ -63,7 +63,7 @@ def test_video_clips_field_changes_no_fingerprint_and_no_decision(folder: Path, 
     few, many = (SweepState.open(sweep(folder, store, clips)) for clips in (0, 8))
     assert few.training == many.training
     assert few.protocol == many.protocol
-    assert few._decisions == many._decisions
+    assert few.decisions.prefix == many.decisions.prefix
     assert few.video_test(few.sweep.lines[0]) is None
 
 
