@@ -8,7 +8,6 @@ import re
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from orchestrator.provenance import CHECKOUT
 
@@ -20,28 +19,28 @@ MEND = (
 )
 
 
-def pins(checkout: Path = CHECKOUT) -> dict[str, str]:
+def pins() -> dict[str, str]:
     """Return the exact versions that pyproject.toml pins, by package."""
     found = {}
-    for line in dependencies(checkout):
+    for line in dependencies():
         name, pinned, wanted = line.partition("==")
         if pinned:
             found[name.partition("[")[0].strip()] = wanted.strip()
     return found
 
 
-def dependencies(checkout: Path = CHECKOUT) -> list[str]:
+def dependencies() -> list[str]:
     """Return the project's dependencies in pyproject.toml, as pip requirements."""
-    told: list[str] = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["dependencies"]
+    told: list[str] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
     return told
 
 
-def to_install(checkout: Path = CHECKOUT) -> list[str]:
+def to_install() -> list[str]:
     """Return the requirements for pip on the cluster: every dependency but Ray, at its version in
     constraints.txt.
     """
-    exact = dict(re.findall(r"^([^#=\s]+)==(\S+)$", (checkout / "constraints.txt").read_text(), re.M))
-    names = [re.split(r"[\[<>=;\s]", line, maxsplit=1)[0] for line in dependencies(checkout)]
+    exact = dict(re.findall(r"^([^#=\s]+)==(\S+)$", (CHECKOUT / "constraints.txt").read_text(), re.M))
+    names = [re.split(r"[\[<>=;\s]", line, maxsplit=1)[0] for line in dependencies()]
     known = {_plain(name): wanted for name, wanted in exact.items()}
     return [f"{name}=={known[_plain(name)]}" for name in names if name != "ray"]
 
