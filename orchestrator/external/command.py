@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -221,9 +222,14 @@ class CommandLog:
         self._tail.extend(clean.splitlines())
         data = clean.encode(errors="replace") + b"\n"
         if self._left > 0:
-            self._file.write(data[: self._left])
-            self._file.flush()
-            data, self._left = data[self._left :], self._left - len(data)
+            try:
+                self._file.write(data[: self._left])
+                self._file.flush()
+            except OSError as error:  # a full disk; a command whose output is not read would block
+                self._left = 0
+                self._tail.append(f"the log cannot be written: {error.strerror}")
+            else:
+                data, self._left = data[self._left :], self._left - len(data)
         self._last.extend(data.splitlines(keepends=True))
         self._last_bytes += len(data)
         while self._last_bytes > LOG_BYTES // 2:
@@ -240,7 +246,7 @@ class CommandLog:
     def close(self) -> None:
         """Write what is left; to be called when the command has ended."""
         self._thread.join(5.0)
-        with self._file as file:
+        with suppress(OSError), self._file as file:  # of a full disk, which the tail names
             if self._dropped:
                 file.write(b"... %d bytes left out ...\n" % self._dropped)
             file.writelines(self._last)

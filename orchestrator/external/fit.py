@@ -48,6 +48,7 @@ from orchestrator.external.job import ExternalJob
 from orchestrator.external.subset_export import Export, exported, sample_weights
 from orchestrator.provenance import digest, package_versions
 from orchestrator.storage.base import Storage, StorageError, open_storage
+from orchestrator.storage.notes import read_json_objects
 from orchestrator.training.control_channel import send
 from orchestrator.training.progress import Progress
 from orchestrator.training.ray_train import stop_request_poller
@@ -119,7 +120,7 @@ def fit_external(
 
 def _reports(storage: Storage, run: str) -> dict[int, Reported]:
     """Return the reports of a run's whole checkpoints by step, in order."""
-    notes = {key: json.loads(storage.get(key)) for key in storage.list(f"{run}/reports/step_")}
+    notes = read_json_objects(storage, f"{run}/reports/step_")
     reports = [Reported.from_metrics(run, note) for note in notes.values() if "damaged" not in note]
     return {report.step: report for report in sorted(reports, key=lambda report: report.step)}
 

@@ -20,6 +20,7 @@ from orchestrator.external import command as module
 from orchestrator.external.command import (
     Command,
     CommandError,
+    CommandLog,
     CommandRefusedError,
     Launch,
     Line,
@@ -27,7 +28,9 @@ from orchestrator.external.command import (
     follow,
 )
 from orchestrator.external.guard import descendants
+from orchestrator.infrastructure import cause_in
 from orchestrator.training.control_channel import StopRequest
+from polling import until
 
 STEPS = 4
 LIMITS = Limits(silent_s=30, stop_s=20)
@@ -367,3 +370,15 @@ def test_log_is_bounded_and_redacted_and_keeps_both_ends(
     assert re.search(r"\.\.\. \d+ bytes left out \.\.\.", log)
     assert len(log) < 40_000
     assert "hunter2secret" not in log
+
+
+def test_command_log_on_a_full_disk_is_read_on_and_says_so() -> None:
+    read, write = os.pipe()
+    log = CommandLog(os.fdopen(read, "rb"), Path("/dev/full"))
+    os.write(write, b"begins\n")
+    until(lambda: "begins" in log._tail, seconds=10)
+    os.write(write, b"OSError: cannot save\n")
+    os.close(write)
+    log.close()
+    assert "the log cannot be written: No space left on device | OSError: cannot save" in log.quoted()
+    assert cause_in(log.quoted()) == "the disk is full"
