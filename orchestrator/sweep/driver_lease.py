@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,9 @@ class Lease:
         return int(Path(keys[-1]).stem) if keys else 0
 
     def _holder_of(self, number: int) -> Holder:
-        return Holder(**read_json_object(self._storage, self._key(number)))
+        data = read_json_object(self._storage, self._key(number))
+        # a later version may say more
+        return Holder(**{field.name: data[field.name] for field in fields(Holder)})
 
     def _running(self, number: int, say: Callable[[str], None]) -> Holder | None:
         """Return the driver that runs the sweep, that of the highest number or one that it waited for; None

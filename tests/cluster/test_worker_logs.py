@@ -21,6 +21,17 @@ def test_redacting_stream_removes_secrets_and_keeps_the_rest(monkeypatch: pytest
     assert not stream.closed
 
 
+def test_redacting_stream_knows_a_secret_by_what_was_printed_before_it() -> None:
+    inner = io.StringIO()
+    stream = RedactingStream(inner)
+    print("login with password:", "hunter2x", file=stream)
+    print("the rest", end="", file=stream)
+    assert inner.getvalue() == "login with password: ***\n"
+    stream.flush()
+    stream.write("x" * 70_000)
+    assert inner.getvalue().endswith("***\nthe rest" + "x" * 70_000)
+
+
 @pytest.mark.full
 @pytest.mark.ray
 def test_logs_of_ray_workers_hold_no_secret(ray_cluster: None) -> None:
