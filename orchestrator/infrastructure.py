@@ -18,10 +18,20 @@ SIGNS = (
     (
         (
             r"AWS Error"
-            r" (?:NETWORK_CONNECTION|SLOW_DOWN"
+            r" (?:NETWORK_CONNECTION|SLOW_DOWN|THROTTLING"
             r"|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|UNKNOWN)\b"
         ),
         "the object storage does not answer",
+    ),
+    (
+        (
+            r"AWS Error"
+            r" (?:ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN"
+            r"|UNRECOGNIZED_CLIENT|CLIENT_SIGNING_FAILURE|(?:INVALID|INCOMPLETE)_SIGNATURE"
+            r"|SIGNATURE_DOES_NOT_MATCH|REQUEST_EXPIRED|REQUEST_TIME_TOO_SKEWED|NO_SUCH_BUCKET)\b"
+        ),
+        "the object storage refuses a training process; check its credentials, the clock of its node and the"
+        " bucket",
     ),
     (r"\b(?:NodeDiedError|ObjectStoreFullError|RaySystemError|RpcError)\b", ""),
     (

@@ -3,7 +3,10 @@
 UNREACHABLE = (
     "EndpointConnectionError ConnectTimeoutError ConnectionClosedError ReadTimeoutError ProxyConnectionError"
 )
-FAILING = "SlowDown ServiceUnavailable InternalError 500 502 503 504"
+FAILING = (
+    "SlowDown ServiceUnavailable InternalError 500 502 503 504"
+    " RequestTimeout Throttling ThrottlingException TooManyRequests 429"
+)
 
 # A server's message is never shown: it may repeat the request with its signature.
 _MENDS = {

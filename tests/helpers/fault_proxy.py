@@ -17,6 +17,8 @@ REFUSALS = {
     "AccessDenied": 403,
     "RequestTimeTooSkewed": 403,
     "ConditionalRequestConflict": 409,
+    "RequestTimeout": 400,
+    "TooManyRequests": 429,
     "NotImplemented": 501,
     "SlowDown": 503,
 }

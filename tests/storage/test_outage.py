@@ -51,6 +51,16 @@ def test_storage_after_a_first_answer_waits_for_the_server(
 
 
 @pytest.mark.usefixtures("no_backoff")
+@pytest.mark.parametrize("fault", ["RequestTimeout", "TooManyRequests"])
+def test_storage_repeats_a_request_that_was_too_slow_or_one_too_many(
+    proxy: FaultProxy, bucket: Storage, fault: str
+) -> None:
+    bucket.put("key", b"data")
+    proxy.will(*[fault] * 5)  # more than a client repeats by itself
+    assert open_storage(bucket.uri, SOON).get("key") == b"data"
+
+
+@pytest.mark.usefixtures("no_backoff")
 def test_storage_pickled_keeps_its_settings(proxy: FaultProxy, bucket: Storage) -> None:
     bucket.put("key", b"data")
     travelled = pickle.loads(

@@ -50,6 +50,14 @@ TRACES = {
     "OSError: When uploading part: AWS Error NETWORK_CONNECTION during PutObject": (
         "the object storage does not answer"
     ),
+    "OSError: When uploading part for key 'x': AWS Error ACCESS_DENIED during UploadPart operation: expired": (
+        "the object storage refuses a training process; check its credentials, the clock of its node and the"
+        " bucket"
+    ),
+    "OSError: AWS Error REQUEST_TIME_TOO_SKEWED during PutObject operation: the clock was set back": (
+        "the object storage refuses a training process; check its credentials, the clock of its node and the"
+        " bucket"
+    ),
     "The actor died because its node has died. Node Id: 12": "a node of the cluster died",
     "ray.exceptions.NodeDiedError: Task failed due to the node (where this task was running) was dead": (
         "NodeDiedError"
@@ -62,6 +70,7 @@ OWN_FAULTS = (
     "torch.cuda.OutOfMemoryError: CUDA out of memory",
     "orchestrator.data.episode_format.EpisodeError: s3://b: episode 3 is damaged; restore it",
     "orchestrator.storage.base.NoObject: s3://b: there is no object weights",
+    "OSError: AWS Error NO_SUCH_KEY during GetObject operation: the key does not exist",
     "The actor died unexpectedly before finishing this task: killed by signal 11",
 )
 
