@@ -30,11 +30,11 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.config.mistakes import MistakesError
 from orchestrator.config.schema import Data, Section, Train, distinct
 from orchestrator.config.yaml_text import read_yaml
 from orchestrator.provenance import digest
-from orchestrator.redaction import fields_with_credentials
+from orchestrator.redaction import fields_with_credentials, redact
+from policy.errors import DemoscaleError
 from policy.interface import Contract
 from policy.untrusted import printable
 
@@ -70,8 +70,17 @@ _SHAPING = {"description", "tested", "limits", "resources"}
 """Fields of the manifest that shape no weights."""
 
 
-class ManifestError(MistakesError):
+class ManifestError(DemoscaleError):
     """Everything that is wrong with a policy's folder, one sentence each, with the file and the field."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.problems = [redact(problem) for problem in problems]
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(
+            f"{redact(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        )
 
 
 def _within(path: str) -> str:

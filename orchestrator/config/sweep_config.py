@@ -25,7 +25,6 @@ from pydantic import (
 from orchestrator.code_fingerprint import TRAINING_CODE, code_hashes
 from orchestrator.config.arms import Arm, expand_grid, is_reference, reference_of
 from orchestrator.config.lines import Line, LineData, PolicyChoice, lines_of
-from orchestrator.config.mistakes import MistakesError
 from orchestrator.config.recipes import with_recipes, without_recipes
 from orchestrator.config.schema import (
     NEXT_COUNTS,
@@ -50,16 +49,26 @@ from orchestrator.data.merged_store import MergeError, merge, stores_key
 from orchestrator.data.subset import Labels, Subset, SubsetError, evaluation_episodes, select_episodes
 from orchestrator.fingerprints import Key
 from orchestrator.provenance import TRAINING_PACKAGES
-from orchestrator.redaction import credentials_in, fields_with_credentials, strip_credentials
+from orchestrator.redaction import credentials_in, fields_with_credentials, redact, strip_credentials
 from orchestrator.storage.base import StorageError, open_storage
 from policy.config import DIFFUSION_POLICY, VIDEO_ACTION, PolicyConfig, PolicySettings, SamplerConfig
+from policy.errors import DemoscaleError
 from policy.presets import PRESETS, learner_config, policy_config, weights_source
 from sim_workers.envs.registry import refusal, unfit
 from sim_workers.rollout.suite import Suite
 
 
-class SweepError(MistakesError):
+class SweepError(DemoscaleError):
     """Everything that is wrong with a sweep, one sentence each; no secrets are repeated."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.problems = [redact(problem) for problem in problems]
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(
+            f"{redact(where)}: {count}\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        )
 
 
 class SweepConfig(Section):
