@@ -89,7 +89,7 @@ def test_pool_builds_no_scene_again_for_episodes_shorter_than_a_build(ray_cluste
 
 
 def test_pool_worker_of_a_policy_without_server_has_none() -> None:
-    """Else a server that is away, which it does not query, would end its episode."""
+    """Else an unavailable server, which it does not query, would end its episode."""
     from sim_workers.rollout.node_health import ServerLocations
     from sim_workers.rollout.policy_clients import FactoryPolicy
     from sim_workers.rollout.pool import RolloutPool
