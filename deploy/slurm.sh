@@ -60,10 +60,10 @@ clean() {
     trap '' TERM USR1
     [[ ${#started[@]} -gt 0 ]] || return 0
     kill "${started[@]}" 2>/dev/null || true
-    local second
-    for ((second = 0; second < 20; second++)); do
+    local tenth
+    for ((tenth = 0; tenth < 200; tenth++)); do
         [[ -n $(jobs -pr) ]] || return 0
-        sleep 1
+        sleep 0.1
     done
     kill -KILL "${started[@]}" 2>/dev/null || true
 }
@@ -72,12 +72,12 @@ clean() {
 # shellcheck disable=SC2329 # a trap calls it
 stop() {
     trap '' TERM USR1
-    local status=130 second state
+    local status=130 tenth state
     if [[ -n $driver ]]; then
         kill -INT "$driver" 2>/dev/null || true
-        for ((second = 0; second < $1; second++)); do
+        for ((tenth = 0; tenth < 10 * $1; tenth++)); do
             kill -0 "$driver" 2>/dev/null || break
-            sleep 1
+            sleep 0.1
         done
         if kill -0 "$driver" 2>/dev/null; then
             echo "slurm.sh: the driver did not stop within $1 s of Ctrl-C; what it recorded is kept" >&2

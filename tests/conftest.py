@@ -1,6 +1,5 @@
 """Fixtures and hooks that many tests need: one Ray cluster, one small episode store, two S3 servers."""
 
-import gc
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from hypothesis import settings
 import robosuite_recordings
 from browser import MISSING, chromium
 from fault_proxy import FaultProxy, fault_proxy
+from fuzzing import collect_and_freeze
 from orchestrator.cluster.ray_runtime import DASHBOARD
 from orchestrator.storage.base import Storage, StorageSettings, _client, open_storage
 from orchestrator.testing.episodes import make_episode_store
@@ -126,8 +126,14 @@ def pytest_collection_finish() -> None:
     """Exclude what the imports of all test modules made from garbage collection: millions of objects, through
     which every full collection would go, one of them in each call of a library that asks for it.
     """
-    gc.collect()
-    gc.freeze()
+    collect_and_freeze()
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the module
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Do the same after the last test of a module with what its tests imported."""
+    if nextitem is not None and nextitem.path != item.path:
+        collect_and_freeze()
 
 
 LONGEST = ("ray_cluster", "test_chaos", "test_end_to_end", "test_nodes", "test_learning")

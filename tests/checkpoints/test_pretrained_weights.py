@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def spoilt(tmp_path: Path) -> Path:
+def spoilt(svd: Path, tmp_path: Path) -> Path:
     """Return a copy of the weights that a test may damage."""
-    return svd_folder(tmp_path / "spoilt")
+    return shutil.copytree(svd, tmp_path / "spoilt")
 
 
 def test_load_unet_sets_every_weight(svd: Path) -> None:

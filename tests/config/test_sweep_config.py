@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.provenance import TRAINING_PACKAGES, package_versions
 from orchestrator.storage.base import open_storage
 from orchestrator.sweep.state import SweepState
-from orchestrator.testing.episodes import CONTRACT, make_episode
+from orchestrator.testing.episodes import CONTRACT, make_episode, make_episode_store
 from sim_workers.envs.libero import LIBERO_10
 from sim_workers.envs.robocasa import ROBOCASA_12_LABELLED, ROBOCASA_24
 
@@ -32,12 +33,16 @@ GOOD = {
 }
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a store with eight episodes of Lift."""
-    storage = open_storage(str(tmp_path / "store"))
-    commit(storage, CONTRACT, [put_episode(storage, make_episode(seed), 20.0) for seed in range(8)])
-    return storage.uri
+    return make_episode_store(tmp_path_factory.mktemp("made"), 8)
+
+
+@pytest.fixture
+def store(made: str, tmp_path: Path) -> str:
+    """Return a copy of the store that a test may change."""
+    return str(shutil.copytree(made, tmp_path / "store"))
 
 
 def write(folder: Path, store: str, **sections: object) -> Path:

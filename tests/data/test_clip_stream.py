@@ -4,6 +4,7 @@ never decoded.
 
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -36,15 +37,26 @@ SHAPE = ClipShape(frames_per_view=2, frame_stride=2, horizon=4)
 Store = tuple[str, Manifest, ClipSampler]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Return a store of eight short episodes, of which three demos and three action-free ones are chosen."""
-    storage = open_storage(str(tmp_path / "store"))
-    manifest = commit(
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of eight short episodes."""
+    folder = tmp_path_factory.mktemp("made")
+    storage = open_storage(str(folder))
+    commit(
         storage,
         CONTRACT,
         [put_episode(storage, make_episode(seed, length=10 + seed), 20.0) for seed in range(8)],
     )
+    return folder
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    """Return a copy of the store that a test may damage; three demos and three action-free episodes are
+    chosen.
+    """
+    storage = open_storage(str(shutil.copytree(made, tmp_path / "store")))
+    manifest = load_manifest(storage)
     subset = select_episodes(manifest, Arm(3, 1.0, seed=0))
     order = ClipSampler(
         tuple(manifest.select(subset.demos)),
@@ -127,11 +139,10 @@ def test_batches_are_the_same_wherever_episodes_are_fetched_and_decoded(
 ) -> None:
     sizes: list[int] = []
     ours = draw(store, first_step, cache_bytes=30_000, on_fetched=sizes.append, **source)
-    assert_same(ours, draw(store)[first_step:])
-    assert [batch.seeds for batch in ours] == [batch.seeds for batch in draw(store)[first_step:]]
-    assert [batch.instructions for batch in ours] == [
-        batch.instructions for batch in draw(store)[first_step:]
-    ]
+    theirs = draw(store)[first_step:]
+    assert_same(ours, theirs)
+    assert [batch.seeds for batch in ours] == [batch.seeds for batch in theirs]
+    assert [batch.instructions for batch in ours] == [batch.instructions for batch in theirs]
     assert set(sizes) == {entry.nbytes for entry in (*store[2].demos, *store[2].action_free)}
 
 

@@ -30,6 +30,8 @@ action head on it.
 """
 VIDEO_CLIPS = {"action_only": 0, "two_stage": 1}
 """Held-out clips on which generated video is measured, by an actor that imports torch for it."""
+SIMULATORS = {"action_only": 1, "two_stage": 2}
+"""Rollout workers; each starts a simulator in each of the runs."""
 
 
 def sweep_file(folder: Path, store: Path, mode: str) -> str:
@@ -39,7 +41,7 @@ name: seconds
 data: {{episodes: {store}, demo_count: [2], action_free_ratio: [1], on_corrupt: quarantine}}
 train: {{{TRAIN[mode]}, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: {VIDEO_CLIPS[mode]}}}
-rollout_actors: 2
+rollout_actors: {SIMULATORS[mode]}
 storage: {folder / "runs"}
 """)
     return str(path)

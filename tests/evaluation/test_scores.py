@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +35,15 @@ from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.suite import EpisodeRules, Suite
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("made") / "checkpoint")
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "checkpoint")
+def checkpoint(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of the checkpoint that a test may damage."""
+    return shutil.copytree(made, tmp_path / "checkpoint")
 
 
 @pytest.fixture

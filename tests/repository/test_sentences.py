@@ -1,6 +1,7 @@
 """Docstrings, comments and names of tests keep to the words of CONTRIBUTING.md."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -48,11 +49,14 @@ def prose(file: Path) -> Iterator[tuple[int, str]]:
     )
 
 
-def names_of_tests(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, name) of every test function, methods of classes too."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield node.lineno, node.name
+@functools.cache
+def names_of_tests(file: Path) -> tuple[tuple[int, str], ...]:
+    """Return (line, name) of every test function, methods of classes too."""
+    return tuple(
+        (node.lineno, node.name)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    )
 
 
 def banned(pattern: re.Pattern[str], file: str, texts: Iterator[tuple[int, str]]) -> list[str]:

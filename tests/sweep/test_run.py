@@ -34,26 +34,30 @@ from sweep_runs import Run, ledger, run_statuses, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
+TWO_ARMS = {"demo_count": [1, 8]}
+"""Grid of the fewest and the most demonstrations. Every training run takes a process of its own."""
+
 
 def test_grid_sweep_is_scored_whole_and_its_curve_contains_the_true_rates(folder: Path, store: str) -> None:
     from orchestrator.sweep.republish import republish
 
-    asked = sweep(folder, store)
+    asked = sweep(folder, store, data=TWO_ARMS)
     done = Run(asked)()
     assert set(done.states.values()) == {"scored"}
     assert done.curve
     assert done.curve.points == Curve.read(asked.mlflow, folder.name).points
+    assert [point.demo_count for point in done.curve.points] == TWO_ARMS["demo_count"]
     for point in done.curve.points:
         truth = success_rate(point.demo_count, 0, 9, 9)
         assert point.interval.low <= truth <= point.interval.high, "the fake arms' rates are known"
     assert set(run_statuses(done.run.state.sweep).values()) == {"FINISHED"}
     rows = ledger(folder)
-    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 4 * 3 * 40
+    assert len(rows) == len(rows[["checkpoint", "episode"]].drop_duplicates()) == 2 * 3 * 40
     sealed = pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*.parquet")])
     assert len(sealed) == len(rows)
     # MLflow is rebuilt from the ledger.
-    elsewhere = sweep(folder, store, mlflow=f"sqlite:///{folder / 'anew.db'}")
-    assert republish(SweepState.open(elsewhere)) == 4 * 3
+    elsewhere = sweep(folder, store, data=TWO_ARMS, mlflow=f"sqlite:///{folder / 'anew.db'}")
+    assert republish(SweepState.open(elsewhere)) == 2 * 3
     assert Curve.read(elsewhere.mlflow, folder.name).points == done.curve.points
     assert set(run_statuses(elsewhere).values()) == {"FINISHED"}
 
