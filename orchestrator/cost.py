@@ -149,10 +149,10 @@ class RunCost:
 
 @dataclass(frozen=True)
 class Spent:
-    """Cost of all runs of a sweep, as of the time of reading."""
+    """Cost of all runs of one sweep or of several, as of the time of reading."""
 
     runs: dict[str, RunCost]
-    """Cost of every run, by run id."""
+    """Cost of every run, by its id."""
 
     def by_arm(self) -> dict[str, Cost]:
         """Return the cost by arm id, over all runs."""
@@ -207,12 +207,14 @@ class CostLedger:
     @staticmethod
     def read(storage: Storage, sweep_name: str) -> Spent:
         """Read all accounts of a sweep from the storage, for processes other than its driver."""
-        return Spent(
-            {
-                run_id: RunCost.from_json(told)
-                for run_id, told in read_json_objects(storage, _prefix(sweep_name)).items()
-            }
-        )
+        return _read(storage, _prefix(sweep_name))
+
+    @staticmethod
+    def read_all(storage: Storage) -> Spent:
+        """Read the accounts of all sweeps of the storage. Sweeps that have an arm in common train it once, so
+        one of them was charged for it.
+        """
+        return _read(storage, "costs/")
 
     def add(self, arm_id: str, cost: Cost) -> None:
         """Add a cost to the arm's account."""
@@ -289,6 +291,10 @@ class CostLedger:
                 self.flush()
             except StorageError:  # retried; `close` raises if the storage stays unavailable
                 continue
+
+
+def _read(storage: Storage, prefix: str) -> Spent:
+    return Spent({run: RunCost.from_json(told) for run, told in read_json_objects(storage, prefix).items()})
 
 
 def _prefix(sweep_name: str) -> str:

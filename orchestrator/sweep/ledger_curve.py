@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.config.arms import Arm
 from orchestrator.config.yaml_text import read_yaml
-from orchestrator.cost import Cost, CostLedger, added
+from orchestrator.cost import Cost, CostLedger
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.video_score import VideoBenchmark
 from orchestrator.redaction import redact
@@ -33,13 +33,13 @@ def curve_from_ledger(state: SweepState) -> Curve | HeldOutCurve | None:
     """
     arms = state.arms()
     status = SweepStatus({arm_id: state.arm_state(arm) for arm_id, arm in arms.items()})
-    status.charge(CostLedger.read(state.storage, state.sweep.name).by_arm())
+    status.charge(CostLedger.read_all(state.storage).by_arm())
     costs = {arm_id: arm.cost for arm_id, arm in status.arms.items()}
     tags = {
         TRAINING: state.training,
         STEPS: str(state.sweep.train.end),
         STORE: state.store,
-        COST: str(added(costs.values())),
+        COST: str(CostLedger.read(state.storage, state.sweep.name).total()),
         **arm_tags(state),
         **sweep_tags(state),
     }

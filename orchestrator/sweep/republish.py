@@ -2,6 +2,7 @@
 lacks it.
 """
 
+from orchestrator.cost import CostLedger
 from orchestrator.report.held_out_curve import HeldOutCurve
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
@@ -56,7 +57,9 @@ def republish(state: SweepState, settings: OutboxSettings = DEFAULT_OUTBOX, *, m
                     views.score(arm_id, step, checkpoint.fingerprint, shift, score, outcomes)
                     scores += 1
     board, shifts = state.board(), state.sweep.suite.shifts
-    views.costs({arm_id: arm.cost for arm_id, arm in board.arms.items()})
+    board.charge(CostLedger.read_all(state.storage).by_arm())
+    spent = CostLedger.read(state.storage, state.sweep.name).total()
+    views.costs({arm_id: arm.cost for arm_id, arm in board.arms.items()}, spent)
     ends = {ended_as(arm, shifts) for arm in board.arms.values()}
     if scores:
         publish_curve(views, state, complete="" not in ends)

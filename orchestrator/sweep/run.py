@@ -260,8 +260,10 @@ class SweepRun:
             if self.state.sweep.search.next:
                 decided = {"chosen": self.state.decisions.choices(), "ended": self.state.decisions.ends()}
                 self._publisher.artifact("choices.json", json.dumps(decided, indent=1).encode())
-            self.board.charge(CostLedger.read(self.state.storage, sweep.name).by_arm())
-            self._publisher.costs({arm_id: arm.cost for arm_id, arm in self.board.arms.items()})
+            self.board.charge(CostLedger.read_all(self.state.storage).by_arm())
+            self._publisher.costs(
+                {arm_id: arm.cost for arm_id, arm in self.board.arms.items()}, self.spending.total()
+            )
             unfinished = [*self._unfinished()]
             done = not unfinished and not self.ending
             curve = publish_curve(self._publisher, self.state, complete=done)

@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.code_fingerprint import SIMULATING_CODE, code_hashes
 from orchestrator.config.arms import Arm
-from orchestrator.cost import Cost, added
+from orchestrator.cost import Cost
 from orchestrator.evaluation.action_error_score import ActionErrorScore
 from orchestrator.evaluation.scores import Score
 from orchestrator.evaluation.video_score import VideoScore
@@ -315,9 +315,11 @@ class TrackingPublisher:
         links |= {"sweep file": "sweep.yaml", "cost": "cost.json"}
         self._relay.enqueue(Describe(arm_id=None, text=redact(description(curve)), links=links))
 
-    def costs(self, by_arm: dict[str, Cost]) -> None:
-        """Publish the cost of each arm at the end of the sweep, and their sum."""
-        for arm_id, cost in [*by_arm.items(), (None, added(by_arm.values()))]:
+    def costs(self, by_arm: dict[str, Cost], total: Cost) -> None:
+        """Publish at the end of the sweep what each arm cost, and what the sweep spent (`total`): less than
+        their sum if another sweep trained or scored some of the arms.
+        """
+        for arm_id, cost in [*by_arm.items(), (None, total)]:
             self._artifact(arm_id, "cost.json", json.dumps(cost.to_json(), indent=1).encode())
             self._tags(arm_id, {COST: str(cost)})
 

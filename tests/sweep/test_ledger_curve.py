@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.cost import Cost
 from orchestrator.data.episode_store import commit, put_episode
 from orchestrator.evaluation.image_metrics import Fidelity
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
@@ -17,6 +18,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.run import SweepRun, UnfinishedError
 from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.tracking_publisher import COST
 from orchestrator.testing.episodes import CONTRACT, make_episode
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_outcome
@@ -140,6 +142,14 @@ def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder
     assert in_json(published) == in_numbers(curve), "and so has the run published it"
     tags = client_of(asked).get_run(parent_of(asked)).data.tags
     assert tags["demoscale.claim"] == "trained policies; fewest seeds of a point: 1"
+
+    data = {"episodes": store, "demo_count": [1], "action_free_ratio": [0]}
+    part = asked.model_copy(update={"name": f"{folder.name}-part", "seeds": [0]})
+    part = part.model_copy(update={"data": part.data.model_copy(update=data)})
+    run(part, fit)
+    shared = both(part)[0].arms
+    assert {arm.arm: arm.cost for arm in shared}.items() <= {arm.arm: arm.cost for arm in curve.arms}.items()
+    assert client_of(part).get_run(parent_of(part)).data.tags[COST] == str(Cost()), "it spent nothing itself"
 
 
 def in_json(file: Path) -> Any:

@@ -143,12 +143,13 @@ def test_outbox_of_a_killed_process_is_delivered_by_another_process(
 
 
 def test_arm_run_holds_data_environment_and_cost(tmp_path: Path, store: str, database: str) -> None:
-    from orchestrator.cost import Cost
+    from orchestrator.cost import Cost, added
 
     sweep = make_sweep(tmp_path, store, database, name="facts", arms=4)
     state = SweepState.open(sweep, pin=True)
     views, arm_ids = TrackingPublisher(state), [*state.arms()]
-    views.costs({arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)})
+    costs = {arm_id: Cost(episodes=index + 1) for index, arm_id in enumerate(arm_ids)}
+    views.costs(costs, added(costs.values()))
     views.artifact("report/answer.md", b"ten")
     views.arm_artifact(arm_ids[0], "films/index.json", b"[]")
     views.metrics(arm_ids[0], 5, {"video_psnr": 21.5})
