@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # safe for colour-blind readers (Okabe and Ito 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#555555"
+CROWDED = 5.0
+"""Ratio of the ends of a cost axis above which only 1, 2 and 5 of a decade are labelled."""
 
 
 def draw(curve: "Curve", kind: str, published: "Sequence[PublishedResult]" = ()) -> bytes:
@@ -230,6 +232,8 @@ def _references(axes: Any, curve: "Curve") -> None:
 
 
 def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None]) -> None:
+    from matplotlib.ticker import LogLocator
+
     spent = dict(zip([id(point) for point in curve.points], costs, strict=True))
     for line in curve.lines:
         points = sorted(
@@ -239,6 +243,9 @@ def _against_cost(axes: Any, curve: "Curve", name: str, costs: list[float | None
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
+    low, high = axes.get_xlim()
+    if high / low > CROWDED:
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.set_xlabel(f"{name} of the point's arms")
 
