@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -346,6 +348,66 @@ def test_lerobot_import_names_values_by_nested_lists_and_modality(tmp_path: Path
         open_source(Dataset().write(tmp_path / "plain"), ImportOptions(arm_only=True))
 
 
+def test_lerobot_import_names_values_by_a_dictionary_of_indices(tmp_path: Path) -> None:
+    names = {f"joint_{i}": 6 - i for i in range(7)}
+    root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": names}}).write(tmp_path)
+    assert open_source(root, ImportOptions()).contract.action == tuple(f"joint_{i}" for i in range(6, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"__index_level_0__": pa.array(SENTENCES, pa.large_string())},
+        {"__index_level_0__": pa.array(SENTENCES).dictionary_encode()},
+        {"split": pa.array(["a", "b", "b"]), "__index_level_0__": pa.array(SENTENCES)},
+    ],
+)
+def test_lerobot_import_finds_the_sentences_in_any_column_of_words(
+    tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    root = Dataset(
+        row=lambda episode, rows: rows | {"task_index": pa.array([1] * len(rows["action"]))},
+        line=lambda episode, line: line | {"tasks": []},
+    ).write(tmp_path / "data")
+    pq.write_table(pa.table({"task_index": [0, 1, 2], **columns}), root / "meta/tasks.parquet")
+    assert {item.instruction for item in open_source(root, ImportOptions()).items} == {SENTENCES[1]}
+
+
+@pytest.mark.parametrize("fps", [float("nan"), -20, 10**400, [20]])
+def test_lerobot_import_refuses_an_impossible_rate(tmp_path: Path, fps: Any) -> None:
+    root = Dataset(info={"fps": fps}).write(tmp_path / "data")
+    with pytest.raises(SourceError, match=r"meta/info.json says .* where frames per second are meant"):
+        open_source(root, ImportOptions())
+    assert open_source(root, ImportOptions(hz=10)).contract.control_hz == 10
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobot_import_omits_every_episode_of_a_film_that_begins_late(tmp_path: Path, version: str) -> None:
+    def late(path: Path, pictures: np.ndarray, hz: float) -> None:
+        write_film(path, pictures, hz, moments=range(2, 2 + len(pictures)), options={"bf": "0"})
+
+    source = open_source(Dataset(version=version, film=late).write(tmp_path / "data"), ImportOptions())
+    assert all("as long as its rows but begins at second 0.200" in problem for problem in source.problems)
+    assert len(source.problems) == 3
+
+
+def test_lerobot_import_keeps_the_sides_of_a_turned_film(tmp_path: Path) -> None:
+    def turned(path: Path, pictures: np.ndarray, hz: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=10, options={"crf": "8"})
+            stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
+            stream.set_display_rotation(90)
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+
+    source, episodes, _ = imported(Dataset(film=turned).write(tmp_path / "data"), tmp_path / "store")
+    assert source.contract.image_size == (64, 32)
+    shown = np.rot90(episodes["episode_000001"].frames["top"], 1, (1, 2))
+    assert list(range(10, 22)) in (numbers_of(shown), numbers_of(shown[:, ::-1, ::-1]))
+
+
 def test_lerobot_import_takes_picture_size_from_the_film(tmp_path: Path) -> None:
     root = Dataset(
         features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}
@@ -489,6 +551,18 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(picture: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+def test_image_is_turned_as_its_exif_says() -> None:
+    exif, picture = Image.Exif(), numbered([5])[0]
+    exif[0x112] = 6  # to be turned by 90 degrees to the right
+    assert numbers_of(np.rot90(image(jpeg(picture, exif=exif)))[None]) == [5]
+
+
 def test_lerobot_import_reads_film_and_image_cameras_together(tmp_path: Path) -> None:
     _, episodes, _ = imported(image_dataset(tmp_path / "data", first=100), tmp_path / "store")
     assert numbers_of(episodes["episode_000001"].frames["top"]) == list(range(10, 22))
@@ -503,6 +577,7 @@ def test_lerobot_import_reads_film_and_image_cameras_together(tmp_path: Path) ->
         lambda stored: [*stored[:-1], {"bytes": None, "path": None}],
         lambda stored: [*stored[:-1], {"bytes": None, "path": "../../secret.png"}],
         lambda stored: [*stored[:-1], {"bytes": None, "path": "images/gone.png"}],
+        lambda stored: [*stored[:-1], {"bytes": jpeg(numbered([1])[0])[:-200], "path": None}],
     ],
 )
 def test_lerobot_import_omits_an_episode_with_a_missing_image(tmp_path: Path, cells: Any) -> None:

@@ -15,6 +15,8 @@ from orchestrator.data.importers.source_files import SourceError
 from policy.interface import Contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
+MOST_VALUES = 100_000
+"""Maximum values per step of one vector."""
 LARGEST_DELTA = 1.001
 """Largest absolute value of an action that is named a displacement in [-1, 1], rounding included."""
 
@@ -118,7 +120,11 @@ def rows_of(values: Any) -> Any:
 
 
 def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
-    """Return a name for every value of the concatenated vectors."""
+    """Return a name for every value of the concatenated vectors. Raises SourceError for more than
+    MOST_VALUES.
+    """
+    if wide := [key for key, width in zip(keys, widths, strict=True) if width > MOST_VALUES]:
+        raise SourceError(f"{wide[0]} has more than {MOST_VALUES} values per step; it is no vector")
     return tuple(
         name
         for key, width in zip(keys, widths, strict=True)
@@ -133,8 +139,15 @@ def action_names(
     [-1, 1].
 
     largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds
-    absolute poses although its controller is one of displacements.
+    absolute poses although its controller is one of displacements. Raises SourceError for an option that
+    would be ignored, since the names do not say displacement.
     """
+    if reading.deltas is not None and not any("delta" in name for name in action):
+        raise SourceError(
+            f"{where}: --{'deltas' if reading.deltas else 'absolute'} cannot be applied to actions that do"
+            f" not say what they are ({', '.join(action)}); leave it out, or say --panda if they are laid out"
+            " as the simulator's"
+        )
     if reading.deltas is False:
         return tuple(name.replace("delta", "absolute") for name in action), []
     if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:

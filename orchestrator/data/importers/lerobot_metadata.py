@@ -3,6 +3,7 @@ hold each episode.
 """
 
 import json
+import math
 import re
 import string
 from collections import Counter
@@ -124,6 +125,8 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
     episodes = []
     for line in _json_lines(root / "meta" / "episodes.jsonl"):
         index = int(line["episode_index"])
+        if index == line["episode_index"]:  # some writers have 3.0 for 3
+            line["episode_index"] = index
         place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
         episodes.append(
             (line, {key: (_filled(root, info["video_path"], video_key=key, **place), 0.0) for key in keys})
@@ -154,13 +157,8 @@ def tasks_of(root: Path) -> dict[int, str]:
     """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
     if (path := root / "meta" / "tasks.parquet").is_file():
         table = pq.ParquetFile(path).read(use_threads=False)
-        words = (
-            "task"
-            if "task" in table.column_names
-            else next((f.name for f in table.schema if pa.types.is_string(f.type)), "")
-        )
-        pairs = zip(table["task_index"].to_pylist(), table[words].to_pylist(), strict=True) if words else ()
-        return {int(number): str(sentence) for number, sentence in pairs}
+        pairs = zip(table["task_index"].to_pylist(), table[_words_column(table)].to_pylist(), strict=True)
+        return {int(number): str(sentence) for number, sentence in pairs if sentence is not None}
     if (path := root / "meta" / "tasks.jsonl").is_file():
         return {
             int(line["task_index"]): str(line.get("task") or "")
@@ -168,6 +166,23 @@ def tasks_of(root: Path) -> dict[int, str]:
             if line.get("task_index") is not None
         }
     return {}
+
+
+def _words_column(table: pa.Table) -> str:
+    """Return the column with the sentences: `task`, else the frame's index, else the only column of words.
+    Raises ValueError without one.
+    """
+    words = []
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            words.append(field.name)
+    index = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns") or []
+    named = [name for name in ("task", *index, "__index_level_0__") if name in words]
+    if not named and len(words) != 1:
+        listed = ", ".join(table.column_names)
+        raise ValueError(f"meta/tasks.parquet has no column `task` with the sentences, only {listed}")
+    return str((named or words)[0])
 
 
 def instruction_of(table: pa.Table, tasks: dict[int, str], said: Any) -> str:
@@ -197,7 +212,7 @@ def instruction_of(table: pa.Table, tasks: dict[int, str], said: Any) -> str:
     return listed[0] if listed else ""
 
 
-def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> set[int] | None:
+def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> range | None:
     """Return the episodes of the split that --mask names; None for all."""
     if not reading.mask:
         return None
@@ -208,7 +223,7 @@ def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> set[in
             f"{root}: there is no split {reading.mask} in meta/info.json; --mask can choose from"
             f" {', '.join(splits) or 'none'}"
         )
-    return set(range(int(match[1]), int(match[2])))
+    return range(int(match[1]), int(match[2]))
 
 
 def rate_of(root: Path, info: dict[str, Any], layout: dict[int, Spans], reading: ImportOptions) -> float:
@@ -216,7 +231,17 @@ def rate_of(root: Path, info: dict[str, Any], layout: dict[int, Spans], reading:
 
     Raises SourceError if neither states a rate, or if the timestamps contradict --hz.
     """
-    stated = float(info.get("fps") or 0)
+    try:
+        stated = float(info.get("fps") or 0)
+    except (TypeError, ValueError, OverflowError):
+        stated = math.nan
+    if not 0 <= stated < math.inf:
+        if not reading.hz:
+            raise SourceError(
+                f"{root}: meta/info.json says {str(info['fps'])[:20]} where frames per second are meant;"
+                " correct it, or say the rate with --hz"
+            )
+        stated = 0.0
     if reading.hz and abs(reading.hz - stated) > 1e-6:
         steps = [step for spans in list(layout.values())[:8] if (step := _median_step(root, spans))]
         if stated and not any(abs(step * reading.hz - 1) <= RATE_TOLERANCE for step in steps):
@@ -312,12 +337,14 @@ def arm_columns(where: str, parts: list[tuple[str, int, int]]) -> tuple[int, ...
 
 
 def dimension_names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]]) -> tuple[str, ...]:
-    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T
-    names parts.
+    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, dictionaries of
+    indices, or nothing; GR00T names parts.
     """
-    width = int(np.prod(feature["shape"]))
+    width = math.prod(int(side) for side in np.ravel(feature["shape"]))
     names = feature.get("names")
-    if isinstance(names, dict):
+    if isinstance(names, dict) and sorted(map(repr, names.values())) == sorted(map(repr, range(len(names)))):
+        names = sorted(names, key=lambda name: int(names[name]))
+    elif isinstance(names, dict):
         names = [part for part in names.values() if isinstance(part, list)]
     if isinstance(names, list) and names and all(isinstance(name, list) for name in names):
         names = [name for part in names for name in part]
