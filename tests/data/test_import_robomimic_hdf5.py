@@ -5,6 +5,7 @@ name, and no other file is read.
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,16 @@ def test_hdf5_import_skips_unrelated_groups_and_datasets(path: Path) -> None:
     ]
 
 
+def test_hdf5_import_of_a_mask_without_names_raises(path: Path) -> None:
+    changed(path, "mask/train", np.array([0, 1]))
+    assert "its mask train lists none of its demonstrations" in said(path, replace(UPRIGHT, mask="train"))
+
+
+def test_hdf5_import_of_a_folder_named_like_a_file_raises(tmp_path: Path) -> None:
+    (tmp_path / "lift.hdf5").mkdir()
+    assert "it is a folder without HDF5 files" in said(tmp_path / "lift.hdf5")
+
+
 def test_hdf5_import_reports_mask_entries_that_do_not_exist(path: Path, tmp_path: Path) -> None:
     changed(path, "mask/train", np.array([b"demo_0", b"demo_9"]))
     source = open_source(path, ImportOptions(images="upright", mask="train"))
@@ -285,7 +296,7 @@ def test_hdf5_import_treats_invalid_attributes_as_missing(args: str, tmp_path: P
 
 def test_hdf5_import_joins_libero_words_into_a_sentence(path: Path) -> None:
     with h5py.File(path, "a") as file:
-        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": ["put", "the", "cup"]})
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": ["put", "the", "cup\r\n"]})
     assert {item.instruction for item in open_source(path, UPRIGHT).items} == {"put the cup"}
 
 
@@ -416,6 +427,30 @@ def test_hdf5_import_decides_the_picture_range_over_all_pictures(path: Path) -> 
     source = open_source(path, ImportOptions(images="upright", picture_range="0..1"))
     assert not source.questions
     assert source.read(source.items[1]).frames["agentview"].max() == 255
+
+
+def test_hdf5_import_decides_the_picture_range_of_each_camera(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/agentview_image", pictures(length, i).astype(np.float32))
+        changed(path, f"data/demo_{i}/obs/wrist_image", (pictures(length, i) / 255).astype(np.float32))
+    source = open_source(path, UPRIGHT)
+    for camera in ("agentview", "wrist"):
+        assert np.array_equal(source.read(source.items[1]).frames[camera], pictures(4, 1))
+
+
+def test_hdf5_import_asks_which_bits_of_wide_numbers_are_used(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/agentview_image", pictures(length, i).astype(np.uint16) * 16)
+    assert "its pictures are uint16 from 0 to 4080; say what black" in open_source(path, UPRIGHT).questions[0]
+    source = open_source(path, ImportOptions(images="upright", picture_range="0..4095"))
+    shown = source.read(source.items[0]).frames["agentview"].astype(int)
+    assert np.abs(shown - pictures(3, 0)).max() <= 1
+
+
+def test_hdf5_import_with_a_picture_range_for_bytes_raises(path: Path) -> None:
+    assert "cannot be applied to pictures that are bytes" in said(
+        path, replace(UPRIGHT, picture_range="0..1")
+    )
 
 
 def test_hdf5_import_of_files_with_different_picture_ranges_raises(tmp_path: Path) -> None:

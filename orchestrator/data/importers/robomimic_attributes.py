@@ -155,15 +155,17 @@ def text_of(value: Any) -> str:
 
 
 def words_of(value: Any) -> str:
-    """Return a sentence or name; '' for anything else. LIBERO also stores sentences as lists of words."""
+    """Return a sentence or name without white space around it; '' for anything else. LIBERO also stores
+    sentences as lists of words.
+    """
     if isinstance(value, (list, np.ndarray)):
         words = (
             [words_of(word) for word in list(np.ravel(value)) if isinstance(word, (str, bytes))]
             if isinstance(value, np.ndarray)
             else value
         )
-        return " ".join(words) if all(isinstance(word, str) for word in words) else ""
-    return text_of(value) if isinstance(value, (str, bytes)) else ""
+        return " ".join(words).strip() if all(isinstance(word, str) for word in words) else ""
+    return text_of(value).strip() if isinstance(value, (str, bytes)) else ""
 
 
 def _positive(value: Any) -> float | None:

@@ -73,6 +73,10 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
         f"{path.name}, {name}: the mask {reading.mask} lists it, but it is not in the file; left out"
         for name in sorted(listed - set(names), key=_by_number)
     ]
+    if reading.mask and not order:
+        raise NothingReadError(
+            f"{path}: its mask {reading.mask} lists none of its demonstrations; choose another with --mask"
+        )
     states: list[str] = []
     hints: list[str] = []
 
