@@ -264,6 +264,20 @@ def test_zarr_import_names_a_codec_that_is_not_installed(tmp_path: Path) -> None
         open_source(root, ImportOptions(**SAID))
 
 
+def test_zarr_import_reports_rows_after_the_last_episode(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr")
+    zarr.open_group(str(root), mode="a")["meta/episode_ends"][:] = [10, 12, 20]
+    assert problems(root) == ["a.zarr: rows 20 to 30 belong to no episode of meta/episode_ends; left out"]
+
+
+def test_zarr_import_of_arrays_with_other_numbers_of_rows_raises(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr", pictures=numbered(range(60)))
+    with pytest.raises(
+        SourceError, match=r"differ in rows \(data/img 60, data/state 30, data/action 30\), .* at row 30"
+    ):
+        open_source(root, ImportOptions(**SAID))
+
+
 @pytest.mark.parametrize(
     ("ends", "left"),
     [
