@@ -268,6 +268,12 @@ def test_lerobot_import_joins_an_episode_over_two_files(tmp_path: Path) -> None:
             lambda c: c | {"timestamp": pa.array([0.0] * len(c["index"]), pa.float32())},
             "its timestamps do not rise",
         ),
+        (
+            lambda c: {
+                k: v.take(pa.array([1, 0, *range(2, len(v))])) for k, v in c.items() if k != "timestamp"
+            },
+            "its rows are out of order by their frame_index",
+        ),
     ],
 )
 def test_lerobot_import_omits_a_faulty_episode_by_name(tmp_path: Path, change: Any, problem: str) -> None:
@@ -371,6 +377,64 @@ def test_lerobot_import_finds_the_sentences_in_any_column_of_words(
     ).write(tmp_path / "data")
     pq.write_table(pa.table({"task_index": [0, 1, 2], **columns}), root / "meta/tasks.parquet")
     assert {item.instruction for item in open_source(root, ImportOptions()).items} == {SENTENCES[1]}
+
+
+@pytest.mark.parametrize("content", [lambda data: data[:-100], lambda data: b""])
+def test_lerobot_import_omits_the_episodes_of_a_damaged_file(tmp_path: Path, content: Any) -> None:
+    root = Dataset(rows_per_file=(1, 1, 1)).write(tmp_path / "data")
+    path = root / "data/chunk-000/file-001.parquet"
+    path.write_bytes(content(path.read_bytes()))
+    source, episodes, _ = imported(root, tmp_path / "store")
+    assert sorted(episodes) == ["episode_000000", "episode_000002"]
+    assert (
+        "data, episode 1: its rows are in no file that can be read; data/chunk-000/file-001.parquet: "
+        in (source.problems[0])
+    )
+
+
+def test_lerobot_import_names_damaged_metadata(tmp_path: Path) -> None:
+    root = Dataset().write(tmp_path / "v3")
+    (root / "meta/tasks.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match=r"its metadata cannot be read .*tasks.parquet: "):
+        open_source(root, ImportOptions())
+    root = Dataset(version="v2.1").write(tmp_path / "v2")
+    with (root / "meta/episodes.jsonl").open("a") as file:
+        file.write('{"episode_index": 3, "ta')
+    with pytest.raises(SourceError, match=r"episodes.jsonl, line 4: "):
+        open_source(root, ImportOptions())
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("v3.0", "data: meta/episodes does not list episodes 2, whose rows are there; left out"),
+        ("v2.1", "data: meta/info.json says 3 episodes, meta/episodes lists 2; copy what is missing"),
+    ],
+)
+def test_lerobot_import_reports_episodes_that_the_metadata_does_not_list(
+    tmp_path: Path, version: str, problem: str
+) -> None:
+    root = Dataset(version=version, info={"total_episodes": 3}).write(tmp_path / "data")
+    if version == "v3.0":
+        path = root / "meta/episodes/chunk-000/file-000.parquet"
+        pq.write_table(pq.ParquetFile(path).read().slice(0, 2), path)
+    else:
+        path = root / "meta/episodes.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert open_source(root, ImportOptions()).problems == [problem]
+
+
+def test_lerobot_import_reads_numbers_as_text_and_sentences_in_lists(tmp_path: Path) -> None:
+    said = {"episode_index": str, "length": str}
+    root = Dataset(
+        version="v2.1",
+        line=lambda episode, line: {key: kind(line[key]) for key, kind in said.items()},
+    ).write(tmp_path / "data")
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": ["pick it up"]}) + "\n")
+    source = open_source(root, ImportOptions())
+    assert [item.instruction for item in source.items if not item.problem] == ["pick it up"] * 3
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": {"a": 1}}) + "\n")
+    assert "say in words what is done" in open_source(root, ImportOptions()).questions[0]
 
 
 @pytest.mark.parametrize("fps", [float("nan"), -20, 10**400, [20]])

@@ -120,11 +120,7 @@ def rows_of(values: Any) -> Any:
 
 
 def names_of(keys: Sequence[str], widths: Sequence[int]) -> tuple[str, ...]:
-    """Return a name for every value of the concatenated vectors. Raises SourceError for more than
-    MOST_VALUES.
-    """
-    if wide := [key for key, width in zip(keys, widths, strict=True) if width > MOST_VALUES]:
-        raise SourceError(f"{wide[0]} has more than {MOST_VALUES} values per step; it is no vector")
+    """Return a name for every value of the concatenated vectors."""
     return tuple(
         name
         for key, width in zip(keys, widths, strict=True)

@@ -355,7 +355,7 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         info=info,
         reader=reader,
         items=sorted([*unusable_items, *listing.items], key=lambda item: item.name),
-        problems=sorted([*problems, *listing.problems]),
+        problems=sorted([*problems, *listing.problems, *_unlisted(root, facts, episodes, layout)]),
         questions=questions + more,
     )
 
@@ -500,3 +500,25 @@ def _film_ends(episodes: list[tuple[dict[str, Any], FilmPlaces]], hz: float) -> 
             end_s = start_s + (length / hz if isinstance(length, (int, float)) else 0.0)
             ends[relative] = max(ends.get(relative, 0.0), end_s)
     return ends
+
+
+def _unlisted(
+    root: Path,
+    facts: dict[str, Any],
+    episodes: list[tuple[dict[str, Any], FilmPlaces]],
+    layout: dict[int, Spans],
+) -> list[str]:
+    """Return a sentence if there are episodes, by the rows or by meta/info.json, that meta/episodes does not
+    list.
+    """
+    listed = {line.get("episode_index") for line, _ in episodes}
+    if rest := sorted(set(layout) - listed):
+        some = ", ".join(map(str, rest[:5])) + f" and {len(rest) - 5} more" * (len(rest) > 5)
+        return [f"{root.name}: meta/episodes does not list episodes {some}, whose rows are there; left out"]
+    total = facts.get("total_episodes")
+    if isinstance(total, int) and total > len(listed):
+        return [
+            f"{root.name}: meta/info.json says {total} episodes, meta/episodes lists {len(listed)}; copy what"
+            " is missing"
+        ]
+    return []

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data.importers.base import ImportOptions
-from orchestrator.data.importers.conventions import names_of
+from orchestrator.data.importers.conventions import MOST_VALUES, names_of
 from orchestrator.data.importers.items import only_sentence
 from orchestrator.data.importers.lerobot_rows import RATE_TOLERANCE, Spans, length_of, part_of_table
 from orchestrator.data.importers.source_files import SourceError, cause, contained, refuse_pointer
@@ -46,12 +46,21 @@ def layout_of(
     layout: dict[int, Spans] = {}
     unread: dict[int, str] = {}
     if is_v3(info):
+        faults = []
         for path in sorted((root / "data").glob("**/*.parquet")):
+            relative = path.relative_to(root).as_posix()
             if not path.name.startswith("."):
-                _add_spans(layout, root, path.relative_to(root).as_posix(), None)
+                try:
+                    _add_spans(layout, root, relative, None)
+                except Exception as error:  # any error of one file leaves out its episodes only
+                    faults.append(f"{relative}: {cause(error)}")
+        if faults:
+            said = f"its rows are in no file that can be read; {'; '.join(faults)}"
+            unread = {index: said for line in lines if (index := _index(line)) is not None}
+            unread = {index: said for index in unread if index not in layout}
         return layout, unread
     for line in lines:
-        if not isinstance(index := line.get("episode_index"), int):
+        if (index := _index(line)) is None:
             continue
         try:
             relative = _filled(
@@ -67,6 +76,12 @@ def layout_of(
         except Exception as error:  # any error of one file leaves out its episode only
             unread[index] = cause(error)
     return layout, unread
+
+
+def _index(line: dict[str, Any]) -> int | None:
+    """Return the number of an episode; None if its metadata has none."""
+    index = line.get("episode_index")
+    return index if isinstance(index, int) else None
 
 
 def _add_spans(layout: dict[int, Spans], root: Path, relative: str, alone: int | None) -> None:
@@ -95,9 +110,7 @@ def episodes_of(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], 
 def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], FilmPlaces]]:
     lines: list[dict[str, Any]] = []
     for path in sorted((root / "meta" / "episodes").glob("**/*.parquet")):
-        file = pq.ParquetFile(path)
-        wanted = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-        lines += file.read(columns=wanted, use_threads=False).to_pylist()
+        lines += _table(path).to_pylist()
     episodes = []
     for line in lines:
         films = {}
@@ -120,13 +133,25 @@ def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
     return episodes
 
 
+def _table(path: Path) -> pa.Table:
+    """Return a table of metadata without statistics. Raises ValueError, which names the file, if it cannot be
+    read.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        wanted = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+        return file.read(columns=wanted, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
+
+
 def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], FilmPlaces]]:
     keys = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
     episodes = []
     for line in _json_lines(root / "meta" / "episodes.jsonl"):
         index = int(line["episode_index"])
-        if index == line["episode_index"]:  # some writers have 3.0 for 3
-            line["episode_index"] = index
+        if isinstance(line["episode_index"], str) or index == line["episode_index"]:
+            line["episode_index"] = index  # some writers have 3.0 or "3" for 3
         place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
         episodes.append(
             (line, {key: (_filled(root, info["video_path"], video_key=key, **place), 0.0) for key in keys})
@@ -137,7 +162,14 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file with one per line."""
     # not `splitlines`: a sentence may hold U+2028
-    lines = [json.loads(text) for text in path.read_text("utf-8-sig").split("\n") if text.strip()]
+    texts = path.read_text("utf-8-sig").split("\n")
+    lines = []
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            try:
+                lines.append(json.loads(text))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}: {error}") from None
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path.name}: every line must be an object")
     return lines
@@ -156,16 +188,23 @@ def _filled(root: Path, template: str, **values: object) -> str:
 def tasks_of(root: Path) -> dict[int, str]:
     """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
     if (path := root / "meta" / "tasks.parquet").is_file():
-        table = pq.ParquetFile(path).read(use_threads=False)
+        table = _table(path)
         pairs = zip(table["task_index"].to_pylist(), table[_words_column(table)].to_pylist(), strict=True)
-        return {int(number): str(sentence) for number, sentence in pairs if sentence is not None}
+        return {int(number): _sentence(sentence) for number, sentence in pairs}
     if (path := root / "meta" / "tasks.jsonl").is_file():
         return {
-            int(line["task_index"]): str(line.get("task") or "")
+            int(line["task_index"]): _sentence(line.get("task"))
             for line in _json_lines(path)
             if line.get("task_index") is not None
         }
     return {}
+
+
+def _sentence(said: Any) -> str:
+    """Return a sentence, or the only one of a list; '' for anything else."""
+    if isinstance(said, list) and len(said) == 1:
+        said = said[0]
+    return said.strip() if isinstance(said, str) else ""
 
 
 def _words_column(table: pa.Table) -> str:
@@ -341,6 +380,8 @@ def dimension_names(key: str, feature: dict[str, Any], parts: list[tuple[str, in
     indices, or nothing; GR00T names parts.
     """
     width = math.prod(int(side) for side in np.ravel(feature["shape"]))
+    if width > MOST_VALUES:
+        raise ValueError(f"{key} has {width} values per step")
     names = feature.get("names")
     if isinstance(names, dict) and sorted(map(repr, names.values())) == sorted(map(repr, range(len(names)))):
         names = sorted(names, key=lambda name: int(names[name]))

@@ -45,6 +45,8 @@ def whole_table(root: Path, spans: Spans, columns: list[str], hz: float) -> pa.T
         if (steps * hz > LONGEST_GAP).any():
             row = int(np.argmax(steps))
             raise ValueError(f"rows are missing: between rows {row} and {row + 1} pass {steps[row]:.3f} s")
+    elif "frame_index" in table.column_names and (np.diff(table["frame_index"].to_numpy()) <= 0).any():
+        raise ValueError("its rows are out of order by their frame_index")
     return table
 
 

@@ -12,6 +12,7 @@ task nor rate: `--task` and `--hz` do.
 
 import hashlib
 import json
+import math
 import re
 import struct
 from collections import defaultdict
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
+    MOST_VALUES,
     chosen_cameras,
     chosen_proprio,
     names_of,
@@ -54,7 +56,7 @@ class _Feature:
     """Leaf of features.json."""
 
     kind: str
-    """`image`, `text` or `tensor`."""
+    """`image`, `text`, `tensor`, or `array` for one that is no vector."""
     shape: tuple[int, ...]
 
 
@@ -359,8 +361,9 @@ def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
     elif "text" in node:
         yield path, _Feature("text", ())
     elif "tensor" in node:
-        kind = "text" if node["tensor"].get("dtype") in ("string", "object") else "tensor"
-        yield path, _Feature(kind, _shape(node["tensor"]))
+        shape, text = _shape(node["tensor"]), node["tensor"].get("dtype") in ("string", "object")
+        kind = "text" if text else "tensor" if math.prod(shape) <= MOST_VALUES else "array"
+        yield path, _Feature(kind, shape)
 
 
 def _shape(node: dict[str, Any]) -> tuple[int, ...]:
