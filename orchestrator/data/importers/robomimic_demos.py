@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,7 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     names = _ordered(data)
     listed = _masked(path, file, reading.mask) if reading.mask else set(names)
     order = [name for name in names if name in listed]
-    absent = [
-        f"{path.name}, {name}: the mask {reading.mask} lists it, but it is not in the file; left out"
-        for name in sorted(listed - set(names), key=_by_number)
-    ]
+    absent = _absent(path, listed - set(names), reading.mask)
     if reading.mask and not order:
         raise NothingReadError(
             f"{path}: its mask {reading.mask} lists none of its demonstrations; choose another with --mask"
@@ -116,17 +114,26 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     )
 
 
-def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> list[str]:
-    """Return the names of the demonstrations with states or actions, by number; mask: only those that it
-    lists. Raises SourceError for an unknown mask.
+def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> tuple[list[str], list[str]]:
+    """Return the names of the demonstrations with states or actions, by number, and a sentence for each that
+    a mask lists and the file lacks; mask: only those that it lists. Raises SourceError for an unknown mask.
     """
-    listed = _masked(path, file, mask) if mask else None
+    names = _ordered(data)
+    listed = _masked(path, file, mask) if mask else set(names)
     found = []
-    for name in _ordered(data):
-        group = member(data, name) if listed is None or name in listed else None
+    for name in names:
+        group = member(data, name) if name in listed else None
         if isinstance(group, h5py.Group) and {ACTIONS, "states"} & set(group):
             found.append(name)
-    return found
+    return found, _absent(path, listed - set(names), mask)
+
+
+def _absent(path: Path, names: Iterable[str], mask: str | None) -> list[str]:
+    """Return a sentence for each demonstration that a mask lists and the file lacks."""
+    return [
+        f"{path.name}, {name}: the mask {mask} lists it, but it is not in the file; left out"
+        for name in sorted(names, key=_by_number)
+    ]
 
 
 def _ordered(data: Any) -> list[str]:
