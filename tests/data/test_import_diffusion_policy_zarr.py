@@ -270,6 +270,12 @@ def test_zarr_import_reports_rows_after_the_last_episode(tmp_path: Path) -> None
     assert problems(root) == ["a.zarr: rows 20 to 30 belong to no episode of meta/episode_ends; left out"]
 
 
+def test_zarr_import_reports_pictures_of_other_channels(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr", tactile=np.zeros((30, 16, 16, 1), np.uint8))
+    assert "data/tactile has pictures of 1 channel, and only those of 3 are read" in problems(root)[0]
+    assert problems(root, cameras={"img": "img"}) == []
+
+
 def test_zarr_import_of_arrays_with_other_numbers_of_rows_raises(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr", pictures=numbered(range(60)))
     with pytest.raises(

@@ -256,6 +256,27 @@ def test_hdf5_import_of_a_mask_without_names_raises(path: Path) -> None:
     assert "its mask train lists none of its demonstrations" in said(path, replace(UPRIGHT, mask="train"))
 
 
+def test_hdf5_import_reports_pictures_of_other_channels(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/wrist_rgba", np.zeros((length, SIZE, SIZE, 4), np.uint8))
+    assert open_source(path, UPRIGHT).problems == [
+        "lift.hdf5: obs/wrist_rgba has pictures of 4 channels, and only those of 3 are read; write it with 3,"
+        " or choose others with --cameras; passed over"
+    ]
+    assert not open_source(path, replace(UPRIGHT, cameras={"agentview": "agentview"})).problems
+
+
+def test_hdf5_import_reports_files_in_folders_below(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "ph").mkdir()
+    below = recording(tmp_path / "ph/image.hdf5")
+    assert open_source(tmp_path, UPRIGHT).problems == [
+        f"{tmp_path.name}: files in folders below it are not read (ph/image.hdf5); import those folders too; left"
+        " out"
+    ]
+    path.unlink()
+    assert said(tmp_path).endswith(f"is {below} meant?")
+
+
 def test_hdf5_import_of_a_folder_named_like_a_file_raises(tmp_path: Path) -> None:
     (tmp_path / "lift.hdf5").mkdir()
     assert "it is a folder without HDF5 files" in said(tmp_path / "lift.hdf5")

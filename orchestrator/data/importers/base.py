@@ -334,10 +334,13 @@ def _open(path: Path, reading: ImportOptions) -> Source:
             ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"),
         )
         return open_films(path, reading)
+    deeper = visible(path, HDF5_SUFFIXES) if path.is_dir() else []
+    deeper += [info.parent.parent for info in sorted(path.glob("*/meta/info.json"))]
+    hint = f"; is {deeper[0]} meant?" if deeper else ""
     raise SourceError(
         f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS"
         " (features.json), a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) nor a film or"
-        f" a folder of films ({', '.join(FILM_SUFFIXES)})"
+        f" a folder of films ({', '.join(FILM_SUFFIXES)}){hint}"
     )
 
 

@@ -40,6 +40,8 @@ from orchestrator.data.importers.image_ops import (
     Pictures,
     ValueRange,
     in_blocks,
+    other_channels,
+    passed_over,
     range_of,
 )
 from orchestrator.data.importers.items import build_items, label_of
@@ -164,6 +166,10 @@ def open_replay_buffer(path: Path, reading: ImportOptions) -> Source:
     rows = {key: int(arrays[key].shape[0]) for key in used}
     _refuse_other_rows(path, rows, last_rows)
     spans, problems = _spans(path, last_rows, min(rows.values()))
+    if not reading.cameras:
+        problems += passed_over(
+            path.name, {f"data/{name}": other_channels(array) for name, array in arrays.items()}
+        )
     every = [fault for key in used for fault in faults[key]]
     bad = {
         name: next((f.sentence for f in every if f.first < last and f.last > first), "")

@@ -3,7 +3,7 @@ time.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -139,6 +139,25 @@ def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
     if lowest >= -13 and highest <= 268 and highest > 2:
         return "0..255"
     raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
+
+
+def other_channels(array: Any) -> int:
+    """Return the number of channels of an array that holds grey pictures or pictures with transparency, which
+    are not read; 0 for any other array.
+    """
+    if array.ndim != 4 or array.dtype != np.uint8 or min(array.shape[1:3]) < SMALLEST:
+        return 0
+    return int(array.shape[3]) if array.shape[3] in (1, 4) else 0
+
+
+def passed_over(where: str, channels: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each array that looks like pictures and is not read: name -> its channels."""
+    return [
+        f"{where}: {name} has pictures of {amount} {'channel' if amount == 1 else 'channels'}, and only those"
+        " of 3 are read; write it with 3, or choose others with --cameras; passed over"
+        for name, amount in channels.items()
+        if amount
+    ]
 
 
 # -- image files ---------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from orchestrator.data.importers.hdf5_arrays import (
     refuse_unreadable,
     shapes,
 )
+from orchestrator.data.importers.image_ops import other_channels, passed_over
 from orchestrator.data.importers.items import examined
 from orchestrator.data.importers.robomimic_attributes import text_of
 from orchestrator.data.importers.source_files import SourceError, cause
@@ -60,7 +61,9 @@ class Demonstrations:
     faults: dict[str, str]
     """Demonstration -> reason why it is left out, as a sentence."""
     absent: list[str]
-    """A sentence for each demonstration that a mask lists and the file lacks."""
+    """A sentence for each demonstration that a mask lists and the file lacks, and for each array of pictures
+    that are not read.
+    """
 
 
 def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) -> Demonstrations:
@@ -98,6 +101,13 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     shaped, faults = examined(path.name, order, shape_of)
     found = {name: shape for name, shape in shaped.items() if shape}
     if found:
+        if not reading.cameras:
+            obs = member(data, f"{next(iter(found))}/obs")
+            arrays = {str(key): member(obs, key) for key in obs}
+            absent += passed_over(
+                path.name,
+                {f"obs/{key}": other_channels(a) for key, a in arrays.items() if isinstance(a, h5py.Dataset)},
+            )
         return Demonstrations(order=order, shapes=found, faults=faults, absent=absent)
     if states:
         raise NothingReadError(

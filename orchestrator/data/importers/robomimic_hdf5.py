@@ -159,6 +159,7 @@ def open_hdf5(path: Path, reading: ImportOptions) -> Source:
     paths = visible(path, HDF5_SUFFIXES, depth=1)
     if not paths:  # a folder that is named like a file
         raise SourceError(f"{path}: it is a folder without HDF5 files; name the file, or its folder")
+    deeper = [file.relative_to(path).as_posix() for file in visible(path, HDF5_SUFFIXES) if file not in paths]
     stems = Counter(file.stem for file in paths)
     files: list[_File] = []
     unreadable: list[str] = []
@@ -174,6 +175,11 @@ def open_hdf5(path: Path, reading: ImportOptions) -> Source:
         files.append(file)
     if not files:
         raise SourceError(unreadable[0])
+    if deeper:
+        some = ", ".join(deeper[:3]) + f" and {len(deeper) - 3} more" * (len(deeper) > 3)
+        unreadable.append(
+            f"{path.name}: files in folders below it are not read ({some}); import those folders too"
+        )
     return _joined(path, files, unreadable)
 
 
