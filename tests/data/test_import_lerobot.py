@@ -472,6 +472,17 @@ def test_lerobot_import_keeps_the_sides_of_a_turned_film(tmp_path: Path) -> None
     assert list(range(10, 22)) in (numbers_of(shown), numbers_of(shown[:, ::-1, ::-1]))
 
 
+def test_lerobot_import_reports_pictures_of_other_channels(tmp_path: Path) -> None:
+    shapes = {"rgba": [32, 64, 4], "thermal": [1, 32, 64], "depth": [32, 64, 1]}
+    features = {f"observation.images.{k}": {"dtype": "image", "shape": s} for k, s in shapes.items()}
+    root = Dataset(features=features).write(tmp_path / "data")
+    assert [problem.split(",")[0] for problem in open_source(root, ImportOptions()).problems] == [
+        "data: observation.images.rgba has pictures of 4 channels",
+        "data: observation.images.thermal has pictures of 1 channel",
+    ]
+    assert not open_source(root, ImportOptions(cameras={"top": "top"})).problems
+
+
 def test_lerobot_import_takes_picture_size_from_the_film(tmp_path: Path) -> None:
     root = Dataset(
         features={KEY: {"dtype": "video", "shape": [64, 32, 3], "names": ["width", "height", "channels"]}}

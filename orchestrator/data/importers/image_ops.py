@@ -3,6 +3,7 @@ time.
 """
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,8 @@ TURNS = ("upright", "upside-down", "rotated")
 """Orientations of stored pictures: upright, rows reversed (OpenGL's order), or rotated by 180 degrees."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 """First bytes of image files."""
+NO_COLOUR = re.compile(r"depth|seg|mask|normal", re.IGNORECASE)
+"""Names of pictures that no policy is shown as colours."""
 BLOCK = 32
 """Number of frames of an array that are read and scaled at once."""
 MOST_PIXELS = 1 << 26
@@ -151,12 +154,14 @@ def other_channels(array: Any) -> int:
 
 
 def passed_over(where: str, channels: Mapping[str, int]) -> list[str]:
-    """Return a sentence for each array that looks like pictures and is not read: name -> its channels."""
+    """Return a sentence for each array that looks like pictures of a camera and is not read: name -> its
+    channels.
+    """
     return [
         f"{where}: {name} has pictures of {amount} {'channel' if amount == 1 else 'channels'}, and only those"
         " of 3 are read; write it with 3, or choose others with --cameras; passed over"
         for name, amount in channels.items()
-        if amount
+        if amount in (1, 4) and not NO_COLOUR.search(name)
     ]
 
 

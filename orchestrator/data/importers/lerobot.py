@@ -43,6 +43,7 @@ from orchestrator.data.importers.image_ops import (
     image,
     images,
     in_blocks,
+    passed_over,
 )
 from orchestrator.data.importers.items import build_items, label_of, unusable
 from orchestrator.data.importers.lerobot_metadata import (
@@ -52,6 +53,7 @@ from orchestrator.data.importers.lerobot_metadata import (
     FilmPlaces,
     arm_columns,
     cameras_of,
+    channels_of,
     declared_size,
     dimension_names,
     episodes_of,
@@ -309,6 +311,9 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         native_hz=native_hz,
         labelled=labelled,
     )
+    if not reading.cameras:
+        others = {key: feature for key, feature in features.items() if key not in named.values()}
+        problems += passed_over(root.name, {key: channels_of(feature) for key, feature in others.items()})
     sizes = _true_sizes(root, declared, named, films, list(places.values()))
     turned = _turned(root, sizes, named, films, list(places.values()))
     sizes |= {camera: sizes[camera][::-1] for camera in turned}

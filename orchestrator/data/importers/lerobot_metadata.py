@@ -313,11 +313,7 @@ def our_contract(info: dict[str, Any]) -> Contract | None:
 
 def cameras_of(features: dict[str, Any]) -> dict[str, str]:
     """Return camera -> its feature; by the whole name where short names are not unique."""
-    pictures = [
-        name
-        for name, feature in features.items()
-        if feature["dtype"] in ("video", "image") and _is_colour(feature)
-    ]
+    pictures = [name for name, feature in features.items() if channels_of(feature) == 3]
     short = Counter(map(_camera, pictures))
     return {_camera(name) if short[_camera(name)] == 1 else name: name for name in pictures}
 
@@ -326,15 +322,14 @@ def _camera(feature: str) -> str:
     return feature.removeprefix("observation.images.").removeprefix("observation.")
 
 
-def _is_colour(feature: dict[str, Any]) -> bool:
-    """Return whether a feature is a colour picture; depth has one channel or is marked as a depth map."""
+def channels_of(feature: dict[str, Any]) -> int:
+    """Return the number of channels of a feature of pictures; 0 for any other, and for depth maps."""
+    if feature["dtype"] not in ("video", "image") or len(shape := feature["shape"]) != 3:
+        return 0
     facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    shape = feature["shape"]
-    return (
-        len(shape) == 3
-        and 3 in (shape[0], shape[-1])
-        and not (facts.get("is_depth_map") or facts.get("video.is_depth_map"))
-    )
+    if facts.get("is_depth_map") or facts.get("video.is_depth_map"):
+        return 0
+    return next((count for count in (3, 4, 1) if count in (shape[0], shape[-1])), 0)
 
 
 def declared_size(feature: dict[str, Any]) -> tuple[int, int]:

@@ -36,7 +36,15 @@ from orchestrator.data.importers.conventions import (
     renamed_actions,
     source_info,
 )
-from orchestrator.data.importers.image_ops import MOST_PIXELS, Pictures, image, images, in_blocks, refuse_cut
+from orchestrator.data.importers.image_ops import (
+    MOST_PIXELS,
+    Pictures,
+    image,
+    images,
+    in_blocks,
+    passed_over,
+    refuse_cut,
+)
 from orchestrator.data.importers.items import build_items, only_sentence
 from orchestrator.data.importers.source_files import SourceError, refuse_pointer
 from sim_workers.envs.tasks import TASKS
@@ -207,7 +215,7 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
     action_dims = (
         names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
     )
-    problems: list[str] = []
+    problems = passed_over(name, _channels(features) if not reading.cameras else {})
     records = list(_records(root, problems))
     problems += _missing_files(root, facts, len(records))
     sizes = _true_sizes(records, cameras) or declared
@@ -364,6 +372,15 @@ def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
         shape, text = _shape(node["tensor"]), node["tensor"].get("dtype") in ("string", "object")
         kind = "text" if text else "tensor" if math.prod(shape) <= MOST_VALUES else "array"
         yield path, _Feature(kind, shape)
+
+
+def _channels(features: dict[str, _Feature]) -> dict[str, int]:
+    """Return observation of pictures -> its channels."""
+    return {
+        name: feature.shape[-1]
+        for name, feature in features.items()
+        if name.startswith(OBSERVATION) and feature.kind == "image" and feature.shape
+    }
 
 
 def _shape(node: dict[str, Any]) -> tuple[int, ...]:
