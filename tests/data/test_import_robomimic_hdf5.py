@@ -349,6 +349,15 @@ def test_hdf5_import_does_not_take_poses_for_displacements(path: Path) -> None:
     )
 
 
+def test_hdf5_import_looks_at_the_controller_of_the_arm_that_moves(tmp_path: Path) -> None:
+    for kind, named in (("delta", ACTION), ("absolute", tuple(f"action_{i}" for i in range(7)))):
+        arm = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3}
+        parts = {"right": {**arm, "input_type": kind}, "left": {**arm, "input_type": "delta"}}
+        kwargs = KWARGS | {"controller_configs": {"type": "BASIC", "body_parts": parts}}
+        path = recording(tmp_path / f"{kind}.hdf5", ARGS | {"env_kwargs": kwargs})
+        assert open_source(path, UPRIGHT).contract.action == named
+
+
 def test_hdf5_import_accepts_another_dataset_as_action(path: Path) -> None:
     for i, length in enumerate(LENGTHS):
         changed(path, f"data/demo_{i}/actions_abs", np.full((length, 7), 2.0))

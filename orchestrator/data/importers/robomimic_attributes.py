@@ -132,7 +132,10 @@ def _is_our_controller(config: Any) -> bool:
             and config.get("output_max") == [0.05] * 3 + [0.5] * 3
             and config.get("input_max", 1) == 1
         )
-    return any(_is_our_controller(part) for part in config.values())
+    parts = config.get("body_parts", config)
+    if isinstance(parts, dict) and "right" in parts:  # a single arm; robosuite keeps the defaults of others
+        return _is_our_controller(parts["right"])
+    return isinstance(parts, dict) and any(_is_our_controller(part) for part in parts.values())
 
 
 def attributes_of(group: Any, name: str = "") -> dict[str, Any]:
