@@ -233,6 +233,8 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
 
 def _understood(src: str, source: "Source") -> str:
     """Return the summary of a source as lines of text."""
+    from orchestrator.data.store_summary import one_line
+
     contract, items = source.contract, [item for item in source.items if not item.problem]
     lines = [(src, source.format)]
     labelled = sum(item.labelled for item in items)
@@ -260,7 +262,7 @@ def _understood(src: str, source: "Source") -> str:
     if items:
         lines.append(("first", f"{items[0].episode_id}: {items[0].origin}"))
     lines += [("left out", problem) for problem in source.problems]
-    return "\n".join(f"{name:<14} {text}" for name, text in lines)
+    return "\n".join(f"{name:<14} {one_line(text)}" for name, text in lines)
 
 
 def _lengths(items: "list[Item]") -> str:

@@ -264,6 +264,17 @@ def test_zarr_import_names_a_codec_that_is_not_installed(tmp_path: Path) -> None
         open_source(root, ImportOptions(**SAID))
 
 
+@pytest.mark.parametrize("form", [2, 3])
+def test_zarr_import_reads_episodes_added_after_metadata_were_consolidated(tmp_path: Path, form: int) -> None:
+    root = buffer(tmp_path / "a.zarr", form=form)
+    zarr.consolidate_metadata(str(root))
+    group = zarr.open_group(str(root), mode="a", use_consolidated=False)
+    for name in ("img", "state", "action"):
+        group[f"data/{name}"].append(group[f"data/{name}"][:10])
+    group["meta/episode_ends"].append(np.array([40]))
+    assert shown(root, tmp_path / "store") == whole() | {"episode_000003": list(range(10))}
+
+
 def test_zarr_import_reports_rows_after_the_last_episode(tmp_path: Path) -> None:
     root = buffer(tmp_path / "a.zarr")
     zarr.open_group(str(root), mode="a")["meta/episode_ends"][:] = [10, 12, 20]

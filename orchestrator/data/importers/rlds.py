@@ -211,7 +211,7 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
     name = str(facts.get("name") or root.parent.name)
     if not reading.task:
         questions.append(f"{name}: RLDS does not name its task; say it with --task")
-    declared = {camera: _declared(features[OBSERVATION + camera]) for camera in cameras}
+    declared = {camera: _declared(where, features[OBSERVATION + camera]) for camera in cameras}
     action_dims = (
         names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
     )
@@ -388,10 +388,12 @@ def _shape(node: dict[str, Any]) -> tuple[int, ...]:
     return tuple(max(0, int(side)) for side in (node.get("shape") or {}).get("dimensions", ()))
 
 
-def _declared(feature: _Feature) -> tuple[int, int]:
+def _declared(where: str, feature: _Feature) -> tuple[int, int]:
     height, width = feature.shape[:2]
     if height * width > MOST_PIXELS:
-        raise SourceError(f"its pictures of {height}x{width} pixels are too large to be read")
+        raise SourceError(
+            f"{where}: its pictures of {height}x{width} pixels, by features.json, are too large to be read"
+        )
     return height, width
 
 
