@@ -437,6 +437,13 @@ def test_lerobot_import_reads_numbers_as_text_and_sentences_in_lists(tmp_path: P
     assert "say in words what is done" in open_source(root, ImportOptions()).questions[0]
 
 
+def test_lerobot_import_asks_where_two_sentences_have_one_number(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1", line=lambda episode, line: line | {"tasks": []}).write(tmp_path / "data")
+    tasks = [{"task_index": 0, "task": sentence} for sentence in SENTENCES[:2]]
+    (root / "meta/tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    assert "say in words what is done" in open_source(root, ImportOptions()).questions[0]
+
+
 @pytest.mark.parametrize("fps", [float("nan"), -20, 10**400, [20]])
 def test_lerobot_import_refuses_an_impossible_rate(tmp_path: Path, fps: Any) -> None:
     root = Dataset(info={"fps": fps}).write(tmp_path / "data")

@@ -251,6 +251,18 @@ def test_hdf5_import_skips_unrelated_groups_and_datasets(path: Path) -> None:
     ]
 
 
+def test_hdf5_import_omits_a_demonstration_with_more_rows_than_it_says(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        for i, said in enumerate((3, 3, 6)):  # 6: the attribute of a demonstration that was cut later
+            file[f"data/demo_{i}"].attrs["num_samples"] = said
+    source = open_source(path, UPRIGHT)
+    assert taken(source) == ["demo_0", "demo_2"]
+    assert source.problems == [
+        "lift.hdf5, demo_1: its attribute num_samples says 3 steps, 4 are there; correct it, or cut the rest;"
+        " left out"
+    ]
+
+
 def test_hdf5_import_of_a_mask_without_names_raises(path: Path) -> None:
     changed(path, "mask/train", np.array([0, 1]))
     assert "its mask train lists none of its demonstrations" in said(path, replace(UPRIGHT, mask="train"))

@@ -186,18 +186,24 @@ def _filled(root: Path, template: str, **values: object) -> str:
 
 
 def tasks_of(root: Path) -> dict[int, str]:
-    """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
+    """Return task_index -> sentence, '' where the metadata have two for one. LeRobot 3.0 keeps the sentences
+    as the index of a pandas frame.
+    """
+    pairs: list[tuple[Any, Any]] = []
     if (path := root / "meta" / "tasks.parquet").is_file():
         table = _table(path)
-        pairs = zip(table["task_index"].to_pylist(), table[_words_column(table)].to_pylist(), strict=True)
-        return {int(number): _sentence(sentence) for number, sentence in pairs}
-    if (path := root / "meta" / "tasks.jsonl").is_file():
-        return {
-            int(line["task_index"]): _sentence(line.get("task"))
-            for line in _json_lines(path)
-            if line.get("task_index") is not None
-        }
-    return {}
+        pairs = list(
+            zip(table["task_index"].to_pylist(), table[_words_column(table)].to_pylist(), strict=True)
+        )
+    elif (path := root / "meta" / "tasks.jsonl").is_file():
+        pairs = [(line.get("task_index"), line.get("task")) for line in _json_lines(path)]
+    sentences: dict[int, str] = {}
+    for number, said in pairs:
+        if number is not None:
+            sentence = _sentence(said)
+            same = sentences.setdefault(int(number), sentence) == sentence
+            sentences[int(number)] = sentence if same else ""
+    return sentences
 
 
 def _sentence(said: Any) -> str:

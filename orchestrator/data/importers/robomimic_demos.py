@@ -96,6 +96,7 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
         if shape is None:
             hints.append(", ".join(shapes(obs)))
             raise ValueError("it has no pictures")
+        _refuse_fewer_steps(group, shape.rows)
         return shape
 
     shaped, faults = examined(path.name, order, shape_of)
@@ -122,6 +123,20 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     raise NothingReadError(
         f"{path}: it holds no demonstration with pictures under data/demo_<k>/obs{f' ({hint})' * bool(hint)}"
     )
+
+
+def _refuse_fewer_steps(group: Any, rows: int) -> None:
+    """Raise ValueError if a demonstration's attribute num_samples says fewer steps than there are rows:
+    robomimic reads no others, and the rest may be padding.
+    """
+    try:
+        said = group.attrs.get("num_samples")
+    except FAULTS:
+        return
+    if isinstance(said, (int, np.integer)) and 0 < said < rows:
+        raise ValueError(
+            f"its attribute num_samples says {said} steps, {rows} are there; correct it, or cut the rest"
+        )
 
 
 def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> tuple[list[str], list[str]]:
