@@ -28,7 +28,7 @@ from orchestrator.data.importers.robomimic_attributes import (
     words_of,
 )
 from orchestrator.data.importers.robomimic_demos import NothingReadError, demonstration_names
-from orchestrator.data.importers.robomimic_hdf5 import success_of
+from orchestrator.data.importers.robomimic_hdf5 import recorded_success
 from orchestrator.data.importers.source_files import HDF5_SUFFIXES, SourceError, refuse_pointer, visible
 from orchestrator.storage.base import Storage, open_storage
 from policy.interface import Contract
@@ -339,7 +339,7 @@ def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, part: 
             instruction=sentence or instruction_of(task),
             length=len(values.states),
             by=by,
-            success=success_of(group, "demoscale.success" in group.attrs),
+            success=recorded_success(group, "demoscale.success" in group.attrs),
             origin=f"replay of {path.name}, {name}, by {by}; content"
             f" {identity(*(one for one in (values.states, values.actions) if one is not None))}",
             place=(str(path), name),

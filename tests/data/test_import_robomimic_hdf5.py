@@ -263,6 +263,18 @@ def test_hdf5_import_omits_a_demonstration_with_more_rows_than_it_says(path: Pat
     ]
 
 
+def test_hdf5_import_takes_success_from_isaac_labs_attribute_without_rewards(path: Path) -> None:
+    before = [item.origin for item in open_source(path, UPRIGHT).items]
+    with h5py.File(path, "a") as file:
+        for i, said in enumerate((True, False)):
+            del file[f"data/demo_{i}/rewards"]
+            file[f"data/demo_{i}"].attrs["success"] = said
+        file["data/demo_2"].attrs["success"] = False  # its rewards say success
+    source = open_source(path, UPRIGHT)
+    assert [source.read(item).success for item in source.items] == [True, False, True]
+    assert source.items[2].origin == before[2]
+
+
 def test_hdf5_import_of_a_mask_without_names_raises(path: Path) -> None:
     changed(path, "mask/train", np.array([0, 1]))
     assert "its mask train lists none of its demonstrations" in said(path, replace(UPRIGHT, mask="train"))

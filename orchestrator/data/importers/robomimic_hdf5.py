@@ -115,7 +115,7 @@ class RobomimicReader:
                     rows=rows,
                     proprio=_proprio_values(member(group, "obs"), plan) if plan.proprio else None,
                     action=action,
-                    success=success_of(group, plan.stated),
+                    success=recorded_success(group, plan.stated),
                 )
         except (*FAULTS, AttributeError) as error:
             raise SourceError(f"{path.name}, {demo}: {cause(error)}; restore the file") from None
@@ -501,3 +501,15 @@ def success_of(group: Any, stated: bool) -> bool | None:
     except FAULTS:
         return None
     return bool(rewards.any()) if rewards.size and np.isin(rewards, (0, 1)).all() else None
+
+
+def recorded_success(group: Any, stated: bool) -> bool | None:
+    """Return the success by `success_of`, else by Isaac Lab's attribute `success`; None without either.
+
+    The attribute is no part of an episode's identity, so that episodes keep the one they were imported with.
+    """
+    success = success_of(group, stated)
+    if success is None and not stated:
+        said = attributes_of(group).get("success")
+        success = bool(said) if isinstance(said, (bool, np.bool_)) else None
+    return success
