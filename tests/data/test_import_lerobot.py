@@ -479,6 +479,15 @@ def test_lerobot_import_keeps_the_sides_of_a_turned_film(tmp_path: Path) -> None
     assert list(range(10, 22)) in (numbers_of(shown), numbers_of(shown[:, ::-1, ::-1]))
 
 
+@pytest.mark.parametrize("end", [10**30, -1])
+def test_lerobot_import_refuses_impossible_parts(tmp_path: Path, end: int) -> None:
+    root = Dataset().write(tmp_path / "data")
+    parts = {"action": {"arm": {"start": 0, "end": end}}}
+    (root / "meta/modality.json").write_text(json.dumps(parts))
+    with pytest.raises(SourceError, match=r"modality.json: action arm goes from value 0 to"):
+        open_source(root, ImportOptions())
+
+
 def test_lerobot_import_reports_pictures_of_other_channels(tmp_path: Path) -> None:
     shapes = {"rgba": [32, 64, 4], "thermal": [1, 32, 64], "depth": [32, 64, 1]}
     features = {f"observation.images.{k}": {"dtype": "image", "shape": s} for k, s in shapes.items()}

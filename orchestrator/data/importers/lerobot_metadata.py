@@ -356,9 +356,10 @@ def parts_of(root: Path) -> dict[str, list[tuple[str, int, int]]]:
     said = json.loads(path.read_text("utf-8-sig"))
     for kind, feature in (("state", STATES[0]), ("action", ACTIONS[0])):
         for name, place in (said.get(kind) or {}).items():
-            parts.setdefault(place.get("original_key") or feature, []).append(
-                (name, int(place["start"]), int(place["end"]))
-            )
+            first, last = int(place["start"]), int(place["end"])
+            if not 0 <= first <= last <= MOST_VALUES:
+                raise ValueError(f"modality.json: {kind} {name} goes from value {first} to {last}")
+            parts.setdefault(place.get("original_key") or feature, []).append((name, first, last))
     return {feature: sorted(found, key=lambda part: part[1]) for feature, found in parts.items()}
 
 
