@@ -185,6 +185,7 @@ def image(data: bytes) -> Pictures:
     try:
         if data.startswith(JPEG) and b"Exif" in data[:64]:  # it may tell a rotation
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as file:
+                _refuse_pixels(*file.size)
                 return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         with av.open(io.BytesIO(data), "r") as container:
             _refuse_size(container.streams.video[0])
@@ -204,7 +205,10 @@ def images(files: Iterable[bytes], size: tuple[int, int]) -> Pictures:
 
 
 def _refuse_size(stream: Any) -> None:
-    width, height = stream.codec_context.width, stream.codec_context.height
+    _refuse_pixels(stream.codec_context.width, stream.codec_context.height)
+
+
+def _refuse_pixels(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise ValueError(f"its pictures have {width}x{height} pixels, more than {MOST_PIXELS} in all")
 
@@ -432,9 +436,9 @@ def film_at(
     distinct, places = np.unique(numbers, return_inverse=True)
     shaped = np.empty((len(distinct), *size, 3), np.uint8)
     for i, picture in enumerate(film_frames(path, distinct)):
-        if shown not in (None, picture.shape[:2]):
-            height, width = picture.shape[:2]
-            raise ValueError(f"the video {path.name} shows pictures of {height}x{width}, the others {shown}")
+        if shown and picture.shape[:2] != shown:
+            its, others = ("{}x{}".format(*sides) for sides in (picture.shape[:2], shown))
+            raise ValueError(f"the video {path.name} shows pictures of {its}, the others {others}")
         shaped[i] = resized(turned(picture[None], stored), size)[0]
     return shaped if len(distinct) == len(numbers) else shaped[places]
 
