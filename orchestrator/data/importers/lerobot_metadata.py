@@ -386,7 +386,8 @@ def dimension_names(key: str, feature: dict[str, Any], parts: list[tuple[str, in
         raise ValueError(f"{key} has {width} values per step")
     names = feature.get("names")
     if isinstance(names, dict) and sorted(map(repr, names.values())) == sorted(map(repr, range(len(names)))):
-        names = sorted(names, key=lambda name: int(names[name]))
+        indices: dict[str, int] = names
+        names = sorted(indices, key=indices.__getitem__)
     elif isinstance(names, dict):
         names = [part for part in names.values() if isinstance(part, list)]
     if isinstance(names, list) and names and all(isinstance(name, list) for name in names):
