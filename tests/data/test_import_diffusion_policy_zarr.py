@@ -264,6 +264,7 @@ def test_zarr_import_names_a_codec_that_is_not_installed(tmp_path: Path) -> None
         open_source(root, ImportOptions(**SAID))
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part in the Zarr format 3")
 @pytest.mark.parametrize("form", [2, 3])
 def test_zarr_import_reads_episodes_added_after_metadata_were_consolidated(tmp_path: Path, form: int) -> None:
     root = buffer(tmp_path / "a.zarr", form=form)

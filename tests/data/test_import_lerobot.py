@@ -780,4 +780,4 @@ def test_image_of_a_gigapixel_is_not_decoded() -> None:
         + b"\0" * 4
     )
     with pytest.raises(ValueError, match=r"60000x60000 pixels|cannot be read"):
-        image(header + b"\0" * 64)
+        image(header + b"\0" * 64 + b"IEND")
