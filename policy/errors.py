@@ -25,7 +25,7 @@ DemoscaleError
 ├── RecordTimeoutError    orchestrator.data.parallel_writer        a recording hangs; exit code 75
 ├── RemoteError           policy.http_protocol                     a policy server fails or answers invalidly
 ├── RobocasaError         sim_workers.envs.robocasa                RoboCasa is missing or has another version
-├── SourceError           orchestrator.data.importers.source_files recordings cannot be imported
+├── SourceError           orchestrator.data.importers.source_files recordings cannot be read; exit code 2
 ├── StorageError          orchestrator.storage.base                a folder or bucket cannot be used
 ├── SubmitError           orchestrator.cluster.ray_jobs            a cluster cannot run a job
 ├── SubsetError           orchestrator.data.subset                 a store has too few episodes for an arm

@@ -5,6 +5,7 @@ Episodes already there are skipped, so the same command continues an import that
 something was left out; it is listed.
 """
 
+import math
 import os
 import sys
 import time
@@ -24,20 +25,43 @@ if TYPE_CHECKING:
 SHEET = 24  # episodes whose first pictures are shown
 
 
+def _names(value: str) -> list[str]:
+    """Return the names in a list with commas. Raises BadParameter for an empty one, or for one that comes
+    twice.
+    """
+    names = [name.strip() for name in value.split(",")]
+    keys = [name.partition("=")[0] for name in names]
+    if not all(keys):
+        raise click.BadParameter("a name is missing between the commas")
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        raise click.BadParameter(f"it names {', '.join(twice)} twice")
+    return names
+
+
 def _pairs(_context: Any, _parameter: Any, value: str | None) -> dict[str, str]:
-    parts = [part.partition("=") for part in value.split(",")] if value else []
+    parts = [name.partition("=") for name in _names(value)] if value else []
     return {name: renamed or name for name, _, renamed in parts}
 
 
 def _size(_context: Any, _parameter: Any, value: str | None) -> tuple[int, int] | None:
     sides = value.lower().split("x") if value else []
-    if not all(side.isdigit() and int(side) for side in sides) or len(sides) > 2:
+    if not all(side.isdecimal() and int(side) for side in sides) or len(sides) > 2:
         raise click.BadParameter("write it as 64, or as HEIGHTxWIDTH")
     return (int(sides[0]), int(sides[-1])) if sides else None
 
 
 def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else () if value == "none" else tuple(value.split(","))
+    return None if value is None else () if value == "none" else tuple(_names(value))
+
+
+def _rate(_context: Any, _parameter: Any, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("it is no number of steps per second")
+    return value
+
+
+def _words(_context: Any, _parameter: Any, value: str | None) -> str | None:
+    return None if value is None else value.strip()
 
 
 @click.command("import", context_settings=HELP)
@@ -65,15 +89,17 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
     help="Which cameras, in the store's order; A=B calls A B. All by default.",
 )
 @click.option("--task", help="Name of the task, where the source has none or another than the simulator's.")
-@click.option("--instruction", help="What is done, in words.")
+@click.option("--instruction", callback=_words, help="What is done, in words.")
 @click.option(
     "--hz",
     type=click.FloatRange(0, min_open=True),
+    callback=_rate,
     help="Steps per second of the recording, where it does not say.",
 )
 @click.option(
     "--resample-hz",
     type=click.FloatRange(0, min_open=True),
+    callback=_rate,
     help="Steps per second wanted; only without actions.",
 )
 @click.option("--image-size", callback=_size, metavar="N or HxW", help="Scale pictures to it.")
@@ -112,7 +138,8 @@ def _keys(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...] 
 )
 @click.option(
     "--picture-range",
-    help="What black and white are where pictures are no bytes: 0..1, 0..255, -1..1 or 0..65535.",
+    help="What black and white are where pictures are no bytes: 0..1, 0..255, -1..1, 0..65535, 0..1023 or"
+    " 0..4095.",
 )
 @click.option(
     "--render-profile", help="How pictures were rendered, if they match a profile of the simulator here."
@@ -144,6 +171,7 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
         reconcile_contract,
     )
     from orchestrator.data.importers.base import ImportOptions, open_source
+    from orchestrator.data.importers.source_files import SourceError
     from orchestrator.storage.base import open_storage
 
     began = time.monotonic()
@@ -159,9 +187,12 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
         )
         if not dry_run:
             sys.exit(2)
+    usable = [item for item in source.items if not item.problem]
+    if not usable:
+        why = f"all {len(source.items)} are left out" if source.items else "it has none"
+        raise SourceError(f"{src}: no episode can be imported: {why}")
     source = reconcile_contract(source, storage)
     todo = missing(source, storage)
-    usable = [item for item in source.items if not item.problem]
     click.echo(
         f"{'store':<14} {storage.uri}: {len(todo)} episodes to import, {len(usable) - len(todo)} already"
         " there"
@@ -174,8 +205,10 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
             "this store will hold episodes without actions only; if demonstrations shall stand beside them,"
             " import those first"
         )
-    if dry_run or not todo:
+    if dry_run:
         return
+    if not todo:
+        sys.exit(1 if source.problems else 0)
     quiet()
     click.echo("starting Ray")
     connect()
@@ -200,6 +233,8 @@ def import_(src: str, dst: str, dry_run: bool, sheet: str | None, workers: int, 
 
 def _understood(src: str, source: "Source") -> str:
     """Return the summary of a source as lines of text."""
+    from orchestrator.data.store_summary import one_line
+
     contract, items = source.contract, [item for item in source.items if not item.problem]
     lines = [(src, source.format)]
     labelled = sum(item.labelled for item in items)
@@ -227,7 +262,7 @@ def _understood(src: str, source: "Source") -> str:
     if items:
         lines.append(("first", f"{items[0].episode_id}: {items[0].origin}"))
     lines += [("left out", problem) for problem in source.problems]
-    return "\n".join(f"{name:<14} {text}" for name, text in lines)
+    return "\n".join(f"{name:<14} {one_line(text)}" for name, text in lines)
 
 
 def _lengths(items: "list[Item]") -> str:

@@ -3,6 +3,7 @@ recorder, robomimic, MimicGen, LIBERO, RoboCasa), and episode stores of this pro
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -26,8 +27,8 @@ from orchestrator.data.importers.robomimic_attributes import (
     text_of,
     words_of,
 )
-from orchestrator.data.importers.robomimic_demos import demonstration_names
-from orchestrator.data.importers.robomimic_hdf5 import success_of
+from orchestrator.data.importers.robomimic_demos import NothingReadError, demonstration_names
+from orchestrator.data.importers.robomimic_hdf5 import recorded_success
 from orchestrator.data.importers.source_files import HDF5_SUFFIXES, SourceError, refuse_pointer, visible
 from orchestrator.storage.base import Storage, open_storage
 from policy.interface import Contract
@@ -214,8 +215,20 @@ def _hdf5_source(paths: Sequence[Path], options: ReplayOptions) -> RecordedSourc
         raise SourceError(
             f"{paths[0]}: no scripted expert recorded it; replay it --by states or --by actions"
         )
-    files = [_file(path, options, len(paths) > 1) for path in paths]
-    first = files[0]
+    stems = Counter(path.stem for path in paths)
+    files: list[_File] = []
+    readable: list[Path] = []
+    unreadable: list[str] = []
+    for path in paths:
+        part = path.stem if stems[path.stem] == 1 else path.name.replace(".", "-")
+        try:
+            files.append(_file(path, options, part, len(paths) > 1))
+            readable.append(path)
+        except NothingReadError as error:
+            unreadable.append(str(error))
+    if not files:
+        raise SourceError(unreadable[0])
+    paths, first = readable, files[0]
     for path, file in zip(paths, files, strict=True):
         if (file.embodiment, file.simulator) != (first.embodiment, first.simulator):
             raise SourceError(
@@ -231,6 +244,7 @@ def _hdf5_source(paths: Sequence[Path], options: ReplayOptions) -> RecordedSourc
             raise SourceError(f"{path}: {'; '.join(different)}; replay the files one by one")
     items = [item for file in files for item in file.items]
     problems = [problem for file in files for problem in file.problems]
+    problems += [f"{problem}; left out" for problem in unreadable]
     if not items:
         said = problems[0].removesuffix("; left out") if problems else "it holds no demonstrations"
         raise SourceError(f"{paths[0]}: nothing can be replayed: {said}")
@@ -256,24 +270,29 @@ def _same_series(recorded: str, here: str) -> bool:
     return all(found) and found[0][1] == found[1][1]  # type: ignore[index]
 
 
-def _file(path: Path, options: ReplayOptions, several: bool) -> _File:
-    """Return the facts about a file. Raises SourceError if it cannot be replayed as a whole."""
-    refuse_pointer(path)
+def _file(path: Path, options: ReplayOptions, part: str, several: bool) -> _File:
+    """Return the facts about a file. `part`: its name in the ids of its demonstrations. Raises
+    NothingReadError if it holds nothing readable, SourceError if it cannot be replayed as a whole.
+    """
+    try:
+        refuse_pointer(path)
+    except SourceError as error:
+        raise NothingReadError(str(error)) from None
     try:
         with h5py.File(path, "r") as file:
             data = member(file, "data")
             if not isinstance(data, h5py.Group):
-                raise SourceError(
+                raise NothingReadError(
                     f"{path}: it has no group `data` with demonstrations, as robomimic's files have"
                 )
-            return _understood(path, file, data, options, several)
+            return _understood(path, file, data, options, part, several)
     except FAULTS as error:
-        raise SourceError(
+        raise NothingReadError(
             f"{path}: it cannot be read as HDF5 ({' '.join(str(error).split())}); was it copied whole?"
         ) from None
 
 
-def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, several: bool) -> _File:
+def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, part: str, several: bool) -> _File:
     program = recording_program(path, data, ImportOptions(task=options.task))
     task = _known_task(str(path), options.task or _libero_task(data) or program.task)
     recorder = "env_info" in attributes_of(data) and "env_args" not in attributes_of(data)
@@ -297,9 +316,9 @@ def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, severa
             f" {DEFAULT.control_hz:g} here"
         )
     kitchen = task in robocasa.ROBOCASA_24
-    names = demonstration_names(path, file, data, options.mask)
-    label = options.label or path.stem
-    ids = episode_ids(f"{label}-{path.stem}" if several and options.label else label, names)
+    names, absent = demonstration_names(path, file, data, options.mask)
+    label = options.label or part
+    ids = episode_ids(f"{label}-{part}" if several and options.label else label, names)
 
     def describe(name: str) -> ReplayItem:
         group = member(data, name)
@@ -320,7 +339,7 @@ def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, severa
             instruction=sentence or instruction_of(task),
             length=len(values.states),
             by=by,
-            success=success_of(group, "demoscale.success" in group.attrs),
+            success=recorded_success(group, "demoscale.success" in group.attrs),
             origin=f"replay of {path.name}, {name}, by {by}; content"
             f" {identity(*(one for one in (values.states, values.actions) if one is not None))}",
             place=(str(path), name),
@@ -333,7 +352,7 @@ def _understood(path: Path, file: Any, data: Any, options: ReplayOptions, severa
         program.simulator,
         embodiment,
         [items[name] for name in names if name in items],
-        list(faults.values()),
+        [*absent, *faults.values()],
     )
 
 

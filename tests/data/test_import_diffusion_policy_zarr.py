@@ -264,6 +264,38 @@ def test_zarr_import_names_a_codec_that_is_not_installed(tmp_path: Path) -> None
         open_source(root, ImportOptions(**SAID))
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part in the Zarr format 3")
+@pytest.mark.parametrize("form", [2, 3])
+def test_zarr_import_reads_episodes_added_after_metadata_were_consolidated(tmp_path: Path, form: int) -> None:
+    root = buffer(tmp_path / "a.zarr", form=form)
+    zarr.consolidate_metadata(str(root))
+    group = zarr.open_group(str(root), mode="a", use_consolidated=False)
+    for name in ("img", "state", "action"):
+        group[f"data/{name}"].append(group[f"data/{name}"][:10])
+    group["meta/episode_ends"].append(np.array([40]))
+    assert shown(root, tmp_path / "store") == whole() | {"episode_000003": list(range(10))}
+
+
+def test_zarr_import_reports_rows_after_the_last_episode(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr")
+    zarr.open_group(str(root), mode="a")["meta/episode_ends"][:] = [10, 12, 20]
+    assert problems(root) == ["a.zarr: rows 20 to 30 belong to no episode of meta/episode_ends; left out"]
+
+
+def test_zarr_import_reports_pictures_of_other_channels(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr", tactile=np.zeros((30, 16, 16, 1), np.uint8))
+    assert "data/tactile has pictures of 1 channel, and only those of 3 are read" in problems(root)[0]
+    assert problems(root, cameras={"img": "img"}) == []
+
+
+def test_zarr_import_of_arrays_with_other_numbers_of_rows_raises(tmp_path: Path) -> None:
+    root = buffer(tmp_path / "a.zarr", pictures=numbered(range(60)))
+    with pytest.raises(
+        SourceError, match=r"differ in rows \(data/img 60, data/state 30, data/action 30\), .* at row 30"
+    ):
+        open_source(root, ImportOptions(**SAID))
+
+
 @pytest.mark.parametrize(
     ("ends", "left"),
     [

@@ -184,7 +184,7 @@ def test_import_dry_run_lists_the_source_and_writes_nothing(recorded: Path, tmp_
 
 def test_import_mistake_is_one_sentence(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["import", str(tmp_path / "nowhere"), str(tmp_path / "store")])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.stderr == f"{tmp_path / 'nowhere'}: there is no such file or folder\n"
 
 

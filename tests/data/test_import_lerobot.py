@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -266,6 +268,12 @@ def test_lerobot_import_joins_an_episode_over_two_files(tmp_path: Path) -> None:
             lambda c: c | {"timestamp": pa.array([0.0] * len(c["index"]), pa.float32())},
             "its timestamps do not rise",
         ),
+        (
+            lambda c: {
+                k: v.take(pa.array([1, 0, *range(2, len(v))])) for k, v in c.items() if k != "timestamp"
+            },
+            "its rows are out of order by their frame_index",
+        ),
     ],
 )
 def test_lerobot_import_omits_a_faulty_episode_by_name(tmp_path: Path, change: Any, problem: str) -> None:
@@ -344,6 +352,151 @@ def test_lerobot_import_names_values_by_nested_lists_and_modality(tmp_path: Path
     assert all("the base moves" in problem for problem in source.problems)
     with pytest.raises(SourceError, match="--arm-only is for RoboCasa's actions"):
         open_source(Dataset().write(tmp_path / "plain"), ImportOptions(arm_only=True))
+
+
+def test_lerobot_import_names_values_by_a_dictionary_of_indices(tmp_path: Path) -> None:
+    names = {f"joint_{i}": 6 - i for i in range(7)}
+    root = Dataset(features={"action": {"dtype": "float32", "shape": [7], "names": names}}).write(tmp_path)
+    assert open_source(root, ImportOptions()).contract.action == tuple(f"joint_{i}" for i in range(6, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"__index_level_0__": pa.array(SENTENCES, pa.large_string())},
+        {"__index_level_0__": pa.array(SENTENCES).dictionary_encode()},
+        {"split": pa.array(["a", "b", "b"]), "__index_level_0__": pa.array(SENTENCES)},
+    ],
+)
+def test_lerobot_import_finds_the_sentences_in_any_column_of_words(
+    tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    root = Dataset(
+        row=lambda episode, rows: rows | {"task_index": pa.array([1] * len(rows["action"]))},
+        line=lambda episode, line: line | {"tasks": []},
+    ).write(tmp_path / "data")
+    pq.write_table(pa.table({"task_index": [0, 1, 2], **columns}), root / "meta/tasks.parquet")
+    assert {item.instruction for item in open_source(root, ImportOptions()).items} == {SENTENCES[1]}
+
+
+@pytest.mark.parametrize("content", [lambda data: data[:-100], lambda data: b""])
+def test_lerobot_import_omits_the_episodes_of_a_damaged_file(tmp_path: Path, content: Any) -> None:
+    root = Dataset(rows_per_file=(1, 1, 1)).write(tmp_path / "data")
+    path = root / "data/chunk-000/file-001.parquet"
+    path.write_bytes(content(path.read_bytes()))
+    source, episodes, _ = imported(root, tmp_path / "store")
+    assert sorted(episodes) == ["episode_000000", "episode_000002"]
+    assert (
+        "data, episode 1: its rows are in no file that can be read; data/chunk-000/file-001.parquet: "
+        in (source.problems[0])
+    )
+
+
+def test_lerobot_import_names_damaged_metadata(tmp_path: Path) -> None:
+    root = Dataset().write(tmp_path / "v3")
+    (root / "meta/tasks.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match=r"its metadata cannot be read .*tasks.parquet: "):
+        open_source(root, ImportOptions())
+    root = Dataset(version="v2.1").write(tmp_path / "v2")
+    with (root / "meta/episodes.jsonl").open("a") as file:
+        file.write('{"episode_index": 3, "ta')
+    with pytest.raises(SourceError, match=r"episodes.jsonl, line 4: "):
+        open_source(root, ImportOptions())
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("v3.0", "data: meta/episodes does not list episodes 2, whose rows are there; left out"),
+        ("v2.1", "data: meta/info.json says 3 episodes, meta/episodes lists 2; copy what is missing"),
+    ],
+)
+def test_lerobot_import_reports_episodes_that_the_metadata_does_not_list(
+    tmp_path: Path, version: str, problem: str
+) -> None:
+    root = Dataset(version=version, info={"total_episodes": 3}).write(tmp_path / "data")
+    if version == "v3.0":
+        path = root / "meta/episodes/chunk-000/file-000.parquet"
+        pq.write_table(pq.ParquetFile(path).read().slice(0, 2), path)
+    else:
+        path = root / "meta/episodes.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert open_source(root, ImportOptions()).problems == [problem]
+
+
+def test_lerobot_import_reads_numbers_as_text_and_sentences_in_lists(tmp_path: Path) -> None:
+    said = {"episode_index": str, "length": str}
+    root = Dataset(
+        version="v2.1",
+        line=lambda episode, line: {key: kind(line[key]) for key, kind in said.items()},
+    ).write(tmp_path / "data")
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": ["pick it up"]}) + "\n")
+    source = open_source(root, ImportOptions())
+    assert [item.instruction for item in source.items if not item.problem] == ["pick it up"] * 3
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": {"a": 1}}) + "\n")
+    assert "say in words what is done" in open_source(root, ImportOptions()).questions[0]
+
+
+def test_lerobot_import_asks_where_two_sentences_have_one_number(tmp_path: Path) -> None:
+    root = Dataset(version="v2.1", line=lambda episode, line: line | {"tasks": []}).write(tmp_path / "data")
+    tasks = [{"task_index": 0, "task": sentence} for sentence in SENTENCES[:2]]
+    (root / "meta/tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    assert "say in words what is done" in open_source(root, ImportOptions()).questions[0]
+
+
+@pytest.mark.parametrize("fps", [float("nan"), -20, 10**400, [20]])
+def test_lerobot_import_refuses_an_impossible_rate(tmp_path: Path, fps: Any) -> None:
+    root = Dataset(info={"fps": fps}).write(tmp_path / "data")
+    with pytest.raises(SourceError, match=r"meta/info.json says .* where frames per second are meant"):
+        open_source(root, ImportOptions())
+    assert open_source(root, ImportOptions(hz=10)).contract.control_hz == 10
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobot_import_omits_every_episode_of_a_film_that_begins_late(tmp_path: Path, version: str) -> None:
+    def late(path: Path, pictures: np.ndarray, hz: float) -> None:
+        write_film(path, pictures, hz, moments=range(2, 2 + len(pictures)), options={"bf": "0"})
+
+    source = open_source(Dataset(version=version, film=late).write(tmp_path / "data"), ImportOptions())
+    assert all("as long as its rows but begins at second 0.200" in problem for problem in source.problems)
+    assert len(source.problems) == 3
+
+
+def test_lerobot_import_keeps_the_sides_of_a_turned_film(tmp_path: Path) -> None:
+    def turned(path: Path, pictures: np.ndarray, hz: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=10, options={"crf": "8"})
+            stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
+            stream.set_display_rotation(90)
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+
+    source, episodes, _ = imported(Dataset(film=turned).write(tmp_path / "data"), tmp_path / "store")
+    assert source.contract.image_size == (64, 32)
+    shown = np.rot90(episodes["episode_000001"].frames["top"], 1, (1, 2))
+    assert list(range(10, 22)) in (numbers_of(shown), numbers_of(shown[:, ::-1, ::-1]))
+
+
+@pytest.mark.parametrize("end", [10**30, -1])
+def test_lerobot_import_refuses_impossible_parts(tmp_path: Path, end: int) -> None:
+    root = Dataset().write(tmp_path / "data")
+    parts = {"action": {"arm": {"start": 0, "end": end}}}
+    (root / "meta/modality.json").write_text(json.dumps(parts))
+    with pytest.raises(SourceError, match=r"modality.json: action arm goes from value 0 to"):
+        open_source(root, ImportOptions())
+
+
+def test_lerobot_import_reports_pictures_of_other_channels(tmp_path: Path) -> None:
+    shapes = {"rgba": [32, 64, 4], "thermal": [1, 32, 64], "depth": [32, 64, 1]}
+    features = {f"observation.images.{k}": {"dtype": "image", "shape": s} for k, s in shapes.items()}
+    root = Dataset(features=features).write(tmp_path / "data")
+    assert [problem.split(",")[0] for problem in open_source(root, ImportOptions()).problems] == [
+        "data: observation.images.rgba has pictures of 4 channels",
+        "data: observation.images.thermal has pictures of 1 channel",
+    ]
+    assert not open_source(root, ImportOptions(cameras={"top": "top"})).problems
 
 
 def test_lerobot_import_takes_picture_size_from_the_film(tmp_path: Path) -> None:
@@ -489,6 +642,18 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(picture: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+def test_image_is_turned_as_its_exif_says() -> None:
+    exif, picture = Image.Exif(), numbered([5])[0]
+    exif[0x112] = 6  # to be turned by 90 degrees to the right
+    assert numbers_of(np.rot90(image(jpeg(picture, exif=exif)))[None]) == [5]
+
+
 def test_lerobot_import_reads_film_and_image_cameras_together(tmp_path: Path) -> None:
     _, episodes, _ = imported(image_dataset(tmp_path / "data", first=100), tmp_path / "store")
     assert numbers_of(episodes["episode_000001"].frames["top"]) == list(range(10, 22))
@@ -503,6 +668,7 @@ def test_lerobot_import_reads_film_and_image_cameras_together(tmp_path: Path) ->
         lambda stored: [*stored[:-1], {"bytes": None, "path": None}],
         lambda stored: [*stored[:-1], {"bytes": None, "path": "../../secret.png"}],
         lambda stored: [*stored[:-1], {"bytes": None, "path": "images/gone.png"}],
+        lambda stored: [*stored[:-1], {"bytes": jpeg(numbered([1])[0])[:-200], "path": None}],
     ],
 )
 def test_lerobot_import_omits_an_episode_with_a_missing_image(tmp_path: Path, cells: Any) -> None:
@@ -614,4 +780,4 @@ def test_image_of_a_gigapixel_is_not_decoded() -> None:
         + b"\0" * 4
     )
     with pytest.raises(ValueError, match=r"60000x60000 pixels|cannot be read"):
-        image(header + b"\0" * 64)
+        image(header + b"\0" * 64 + b"IEND")

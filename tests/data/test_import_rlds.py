@@ -107,6 +107,33 @@ def test_rlds_import_reads_the_episodes_of_every_shard(tmp_path: Path) -> None:
     assert [item.length for item in action_free.items] == [6, 7, 5]
 
 
+def test_rlds_import_scales_cameras_of_different_sizes(tmp_path: Path) -> None:
+    wrist = [png(p) for p in numbered(range(6), 16, 32)]
+    root = dataset(tmp_path / "d", [[example(0, 6, **{"steps/observation/wrist": wrist})]])
+    features = json.loads((root / "features.json").read_text())
+    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    observation = steps["observation"]["featuresDict"]["features"]
+    observation["wrist"] = {"image": {"shape": {"dimensions": ["16", "32", "3"]}}}
+    (root / "features.json").write_text(json.dumps(features))
+    _, episodes, left_out = imported(root, tmp_path / "store", image_size=(32, 64), **SAID)
+    assert left_out == []
+    for frames in episodes["episode_000000"].frames.values():
+        assert (numbers_of(frames), frames.shape[1:3]) == ([0, 1, 2, 3, 4], (32, 64))
+
+
+def test_rlds_import_names_files_and_episodes_that_were_not_copied(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "d", [[example(number, 6)] for number in range(3)])
+    info = {"name": "lift_demos", "splits": [{"name": "train", "shardLengths": ["1", "1", "2"]}]}
+    (root / "dataset_info.json").write_text(json.dumps(info))
+    assert open_source(root, ImportOptions(**SAID)).problems == [
+        "d: dataset_info.json names 4 episodes, 3 are there; copy the others"
+    ]
+    (root / "lift_demos-train.tfrecord-00001-of-00003").unlink()
+    assert open_source(root, ImportOptions(**SAID)).problems == [
+        "d: it lacks lift_demos-train.tfrecord-00001-of-00003; copy what is missing"
+    ]
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
@@ -117,6 +144,7 @@ def test_rlds_import_reads_the_episodes_of_every_shard(tmp_path: Path) -> None:
         ),
         ({"steps/action": np.zeros(40, np.float32)}, "40 values, which are no rows of 7"),
         ({"steps/observation/image": [b""] * 6}, "pictures are missing"),
+        ({"steps/observation/image": [b"\xff\xd8\xff\xe0 the half of a JPEG"] * 6}, "bytes is cut short"),
         ({"steps/language_instruction": [b"a", b"b"] * 3}, "its steps name 2 sentences (a; b)"),
     ],
 )

@@ -5,6 +5,7 @@ name, and no other file is read.
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,61 @@ def test_hdf5_import_skips_unrelated_groups_and_datasets(path: Path) -> None:
     ]
 
 
+def test_hdf5_import_omits_a_demonstration_with_more_rows_than_it_says(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        for i, said in enumerate((3, 3, 6)):  # 6: the attribute of a demonstration that was cut later
+            file[f"data/demo_{i}"].attrs["num_samples"] = said
+    source = open_source(path, UPRIGHT)
+    assert taken(source) == ["demo_0", "demo_2"]
+    assert source.problems == [
+        "lift.hdf5, demo_1: its attribute num_samples says 3 steps, 4 are there; correct it, or cut the rest;"
+        " left out"
+    ]
+
+
+def test_hdf5_import_takes_success_from_isaac_labs_attribute_without_rewards(path: Path) -> None:
+    before = [item.origin for item in open_source(path, UPRIGHT).items]
+    with h5py.File(path, "a") as file:
+        for i, said in enumerate((True, False)):
+            del file[f"data/demo_{i}/rewards"]
+            file[f"data/demo_{i}"].attrs["success"] = said
+        file["data/demo_2"].attrs["success"] = False  # its rewards say success
+    source = open_source(path, UPRIGHT)
+    assert [source.read(item).success for item in source.items] == [True, False, True]
+    assert source.items[2].origin == before[2]
+
+
+def test_hdf5_import_of_a_mask_without_names_raises(path: Path) -> None:
+    changed(path, "mask/train", np.array([0, 1]))
+    assert "its mask train lists none of its demonstrations" in said(path, replace(UPRIGHT, mask="train"))
+
+
+def test_hdf5_import_reports_pictures_of_other_channels(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/wrist_rgba", np.zeros((length, SIZE, SIZE, 4), np.uint8))
+    assert open_source(path, UPRIGHT).problems == [
+        "lift.hdf5: obs/wrist_rgba has pictures of 4 channels, and only those of 3 are read; write it with 3,"
+        " or choose others with --cameras; passed over"
+    ]
+    assert not open_source(path, replace(UPRIGHT, cameras={"agentview": "agentview"})).problems
+
+
+def test_hdf5_import_reports_files_in_folders_below(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "ph").mkdir()
+    below = recording(tmp_path / "ph/image.hdf5")
+    assert open_source(tmp_path, UPRIGHT).problems == [
+        f"{tmp_path.name}: files in folders below it are not read (ph/image.hdf5); import those folders too; left"
+        " out"
+    ]
+    path.unlink()
+    assert said(tmp_path).endswith(f"is {below} meant?")
+
+
+def test_hdf5_import_of_a_folder_named_like_a_file_raises(tmp_path: Path) -> None:
+    (tmp_path / "lift.hdf5").mkdir()
+    assert "it is a folder without HDF5 files" in said(tmp_path / "lift.hdf5")
+
+
 def test_hdf5_import_reports_mask_entries_that_do_not_exist(path: Path, tmp_path: Path) -> None:
     changed(path, "mask/train", np.array([b"demo_0", b"demo_9"]))
     source = open_source(path, ImportOptions(images="upright", mask="train"))
@@ -285,7 +341,7 @@ def test_hdf5_import_treats_invalid_attributes_as_missing(args: str, tmp_path: P
 
 def test_hdf5_import_joins_libero_words_into_a_sentence(path: Path) -> None:
     with h5py.File(path, "a") as file:
-        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": ["put", "the", "cup"]})
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": ["put", "the", "cup\r\n"]})
     assert {item.instruction for item in open_source(path, UPRIGHT).items} == {"put the cup"}
 
 
@@ -315,6 +371,15 @@ def test_hdf5_import_does_not_take_poses_for_displacements(path: Path) -> None:
         .contract.action[0]
         .startswith("eef_absolute")
     )
+
+
+def test_hdf5_import_looks_at_the_controller_of_the_arm_that_moves(tmp_path: Path) -> None:
+    for kind, named in (("delta", ACTION), ("absolute", tuple(f"action_{i}" for i in range(7)))):
+        arm = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3}
+        parts = {"right": {**arm, "input_type": kind}, "left": {**arm, "input_type": "delta"}}
+        kwargs = KWARGS | {"controller_configs": {"type": "BASIC", "body_parts": parts}}
+        path = recording(tmp_path / f"{kind}.hdf5", ARGS | {"env_kwargs": kwargs})
+        assert open_source(path, UPRIGHT).contract.action == named
 
 
 def test_hdf5_import_accepts_another_dataset_as_action(path: Path) -> None:
@@ -416,6 +481,30 @@ def test_hdf5_import_decides_the_picture_range_over_all_pictures(path: Path) -> 
     source = open_source(path, ImportOptions(images="upright", picture_range="0..1"))
     assert not source.questions
     assert source.read(source.items[1]).frames["agentview"].max() == 255
+
+
+def test_hdf5_import_decides_the_picture_range_of_each_camera(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/agentview_image", pictures(length, i).astype(np.float32))
+        changed(path, f"data/demo_{i}/obs/wrist_image", (pictures(length, i) / 255).astype(np.float32))
+    source = open_source(path, UPRIGHT)
+    for camera in ("agentview", "wrist"):
+        assert np.array_equal(source.read(source.items[1]).frames[camera], pictures(4, 1))
+
+
+def test_hdf5_import_asks_which_bits_of_wide_numbers_are_used(path: Path) -> None:
+    for i, length in enumerate(LENGTHS):
+        changed(path, f"data/demo_{i}/obs/agentview_image", pictures(length, i).astype(np.uint16) * 16)
+    assert "its pictures are uint16 from 0 to 4080; say what black" in open_source(path, UPRIGHT).questions[0]
+    source = open_source(path, ImportOptions(images="upright", picture_range="0..4095"))
+    shown = source.read(source.items[0]).frames["agentview"].astype(int)
+    assert np.abs(shown - pictures(3, 0)).max() <= 1
+
+
+def test_hdf5_import_with_a_picture_range_for_bytes_raises(path: Path) -> None:
+    assert "cannot be applied to pictures that are bytes" in said(
+        path, replace(UPRIGHT, picture_range="0..1")
+    )
 
 
 def test_hdf5_import_of_files_with_different_picture_ranges_raises(tmp_path: Path) -> None:

@@ -33,9 +33,10 @@ def test_film_import_reads_every_suffix_and_skips_hidden_files(tmp_path: Path) -
     shutil.copy(root / "a.mp4", root / "f.MP4")
     shutil.copy(root / "a.mp4", root / "g.m4v")
     write_film(root / "h.webm", numbered(range(8)), 10, "libvpx-vp9", {"crf": "10"})
+    films(root, "i.ts")
     films(root, ".trash/old.mp4")
     (root / "pick/._e.mp4").write_bytes(b"\0\5\26\7")
-    assert names(root) == ["a", "b", "c", "d", "f", "g", "h", "pick/monday/e"]
+    assert names(root) == ["a", "b", "c", "d", "f", "g", "h", "i", "pick/monday/e"]
     _, episodes, left_out = imported(root, tmp_path / "store", **F)
     assert left_out == []
     assert [numbers_of(episodes[name].frames["front"]) for name in "abcd"] == [
@@ -250,3 +251,42 @@ def test_film_with_another_rotation_is_another_recording(tmp_path: Path) -> None
         first.first_pictures(first.items[0])[""][::-1, ::-1], second.first_pictures(second.items[0])[""]
     )
     assert first.items[0].origin.partition("content ")[2] != second.items[0].origin.partition("content ")[2]
+
+
+def test_film_import_lists_a_film_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    root = films(tmp_path / "films", "pick/b.mp4")
+    films(tmp_path, "elsewhere/c.mp4")
+    for name, target in {
+        "again": ".",
+        "pick/up": "..",
+        "pick/a.mp4": "b.mp4",
+        "self.mp4": "self.mp4",
+        "gone.mp4": "nowhere.mp4",
+        "place": "../elsewhere",
+    }.items():
+        (root / name).symlink_to(target)
+    assert names(root) == ["pick/b", "place/c"]
+
+
+def test_film_import_omits_films_that_the_decoder_finds_damaged(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 32, 64, 3), np.uint8)
+    path = write_film(tmp_path / "films/a.mp4", noise, 10)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 16] = bytes(16)
+    path.write_bytes(content)
+    _, episodes, left_out = imported(tmp_path / "films", tmp_path / "store", **F)
+    assert not episodes
+    assert "the video a.mp4 is damaged at its frame" in left_out[0]
+
+
+def test_film_import_omits_a_film_of_several_streams(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams: list[Any] = [container.add_stream("libx264", rate=10) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        for stream in streams:
+            for picture in numbered(range(8)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    with pytest.raises(SourceError, match=r"the video a.mkv has 2 streams of pictures; copy the one"):
+        open_source(tmp_path, ImportOptions(**F))

@@ -91,6 +91,27 @@ def test_bad_recordings_and_options_are_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+def test_files_of_a_folder_have_ids_of_their_own_and_unreadable_ones_are_left_out(tmp_path: Path) -> None:
+    for name in ("lift.hdf5", "lift.h5", "b.hdf5"):
+        hdf5(tmp_path / name, demo_1=demo())
+    (tmp_path / "b.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:1000])
+    (tmp_path / "c.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n")
+    source = open_recordings(str(tmp_path), ReplayOptions())
+    assert [item.episode_id for item in source.items] == ["lift-h5-demo_1", "lift-hdf5-demo_1"]
+    assert "b.hdf5: it cannot be read as HDF5" in source.problems[0]
+    assert "c.hdf5: it is a git-LFS pointer" in source.problems[1]
+
+
+def test_replay_reports_what_a_mask_lists_in_vain(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "lift.hdf5", demo_1=demo())
+    with h5py.File(path, "a") as file:
+        file["mask/train"] = np.array([b"demo_1", b"demo_7"])
+    source = open_recordings(str(path), ReplayOptions(mask="train"))
+    assert source.problems == [
+        "lift.hdf5, demo_7: the mask train lists it, but it is not in the file; left out"
+    ]
+
+
 def test_places_that_hold_no_recordings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.hdf5").write_text("no HDF5")
     for place, sentence in (

@@ -272,17 +272,32 @@ def finished(item: Item, raw: RawEpisode, info: SourceInfo) -> Episode:
 def open_source(path: str | Path, reading: ImportOptions) -> Source:
     """Detect the format of a file or folder and list its episodes.
 
-    Raises SourceError if the format is unknown, or if the reading has an option that does not apply to the
-    format.
+    Raises SourceError if the format is unknown, if the reading has an option that does not apply to the
+    format or contradicts another one, or if a file that all episodes need cannot be read.
     """
     path = Path(path)
-    path = path if path.name else path.resolve()  # "." has no name for episode ids
+    try:
+        return _open(path if path.name else path.resolve(), reading)  # "." has no name for episode ids
+    except PermissionError as error:
+        raise SourceError(
+            f"{error.filename or path}: this user may not read it; give the permission (`chmod -R u+rX`), or"
+            " leave it out of the folder"
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or path}: it cannot be read ({error.strerror or error}); copy it again"
+        ) from None
+
+
+def _open(path: Path, reading: ImportOptions) -> Source:
     if not path.exists():
         raise SourceError(f"{path}: there is no such file or folder")
     if path.is_file():
         refuse_pointer(path)
     if reading.picture_range and reading.picture_range not in RANGES:
         raise SourceError(f"--picture-range {reading.picture_range}: it is one of {', '.join(RANGES)}")
+    if reading.action_free:
+        refuse_options(path, reading, "episodes without actions", ("action", "arm_only", "deltas"))
     if path.suffix.lower() in HDF5_SUFFIXES or (path.is_dir() and any(visible(path, HDF5_SUFFIXES, depth=1))):
         from orchestrator.data.importers.robomimic_hdf5 import open_hdf5
 
@@ -319,10 +334,13 @@ def open_source(path: str | Path, reading: ImportOptions) -> Source:
             ("mask", "arm_only", "proprio", "panda", "action", "picture_range", "deltas"),
         )
         return open_films(path, reading)
+    deeper = visible(path, HDF5_SUFFIXES) if path.is_dir() else []
+    deeper += [info.parent.parent for info in sorted(path.glob("*/meta/info.json"))]
+    hint = f"; is {deeper[0]} meant?" if deeper else ""
     raise SourceError(
         f"{path}: neither robomimic-style HDF5 (.hdf5, .h5), a LeRobot dataset (meta/info.json), RLDS"
         " (features.json), a diffusion-policy zarr (.zarr, .zarr.zip), MCAP recordings (.mcap) nor a film or"
-        f" a folder of films ({', '.join(FILM_SUFFIXES)})"
+        f" a folder of films ({', '.join(FILM_SUFFIXES)}){hint}"
     )
 
 
@@ -354,5 +372,7 @@ def refuse_options(path: Path, reading: ImportOptions, kind: str, without: Itera
     """Raise SourceError for an option that does not apply to a format and would be ignored. `--proprio none`
     is allowed.
     """
-    if asked := [OPTIONS[name] for name in without if getattr(reading, name)]:
+    asked = [OPTIONS[name] for name in without if getattr(reading, name)]
+    asked += ["--absolute"] * ("deltas" in without and reading.deltas is False)
+    if asked:
         raise SourceError(f"{path}: {', '.join(asked)} cannot be applied to {kind}; leave it out")

@@ -15,6 +15,8 @@ from orchestrator.data.importers.source_files import SourceError
 from policy.interface import Contract
 from sim_workers.envs.robosuite import ACTION, PROPRIO, PROPRIO_KEYS
 
+MOST_VALUES = 100_000
+"""Maximum values per step of one vector."""
 LARGEST_DELTA = 1.001
 """Largest absolute value of an action that is named a displacement in [-1, 1], rounding included."""
 
@@ -133,8 +135,15 @@ def action_names(
     [-1, 1].
 
     largest: largest absolute value, the gripper's excluded. diffusion_policy's `image_abs.hdf5` holds
-    absolute poses although its controller is one of displacements.
+    absolute poses although its controller is one of displacements. Raises SourceError for an option that
+    would be ignored, since the names do not say displacement.
     """
+    if reading.deltas is not None and not any("delta" in name for name in action):
+        raise SourceError(
+            f"{where}: --{'deltas' if reading.deltas else 'absolute'} cannot be applied to actions that do"
+            f" not say what they are ({', '.join(action)}); leave it out, or say --panda if they are laid out"
+            " as the simulator's"
+        )
     if reading.deltas is False:
         return tuple(name.replace("delta", "absolute") for name in action), []
     if action != ACTION or largest <= LARGEST_DELTA or reading.deltas:

@@ -40,6 +40,8 @@ from orchestrator.data.importers.image_ops import (
     Pictures,
     ValueRange,
     in_blocks,
+    other_channels,
+    passed_over,
     range_of,
 )
 from orchestrator.data.importers.items import build_items, label_of
@@ -161,7 +163,13 @@ def open_replay_buffer(path: Path, reading: ImportOptions) -> Source:
         questions.append(f"{path.name}: it does not name its task; say it with --task")
     if not instruction:
         questions.append(f"{path.name}: it does not say in words what is done; say it with --instruction")
-    spans, problems = _spans(path, last_rows, min(arrays[key].shape[0] for key in used))
+    rows = {key: int(arrays[key].shape[0]) for key in used}
+    _refuse_other_rows(path, rows, last_rows)
+    spans, problems = _spans(path, last_rows, min(rows.values()))
+    if not reading.cameras:
+        problems += passed_over(
+            path.name, {f"data/{name}": other_channels(array) for name, array in arrays.items()}
+        )
     every = [fault for key in used for fault in faults[key]]
     bad = {
         name: next((f.sentence for f in every if f.first < last and f.last > first), "")
@@ -254,6 +262,18 @@ def _arrays(buffer: ReplayBuffer) -> tuple[dict[str, Any], list[int]]:
         raise SourceError(f"{buffer.path}: {reason} ({said})") from None
 
 
+def _refuse_other_rows(path: Path, rows: dict[str, int], ends: list[int]) -> None:
+    """Raise SourceError for arrays of different lengths of which one goes on after the last episode: their
+    rows may not belong to the same moments.
+    """
+    if len(set(rows.values())) > 1 and max(rows.values()) > max(ends, default=0):
+        listed = ", ".join(f"data/{key} {count}" for key, count in rows.items())
+        raise SourceError(
+            f"{path}: its arrays differ in rows ({listed}), and meta/episode_ends ends at row"
+            f" {max(ends, default=0)}; write them with one row per step"
+        )
+
+
 def _spans(path: Path, ends: list[int], rows: int) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Return episode -> its rows, and a sentence for each whose rows are missing or uncertain.
 
@@ -273,6 +293,10 @@ def _spans(path: Path, ends: list[int], rows: int) -> tuple[dict[str, tuple[int,
             problems.append(f"{said}, but its ends do not ascend there; correct them; left out")
         else:
             spans[name], reached = (first, last), last
+    if ends and (end := max(ends)) < rows:
+        problems.append(
+            f"{path.name}: rows {end} to {rows} belong to no episode of meta/episode_ends; left out"
+        )
     return spans, problems
 
 

@@ -3,7 +3,8 @@ time.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -15,7 +16,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.sidedata.sidedata import Type
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
 
 from orchestrator.data.image_scaling import Pictures as Pictures
 from orchestrator.data.image_scaling import resized
@@ -25,6 +28,10 @@ Seconds = npt.NDArray[np.float64]
 
 TURNS = ("upright", "upside-down", "rotated")
 """Orientations of stored pictures: upright, rows reversed (OpenGL's order), or rotated by 180 degrees."""
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+"""First bytes of image files."""
+NO_COLOUR = re.compile(r"depth|seg|mask|normal", re.IGNORECASE)
+"""Names of pictures that no policy is shown as colours."""
 BLOCK = 32
 """Number of frames of an array that are read and scaled at once."""
 MOST_PIXELS = 1 << 26
@@ -109,6 +116,8 @@ RANGES = {
     "0..1": ValueRange(0, 1),
     "-1..1": ValueRange(-1, 1),
     "0..65535": ValueRange(0, 65535),
+    "0..1023": ValueRange(0, 1023),
+    "0..4095": ValueRange(0, 4095),
 }
 
 
@@ -116,12 +125,12 @@ def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
     """Return the name in RANGES that fits the number type and the extreme values of all pictures of a source.
 
     The limits have a margin, since a resize may overshoot a range by a few percent. Raises ValueError if no
-    range fits.
+    range fits, or if several do: 16-bit numbers may hold 10 or 12 bits of a sensor.
     """
     if dtype == np.uint8:
         return "0..255"
     if dtype.kind in "ui":
-        if lowest < 0 or highest > 65535:
+        if lowest < 0 or 255 < highest <= 32767 or highest > 65535:
             raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
         return "0..255" if highest <= 255 else "0..65535"
     if dtype.kind != "f":
@@ -135,16 +144,53 @@ def range_of(dtype: np.dtype[Any], lowest: float, highest: float) -> str:
     raise ValueError(f"its pictures are {dtype} from {lowest:g} to {highest:g}")
 
 
+def other_channels(array: Any) -> int:
+    """Return the number of channels of an array that holds grey pictures or pictures with transparency, which
+    are not read; 0 for any other array.
+    """
+    if array.ndim != 4 or array.dtype != np.uint8 or min(array.shape[1:3]) < SMALLEST:
+        return 0
+    return int(array.shape[3]) if array.shape[3] in (1, 4) else 0
+
+
+def passed_over(where: str, channels: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each array that looks like pictures of a camera and is not read: name -> its
+    channels.
+    """
+    return [
+        f"{where}: {name} has pictures of {amount} {'channel' if amount == 1 else 'channels'}, and only those"
+        " of 3 are read; write it with 3, or choose others with --cameras; passed over"
+        for name, amount in channels.items()
+        if amount in (1, 4) and not NO_COLOUR.search(name)
+    ]
+
+
 # -- image files ---------------------------------------------------------------------------------------------
 
 
+def refuse_cut(data: bytes) -> None:
+    """Raise ValueError for a JPEG or PNG file without its end; a decoder would fill the rest of a JPEG with
+    grey.
+    """
+    end = b"\xff\xd9" if data.startswith(JPEG) else b"IEND" if data.startswith(PNG) else b""
+    if end not in data.rstrip(b"\0")[-1024:]:  # some cameras pad their files with zeros
+        raise ValueError(f"a picture of {len(data)} bytes is cut short")
+
+
 def image(data: bytes) -> Pictures:
-    """Return the picture of a PNG or JPEG file, (H, W, 3). Raises ValueError if it cannot be decoded."""
+    """Return the picture of a PNG or JPEG file as viewers show it, (H, W, 3). Raises ValueError if it cannot
+    be decoded.
+    """
+    refuse_cut(data)
     try:
+        if data.startswith(JPEG) and b"Exif" in data[:64]:  # it may tell a rotation
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as file:
+                _refuse_pixels(*file.size)
+                return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         with av.open(io.BytesIO(data), "r") as container:
             _refuse_size(container.streams.video[0])
             return next(container.decode(video=0)).to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    except (av.FFmpegError, IndexError, StopIteration) as error:
+    except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
         raise ValueError(f"a picture of {len(data)} bytes cannot be read ({type(error).__name__})") from None
 
 
@@ -159,7 +205,10 @@ def images(files: Iterable[bytes], size: tuple[int, int]) -> Pictures:
 
 
 def _refuse_size(stream: Any) -> None:
-    width, height = stream.codec_context.width, stream.codec_context.height
+    _refuse_pixels(stream.codec_context.width, stream.codec_context.height)
+
+
+def _refuse_pixels(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise ValueError(f"its pictures have {width}x{height} pixels, more than {MOST_PIXELS} in all")
 
@@ -230,8 +279,14 @@ def film_index(path: Path) -> VideoIndex:
 def _film_index(path: Path, _size: int, _changed: int) -> VideoIndex:
     try:
         with av.open(str(path), "r") as container:
-            if not container.streams.video:
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams:
                 raise ValueError(f"the video {path.name} has no pictures")
+            if len(streams) > 1 or streams[0] is not container.streams.video[0]:
+                raise ValueError(
+                    f"the video {path.name} has {len(container.streams.video)} streams of pictures; copy the"
+                    " one that is meant with `ffmpeg -i FILM -map 0:v:NUMBER -c copy NEW`"
+                )
             stream = container.streams.video[0]
             _refuse_size(stream)
             packets: list[Any] = [
@@ -287,6 +342,7 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
             stream.codec_context.thread_count = 1  # several processes decode at once
             frames, decoded, current = container.decode(stream), -1, None
             first, matrix = True, None  # the matrix belongs to the stream
+            sought = False
             for number in (int(number) for number in numbers):
                 while current is None or decoded < number:
                     if (
@@ -296,13 +352,17 @@ def film_frames(path: Path, numbers: Sequence[int] | Numbers) -> Iterator[Pictur
                     ):
                         container.seek(int(index._seek[number]), stream=stream)
                         frames = container.decode(stream)
-                        decoded = number - 1
+                        decoded, sought = number - 1, True
                     current = next(frames, None)
                     if current is None:
                         raise ValueError(
                             f"the video {path.name} ends before its frame {number} of {len(index.times)}"
                         )
                     decoded = _number(index, current, decoded)
+                    # behind a seek, the frames before the wanted one may lack what they refer to
+                    if current.is_corrupt and decoded >= (number if sought else 0):
+                        raise ValueError(f"the video {path.name} is damaged at its frame {decoded}")
+                sought = False
                 # the seek was inexact, or a frame is damaged: decode from the beginning, once
                 if decoded != number and index._timed:
                     current = _from_the_beginning(path, int(index._pts[number]))
@@ -367,13 +427,18 @@ def _upright(frame: Any, matrix: tuple[int, ...] | None) -> Pictures:
     return upright
 
 
-def film_at(path: Path, numbers: Numbers, stored: str, size: tuple[int, int]) -> Pictures:
+def film_at(
+    path: Path, numbers: Numbers, stored: str, size: tuple[int, int], shown: tuple[int, int] | None = None
+) -> Pictures:
     """Return the frames of ascending, possibly repeated indices, (len(numbers), H, W, 3), turned and scaled
-    while decoding.
+    while decoding. Raises ValueError if a frame is not shown in the size `shown`, where it is given.
     """
     distinct, places = np.unique(numbers, return_inverse=True)
     shaped = np.empty((len(distinct), *size, 3), np.uint8)
     for i, picture in enumerate(film_frames(path, distinct)):
+        if shown and picture.shape[:2] != shown:
+            its, others = ("{}x{}".format(*sides) for sides in (picture.shape[:2], shown))
+            raise ValueError(f"the video {path.name} shows pictures of {its}, the others {others}")
         shaped[i] = resized(turned(picture[None], stored), size)[0]
     return shaped if len(distinct) == len(numbers) else shaped[places]
 

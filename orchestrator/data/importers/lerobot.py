@@ -43,6 +43,7 @@ from orchestrator.data.importers.image_ops import (
     image,
     images,
     in_blocks,
+    passed_over,
 )
 from orchestrator.data.importers.items import build_items, label_of, unusable
 from orchestrator.data.importers.lerobot_metadata import (
@@ -52,6 +53,7 @@ from orchestrator.data.importers.lerobot_metadata import (
     FilmPlaces,
     arm_columns,
     cameras_of,
+    channels_of,
     declared_size,
     dimension_names,
     episodes_of,
@@ -112,6 +114,10 @@ class LeRobotReader:
     sentences: dict[int, str]
     """task_index -> sentence."""
     places: dict[str, _Place]
+    ends: dict[str, float]
+    """Film -> its second at which its last episode ends, by the metadata."""
+    turned: frozenset[str]
+    """Cameras whose films are shown with width and height exchanged."""
 
     def describe(self, name: str, info: SourceInfo, reading: ImportOptions) -> EpisodeInfo:
         """Check the rows and films of an episode. Raises ValueError if something is missing, or differs from
@@ -157,7 +163,9 @@ class LeRobotReader:
                 numbers = self._film_numbers(
                     place, camera, moments_of(table, place.length, info.native_hz), info.native_hz
                 )
-                frames[camera] = film_at(self._film(place, camera), numbers[kept], info.stored, size)
+                frames[camera] = film_at(
+                    self._film(place, camera), numbers[kept], info.stored, size, self.sizes[camera]
+                )
             else:
                 frames[camera] = in_blocks(self._images(place, camera), kept, info.stored, size)
         return RawEpisode(
@@ -198,9 +206,21 @@ class LeRobotReader:
     def _film_numbers(
         self, place: _Place, camera: str, moments: npt.NDArray[np.float64], hz: float
     ) -> npt.NDArray[np.int64]:
-        """Return the index of the film's frame at each row. Raises ValueError if a row has none."""
-        _, start_s = place.films[self.features[camera]]
-        return film_index(self._film(place, camera)).nearest(moments + start_s, 0.5 / hz + 1e-4)
+        """Return the index of the film's frame at each row. Raises ValueError if a row has none, or if the
+        whole film is late.
+        """
+        relative, start_s = place.films[self.features[camera]]
+        index = film_index(self._film(place, camera))
+        late_s = float(index.times[0])
+        if (
+            late_s > 0.5 / hz
+            and abs(index.times[-1] + index.period - late_s - self.ends[relative]) < 0.5 / hz
+        ):
+            raise ValueError(
+                f"its video {relative} is as long as its rows but begins at second {late_s:.3f}; let it begin"
+                " at 0 with `ffmpeg -i VIDEO -c copy NEW`"
+            )
+        return index.nearest(moments + start_s, 0.5 / hz + 1e-4)
 
     def _sums(
         self, place: _Place, camera: str, moments: npt.NDArray[np.float64], hz: float
@@ -213,8 +233,9 @@ class LeRobotReader:
             cells = part_of_table(self.root, place.spans, [feature], 0, place.length)[feature].to_pylist()
             return np.asarray([crc32(image_file(self.root, cell)) for cell in cells], np.int64)
         index = film_index(self._film(place, camera))
-        if index.size != self.sizes[camera]:
-            found, usual = ("{}x{}".format(*size) for size in (index.size, self.sizes[camera]))
+        expected = self.sizes[camera][::-1] if camera in self.turned else self.sizes[camera]
+        if index.size != expected:
+            found, usual = ("{}x{}".format(*size) for size in (index.size, expected))
             raise ValueError(f"its pictures of {camera} are {found}, those of the others {usual}")
         return index.packet_sums[self._film_numbers(place, camera, moments, hz)]
 
@@ -290,7 +311,12 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         native_hz=native_hz,
         labelled=labelled,
     )
+    if not reading.cameras:
+        others = {key: feature for key, feature in features.items() if key not in named.values()}
+        problems += passed_over(root.name, {key: channels_of(feature) for key, feature in others.items()})
     sizes = _true_sizes(root, declared, named, films, list(places.values()))
+    turned = _turned(root, sizes, named, films, list(places.values()))
+    sizes |= {camera: sizes[camera][::-1] for camera in turned}
     info = source_info(
         where,
         replace(reading, render_profile=reading.render_profile or (ours.render_profile if ours else None)),
@@ -319,6 +345,8 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         base_columns=tuple(i for part, a, b in action_parts if part == BASE_PART for i in range(a, b)),
         sentences=tasks_of(root),
         places=places,
+        ends=_film_ends(episodes, native_hz),
+        turned=turned,
     )
     listing = build_items(
         info,
@@ -332,7 +360,7 @@ def _understand(root: Path, facts: dict[str, Any], reading: ImportOptions) -> So
         info=info,
         reader=reader,
         items=sorted([*unusable_items, *listing.items], key=lambda item: item.name),
-        problems=sorted([*problems, *listing.problems]),
+        problems=sorted([*problems, *listing.problems, *_unlisted(root, facts, episodes, layout)]),
         questions=questions + more,
     )
 
@@ -343,7 +371,7 @@ def _located(
     layout: dict[int, Spans],
     unread: dict[int, str],
     *,
-    wanted: set[int] | None,
+    wanted: range | None,
     films: list[str],
     native_hz: float,
     labelled: bool,
@@ -442,3 +470,60 @@ def _true_sizes(
             sizes[camera] = (height, width)
             break
     return sizes
+
+
+def _turned(
+    root: Path,
+    sizes: dict[str, tuple[int, int]],
+    features: dict[str, str],
+    films: frozenset[str],
+    places: list[_Place],
+) -> frozenset[str]:
+    """Return the cameras whose films are shown with width and height exchanged, by their first readable film;
+    `LeRobotReader.read` refuses others.
+    """
+    turned = set()
+    for camera in (camera for camera in sizes if features[camera] in films):
+        for place in places[:8]:
+            try:
+                path = contained(root, place.films[features[camera]][0])
+                shown = next(film_frames(path, [0])).shape[:2]
+            except (ValueError, SourceError):
+                continue  # `LeRobotReader.describe` reports it
+            if shown != film_index(path).size:
+                turned.add(camera)
+            break
+    return frozenset(turned)
+
+
+def _film_ends(episodes: list[tuple[dict[str, Any], FilmPlaces]], hz: float) -> dict[str, float]:
+    """Return film -> its second at which its last episode ends, by the metadata."""
+    ends: dict[str, float] = {}
+    for line, films in episodes:
+        for relative, start_s in films.values():
+            length = line.get("length")
+            end_s = start_s + (length / hz if isinstance(length, (int, float)) else 0.0)
+            ends[relative] = max(ends.get(relative, 0.0), end_s)
+    return ends
+
+
+def _unlisted(
+    root: Path,
+    facts: dict[str, Any],
+    episodes: list[tuple[dict[str, Any], FilmPlaces]],
+    layout: dict[int, Spans],
+) -> list[str]:
+    """Return a sentence if there are episodes, by the rows or by meta/info.json, that meta/episodes does not
+    list.
+    """
+    listed = {line.get("episode_index") for line, _ in episodes}
+    if rest := sorted(set(layout) - listed):
+        some = ", ".join(map(str, rest[:5])) + f" and {len(rest) - 5} more" * (len(rest) > 5)
+        return [f"{root.name}: meta/episodes does not list episodes {some}, whose rows are there; left out"]
+    total = facts.get("total_episodes")
+    if isinstance(total, int) and total > len(listed):
+        return [
+            f"{root.name}: meta/info.json says {total} episodes, meta/episodes lists {len(listed)}; copy what"
+            " is missing"
+        ]
+    return []

@@ -3,6 +3,7 @@ hold each episode.
 """
 
 import json
+import math
 import re
 import string
 from collections import Counter
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data.importers.base import ImportOptions
-from orchestrator.data.importers.conventions import names_of
+from orchestrator.data.importers.conventions import MOST_VALUES, names_of
 from orchestrator.data.importers.items import only_sentence
 from orchestrator.data.importers.lerobot_rows import RATE_TOLERANCE, Spans, length_of, part_of_table
 from orchestrator.data.importers.source_files import SourceError, cause, contained, refuse_pointer
@@ -45,12 +46,21 @@ def layout_of(
     layout: dict[int, Spans] = {}
     unread: dict[int, str] = {}
     if is_v3(info):
+        faults = []
         for path in sorted((root / "data").glob("**/*.parquet")):
+            relative = path.relative_to(root).as_posix()
             if not path.name.startswith("."):
-                _add_spans(layout, root, path.relative_to(root).as_posix(), None)
+                try:
+                    _add_spans(layout, root, relative, None)
+                except Exception as error:  # any error of one file leaves out its episodes only
+                    faults.append(f"{relative}: {cause(error)}")
+        if faults:
+            said = f"its rows are in no file that can be read; {'; '.join(faults)}"
+            unread = {index: said for line in lines if (index := _index(line)) is not None}
+            unread = {index: said for index in unread if index not in layout}
         return layout, unread
     for line in lines:
-        if not isinstance(index := line.get("episode_index"), int):
+        if (index := _index(line)) is None:
             continue
         try:
             relative = _filled(
@@ -66,6 +76,12 @@ def layout_of(
         except Exception as error:  # any error of one file leaves out its episode only
             unread[index] = cause(error)
     return layout, unread
+
+
+def _index(line: dict[str, Any]) -> int | None:
+    """Return the number of an episode; None if its metadata has none."""
+    index = line.get("episode_index")
+    return index if isinstance(index, int) else None
 
 
 def _add_spans(layout: dict[int, Spans], root: Path, relative: str, alone: int | None) -> None:
@@ -94,9 +110,7 @@ def episodes_of(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], 
 def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], FilmPlaces]]:
     lines: list[dict[str, Any]] = []
     for path in sorted((root / "meta" / "episodes").glob("**/*.parquet")):
-        file = pq.ParquetFile(path)
-        wanted = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-        lines += file.read(columns=wanted, use_threads=False).to_pylist()
+        lines += _table(path).to_pylist()
     episodes = []
     for line in lines:
         films = {}
@@ -119,11 +133,25 @@ def _episodes_v3(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
     return episodes
 
 
+def _table(path: Path) -> pa.Table:
+    """Return a table of metadata without statistics. Raises ValueError, which names the file, if it cannot be
+    read.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        wanted = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+        return file.read(columns=wanted, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
+
+
 def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any], FilmPlaces]]:
     keys = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
     episodes = []
     for line in _json_lines(root / "meta" / "episodes.jsonl"):
         index = int(line["episode_index"])
+        if isinstance(line["episode_index"], str) or index == line["episode_index"]:
+            line["episode_index"] = index  # some writers have 3.0 or "3" for 3
         place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
         episodes.append(
             (line, {key: (_filled(root, info["video_path"], video_key=key, **place), 0.0) for key in keys})
@@ -134,7 +162,14 @@ def _episodes_v2(root: Path, info: dict[str, Any]) -> list[tuple[dict[str, Any],
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file with one per line."""
     # not `splitlines`: a sentence may hold U+2028
-    lines = [json.loads(text) for text in path.read_text("utf-8-sig").split("\n") if text.strip()]
+    texts = path.read_text("utf-8-sig").split("\n")
+    lines = []
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            try:
+                lines.append(json.loads(text))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}: {error}") from None
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path.name}: every line must be an object")
     return lines
@@ -151,23 +186,48 @@ def _filled(root: Path, template: str, **values: object) -> str:
 
 
 def tasks_of(root: Path) -> dict[int, str]:
-    """Return task_index -> sentence. LeRobot 3.0 keeps the sentences as the index of a pandas frame."""
+    """Return task_index -> sentence, '' where the metadata have two for one. LeRobot 3.0 keeps the sentences
+    as the index of a pandas frame.
+    """
+    pairs: list[tuple[Any, Any]] = []
     if (path := root / "meta" / "tasks.parquet").is_file():
-        table = pq.ParquetFile(path).read(use_threads=False)
-        words = (
-            "task"
-            if "task" in table.column_names
-            else next((f.name for f in table.schema if pa.types.is_string(f.type)), "")
+        table = _table(path)
+        pairs = list(
+            zip(table["task_index"].to_pylist(), table[_words_column(table)].to_pylist(), strict=True)
         )
-        pairs = zip(table["task_index"].to_pylist(), table[words].to_pylist(), strict=True) if words else ()
-        return {int(number): str(sentence) for number, sentence in pairs}
-    if (path := root / "meta" / "tasks.jsonl").is_file():
-        return {
-            int(line["task_index"]): str(line.get("task") or "")
-            for line in _json_lines(path)
-            if line.get("task_index") is not None
-        }
-    return {}
+    elif (path := root / "meta" / "tasks.jsonl").is_file():
+        pairs = [(line.get("task_index"), line.get("task")) for line in _json_lines(path)]
+    sentences: dict[int, str] = {}
+    for number, said in pairs:
+        if number is not None:
+            sentence = _sentence(said)
+            same = sentences.setdefault(int(number), sentence) == sentence
+            sentences[int(number)] = sentence if same else ""
+    return sentences
+
+
+def _sentence(said: Any) -> str:
+    """Return a sentence, or the only one of a list; '' for anything else."""
+    if isinstance(said, list) and len(said) == 1:
+        said = said[0]
+    return said.strip() if isinstance(said, str) else ""
+
+
+def _words_column(table: pa.Table) -> str:
+    """Return the column with the sentences: `task`, else the frame's index, else the only column of words.
+    Raises ValueError without one.
+    """
+    words = []
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            words.append(field.name)
+    index = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns") or []
+    named = [name for name in ("task", *index, "__index_level_0__") if name in words]
+    if not named and len(words) != 1:
+        listed = ", ".join(table.column_names)
+        raise ValueError(f"meta/tasks.parquet has no column `task` with the sentences, only {listed}")
+    return str((named or words)[0])
 
 
 def instruction_of(table: pa.Table, tasks: dict[int, str], said: Any) -> str:
@@ -197,7 +257,7 @@ def instruction_of(table: pa.Table, tasks: dict[int, str], said: Any) -> str:
     return listed[0] if listed else ""
 
 
-def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> set[int] | None:
+def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> range | None:
     """Return the episodes of the split that --mask names; None for all."""
     if not reading.mask:
         return None
@@ -208,7 +268,7 @@ def split_of(root: Path, info: dict[str, Any], reading: ImportOptions) -> set[in
             f"{root}: there is no split {reading.mask} in meta/info.json; --mask can choose from"
             f" {', '.join(splits) or 'none'}"
         )
-    return set(range(int(match[1]), int(match[2])))
+    return range(int(match[1]), int(match[2]))
 
 
 def rate_of(root: Path, info: dict[str, Any], layout: dict[int, Spans], reading: ImportOptions) -> float:
@@ -216,7 +276,17 @@ def rate_of(root: Path, info: dict[str, Any], layout: dict[int, Spans], reading:
 
     Raises SourceError if neither states a rate, or if the timestamps contradict --hz.
     """
-    stated = float(info.get("fps") or 0)
+    try:
+        stated = float(info.get("fps") or 0)
+    except (TypeError, ValueError, OverflowError):
+        stated = math.nan
+    if not 0 <= stated < math.inf:
+        if not reading.hz:
+            raise SourceError(
+                f"{root}: meta/info.json says {str(info['fps'])[:20]} where frames per second are meant;"
+                " correct it, or say the rate with --hz"
+            )
+        stated = 0.0
     if reading.hz and abs(reading.hz - stated) > 1e-6:
         steps = [step for spans in list(layout.values())[:8] if (step := _median_step(root, spans))]
         if stated and not any(abs(step * reading.hz - 1) <= RATE_TOLERANCE for step in steps):
@@ -249,11 +319,7 @@ def our_contract(info: dict[str, Any]) -> Contract | None:
 
 def cameras_of(features: dict[str, Any]) -> dict[str, str]:
     """Return camera -> its feature; by the whole name where short names are not unique."""
-    pictures = [
-        name
-        for name, feature in features.items()
-        if feature["dtype"] in ("video", "image") and _is_colour(feature)
-    ]
+    pictures = [name for name, feature in features.items() if channels_of(feature) == 3]
     short = Counter(map(_camera, pictures))
     return {_camera(name) if short[_camera(name)] == 1 else name: name for name in pictures}
 
@@ -262,15 +328,14 @@ def _camera(feature: str) -> str:
     return feature.removeprefix("observation.images.").removeprefix("observation.")
 
 
-def _is_colour(feature: dict[str, Any]) -> bool:
-    """Return whether a feature is a colour picture; depth has one channel or is marked as a depth map."""
+def channels_of(feature: dict[str, Any]) -> int:
+    """Return the number of channels of a feature of pictures; 0 for any other, and for depth maps."""
+    if feature["dtype"] not in ("video", "image") or len(shape := feature["shape"]) != 3:
+        return 0
     facts = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    shape = feature["shape"]
-    return (
-        len(shape) == 3
-        and 3 in (shape[0], shape[-1])
-        and not (facts.get("is_depth_map") or facts.get("video.is_depth_map"))
-    )
+    if facts.get("is_depth_map") or facts.get("video.is_depth_map"):
+        return 0
+    return next((count for count in (3, 4, 1) if count in (shape[0], shape[-1])), 0)
 
 
 def declared_size(feature: dict[str, Any]) -> tuple[int, int]:
@@ -291,9 +356,10 @@ def parts_of(root: Path) -> dict[str, list[tuple[str, int, int]]]:
     said = json.loads(path.read_text("utf-8-sig"))
     for kind, feature in (("state", STATES[0]), ("action", ACTIONS[0])):
         for name, place in (said.get(kind) or {}).items():
-            parts.setdefault(place.get("original_key") or feature, []).append(
-                (name, int(place["start"]), int(place["end"]))
-            )
+            first, last = int(place["start"]), int(place["end"])
+            if not 0 <= first <= last <= MOST_VALUES:
+                raise ValueError(f"modality.json: {kind} {name} goes from value {first} to {last}")
+            parts.setdefault(place.get("original_key") or feature, []).append((name, first, last))
     return {feature: sorted(found, key=lambda part: part[1]) for feature, found in parts.items()}
 
 
@@ -312,12 +378,17 @@ def arm_columns(where: str, parts: list[tuple[str, int, int]]) -> tuple[int, ...
 
 
 def dimension_names(key: str, feature: dict[str, Any], parts: list[tuple[str, int, int]]) -> tuple[str, ...]:
-    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, or nothing; GR00T
-    names parts.
+    """Return a name per value. LeRobot has lists, lists of lists, dictionaries of lists, dictionaries of
+    indices, or nothing; GR00T names parts.
     """
-    width = int(np.prod(feature["shape"]))
+    width = math.prod(int(side) for side in np.ravel(feature["shape"]))
+    if width > MOST_VALUES:
+        raise ValueError(f"{key} has {width} values per step")
     names = feature.get("names")
-    if isinstance(names, dict):
+    if isinstance(names, dict) and sorted(map(repr, names.values())) == sorted(map(repr, range(len(names)))):
+        indices: dict[str, int] = names
+        names = sorted(indices, key=indices.__getitem__)
+    elif isinstance(names, dict):
         names = [part for part in names.values() if isinstance(part, list)]
     if isinstance(names, list) and names and all(isinstance(name, list) for name in names):
         names = [name for part in names for name in part]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.importers.image_ops import refuse_cut
 from orchestrator.data.importers.source_files import contained
 
 Spans = tuple[tuple[str, int, int], ...]
@@ -44,6 +45,8 @@ def whole_table(root: Path, spans: Spans, columns: list[str], hz: float) -> pa.T
         if (steps * hz > LONGEST_GAP).any():
             row = int(np.argmax(steps))
             raise ValueError(f"rows are missing: between rows {row} and {row + 1} pass {steps[row]:.3f} s")
+    elif "frame_index" in table.column_names and (np.diff(table["frame_index"].to_numpy()) <= 0).any():
+        raise ValueError("its rows are out of order by their frame_index")
     return table
 
 
@@ -122,8 +125,15 @@ def _numbers(key: str, values: Any) -> npt.NDArray[np.float32]:
 
 
 def image_file(root: Path, cell: Any) -> bytes:
-    """Return the image file that a cell holds or names."""
-    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+    """Return the image file that a cell holds or names. Raises ValueError if it has none, or a part of
+    one.
+    """
+    if isinstance(cell, (list, str)):
+        raise ValueError(f"a picture is a {type(cell).__name__} where an image file is meant")
+    data = cell if isinstance(cell, bytes) else (cell or {}).get("bytes")
+    if not data and cell and cell.get("path"):
+        data = contained(root, cell["path"]).read_bytes()
+    if not data:
         raise ValueError("a picture is missing")
-    data: bytes = cell["bytes"] or contained(root, cell["path"]).read_bytes()
-    return data
+    refuse_cut(data)
+    return bytes(data)

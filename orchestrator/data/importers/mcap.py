@@ -235,7 +235,9 @@ def open_mcap(root: Path, reading: ImportOptions) -> Source:
         float(np.abs(plan.action[:, :-1]).max(initial=0)) if plan.action is not None else 0.0
         for plan in plans.values()
     )
-    renamed, more = renamed_actions(info, largest, reading)
+    # `--deltas` alone asks for one message per step (`_plan`)
+    deltas = reading.deltas if reading.panda or not reading.deltas else None
+    renamed, more = renamed_actions(info, largest, replace(reading, deltas=deltas))
     items = listing.items + [unusable(name, 0, info.labelled, problem) for name, problem in left_out.items()]
     return Source(
         info=renamed,

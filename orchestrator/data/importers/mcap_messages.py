@@ -19,11 +19,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from orchestrator.data.importers.base import ImportOptions
-from orchestrator.data.importers.image_ops import MOST_PIXELS, Numbers, Pictures, image
+from orchestrator.data.importers.image_ops import (
+    JPEG,
+    MOST_PIXELS,
+    PNG,
+    Numbers,
+    Pictures,
+    image,
+    refuse_cut,
+)
 from orchestrator.data.importers.source_files import cause, refuse_pointer
 
 MAGIC = b"\x89MCAP0\r\n"
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 CHANNELS = {
     "rgb8": (3, [0, 1, 2]),
     "bgr8": (3, [2, 1, 0]),
@@ -420,9 +427,7 @@ def _facts(kind: str, message: Any) -> tuple[int, int, int]:
     if kind == "raw":
         height, width = _pixels(message).shape[:2]
         return _checksum(message), height, width
-    # a decoder would fill the rest with grey
-    if (b"\xff\xd9" if data.startswith(JPEG) else b"IEND") not in data[-1024:]:
-        raise ValueError(f"its picture of {len(data)} bytes is cut short")
+    refuse_cut(data)
     try:
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as file:
             width, height = file.size

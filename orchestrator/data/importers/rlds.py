@@ -12,7 +12,10 @@ task nor rate: `--task` and `--hz` do.
 
 import hashlib
 import json
+import math
+import re
 import struct
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +27,7 @@ import numpy.typing as npt
 
 from orchestrator.data.importers.base import EpisodeInfo, ImportOptions, Item, RawEpisode, Source, SourceInfo
 from orchestrator.data.importers.conventions import (
+    MOST_VALUES,
     chosen_cameras,
     chosen_proprio,
     names_of,
@@ -32,7 +36,15 @@ from orchestrator.data.importers.conventions import (
     renamed_actions,
     source_info,
 )
-from orchestrator.data.importers.image_ops import MOST_PIXELS, Pictures, image, images, in_blocks
+from orchestrator.data.importers.image_ops import (
+    MOST_PIXELS,
+    Pictures,
+    image,
+    images,
+    in_blocks,
+    passed_over,
+    refuse_cut,
+)
 from orchestrator.data.importers.items import build_items, only_sentence
 from orchestrator.data.importers.source_files import SourceError, refuse_pointer
 from sim_workers.envs.tasks import TASKS
@@ -52,7 +64,7 @@ class _Feature:
     """Leaf of features.json."""
 
     kind: str
-    """`image`, `text` or `tensor`."""
+    """`image`, `text`, `tensor`, or `array` for one that is no vector."""
     shape: tuple[int, ...]
 
 
@@ -71,8 +83,8 @@ class RldsReader:
     features: dict[str, _Feature]
     proprio: tuple[str, ...]
     action: str
-    size: tuple[int, int]
-    """(H, W) of the pictures as stored."""
+    sizes: dict[str, tuple[int, int]]
+    """(H, W) of each camera's pictures as stored."""
     places: dict[str, _Place]
 
     def describe(self, name: str, info: SourceInfo, reading: ImportOptions) -> EpisodeInfo:
@@ -86,6 +98,9 @@ class RldsReader:
                 f" ({', '.join(f'{camera} {length}' for camera, length in lengths.items())} of"
                 f" {max(lengths.values())})"
             )
+        for cells in steps.values():
+            for cell in cells:
+                refuse_cut(cell)
         length, rows = max(lengths.values()), _rows(values, steps, info.labelled)
         if not rows:
             raise ValueError("it has no step with an action")
@@ -102,7 +117,7 @@ class RldsReader:
         shown = [hashlib.sha256(cells[len(cells) // 2]).digest() for cells in steps.values()]
         return EpisodeInfo(
             rows=rows,
-            picture_size=self.size,
+            picture_size=next(iter(self.sizes.values())),
             task=task,
             instruction=instruction,
             content=(*vectors, *shown, *info.choices, task, instruction),
@@ -118,7 +133,7 @@ class RldsReader:
         kept = info.kept(rows)
         frames = {
             camera: in_blocks(
-                partial(_pictures, cells, self.size), kept, info.stored, info.contract.image_size
+                partial(_pictures, cells, self.sizes[camera]), kept, info.stored, info.contract.image_size
             )
             for camera, cells in steps.items()
         }
@@ -196,12 +211,13 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
     name = str(facts.get("name") or root.parent.name)
     if not reading.task:
         questions.append(f"{name}: RLDS does not name its task; say it with --task")
-    declared = {camera: _declared(features[OBSERVATION + camera]) for camera in cameras}
+    declared = {camera: _declared(where, features[OBSERVATION + camera]) for camera in cameras}
     action_dims = (
         names_of([action.removeprefix("steps/")], [int(np.prod(features[action].shape))]) if labelled else ()
     )
-    problems: list[str] = []
+    problems = passed_over(name, _channels(features) if not reading.cameras else {})
     records = list(_records(root, problems))
+    problems += _missing_files(root, facts, len(records))
     sizes = _true_sizes(records, cameras) or declared
     info = source_info(
         where,
@@ -222,7 +238,7 @@ def open_rlds(root: Path, reading: ImportOptions) -> Source:
         features=features,
         proprio=proprio,
         action=action,
-        size=next(iter(sizes.values())),
+        sizes=sizes,
         places={f"episode_{number:06d}": place for number, place in enumerate(records)},
     )
     listing = build_items(
@@ -263,6 +279,31 @@ def _records(root: Path, problems: list[str]) -> Iterator[_Place]:
                 break
             yield _Place(file, offset)
             offset += 16 + length
+
+
+def _missing_files(root: Path, facts: dict[str, Any], found: int) -> list[str]:
+    """Return a sentence if files, or records of them, are not there by the names of the others or by
+    dataset_info.json.
+    """
+    numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for path in root.iterdir():
+        if match := re.fullmatch(r"([^.].*\.tfrecord)-(\d{5})-of-(\d{5})", path.name):
+            numbers[match[1], match[3]].add(int(match[2]))
+    absent = [
+        f"{name}-{number:0{len(total)}d}-of-{total}"
+        for (name, total), there in sorted(numbers.items())
+        for number in sorted(set(range(int(total))) - there)
+    ]
+    if absent:
+        more = f" and {len(absent) - 3} more" * (len(absent) > 3)
+        return [f"{root.name}: it lacks {', '.join(absent[:3])}{more}; copy what is missing"]
+    try:
+        announced = sum(int(n) for split in facts["splits"] for n in split["shardLengths"])
+    except (KeyError, TypeError, ValueError):
+        return []
+    if announced <= found:
+        return []
+    return [f"{root.name}: dataset_info.json names {announced} episodes, {found} are there; copy the others"]
 
 
 def _length(file: Path, offset: int) -> int:
@@ -328,8 +369,18 @@ def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, _Feature]]:
     elif "text" in node:
         yield path, _Feature("text", ())
     elif "tensor" in node:
-        kind = "text" if node["tensor"].get("dtype") in ("string", "object") else "tensor"
-        yield path, _Feature(kind, _shape(node["tensor"]))
+        shape, text = _shape(node["tensor"]), node["tensor"].get("dtype") in ("string", "object")
+        kind = "text" if text else "tensor" if math.prod(shape) <= MOST_VALUES else "array"
+        yield path, _Feature(kind, shape)
+
+
+def _channels(features: dict[str, _Feature]) -> dict[str, int]:
+    """Return observation of pictures -> its channels."""
+    return {
+        name: feature.shape[-1]
+        for name, feature in features.items()
+        if name.startswith(OBSERVATION) and feature.kind == "image" and feature.shape
+    }
 
 
 def _shape(node: dict[str, Any]) -> tuple[int, ...]:
@@ -337,10 +388,12 @@ def _shape(node: dict[str, Any]) -> tuple[int, ...]:
     return tuple(max(0, int(side)) for side in (node.get("shape") or {}).get("dimensions", ()))
 
 
-def _declared(feature: _Feature) -> tuple[int, int]:
+def _declared(where: str, feature: _Feature) -> tuple[int, int]:
     height, width = feature.shape[:2]
     if height * width > MOST_PIXELS:
-        raise SourceError(f"its pictures of {height}x{width} pixels are too large to be read")
+        raise SourceError(
+            f"{where}: its pictures of {height}x{width} pixels, by features.json, are too large to be read"
+        )
     return height, width
 
 

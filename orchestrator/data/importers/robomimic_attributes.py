@@ -132,7 +132,10 @@ def _is_our_controller(config: Any) -> bool:
             and config.get("output_max") == [0.05] * 3 + [0.5] * 3
             and config.get("input_max", 1) == 1
         )
-    return any(_is_our_controller(part) for part in config.values())
+    parts = config.get("body_parts", config)
+    if isinstance(parts, dict) and "right" in parts:  # a single arm; robosuite keeps the defaults of others
+        return _is_our_controller(parts["right"])
+    return isinstance(parts, dict) and any(_is_our_controller(part) for part in parts.values())
 
 
 def attributes_of(group: Any, name: str = "") -> dict[str, Any]:
@@ -155,15 +158,17 @@ def text_of(value: Any) -> str:
 
 
 def words_of(value: Any) -> str:
-    """Return a sentence or name; '' for anything else. LIBERO also stores sentences as lists of words."""
+    """Return a sentence or name without white space around it; '' for anything else. LIBERO also stores
+    sentences as lists of words.
+    """
     if isinstance(value, (list, np.ndarray)):
         words = (
             [words_of(word) for word in list(np.ravel(value)) if isinstance(word, (str, bytes))]
             if isinstance(value, np.ndarray)
             else value
         )
-        return " ".join(words) if all(isinstance(word, str) for word in words) else ""
-    return text_of(value) if isinstance(value, (str, bytes)) else ""
+        return " ".join(words).strip() if all(isinstance(word, str) for word in words) else ""
+    return text_of(value).strip() if isinstance(value, (str, bytes)) else ""
 
 
 def _positive(value: Any) -> float | None:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from orchestrator.data.importers.hdf5_arrays import (
     refuse_unreadable,
     shapes,
 )
+from orchestrator.data.importers.image_ops import other_channels, passed_over
 from orchestrator.data.importers.items import examined
 from orchestrator.data.importers.robomimic_attributes import text_of
 from orchestrator.data.importers.source_files import SourceError, cause
@@ -59,7 +61,9 @@ class Demonstrations:
     faults: dict[str, str]
     """Demonstration -> reason why it is left out, as a sentence."""
     absent: list[str]
-    """A sentence for each demonstration that a mask lists and the file lacks."""
+    """A sentence for each demonstration that a mask lists and the file lacks, and for each array of pictures
+    that are not read.
+    """
 
 
 def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) -> Demonstrations:
@@ -69,10 +73,11 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     names = _ordered(data)
     listed = _masked(path, file, reading.mask) if reading.mask else set(names)
     order = [name for name in names if name in listed]
-    absent = [
-        f"{path.name}, {name}: the mask {reading.mask} lists it, but it is not in the file; left out"
-        for name in sorted(listed - set(names), key=_by_number)
-    ]
+    absent = _absent(path, listed - set(names), reading.mask)
+    if reading.mask and not order:
+        raise NothingReadError(
+            f"{path}: its mask {reading.mask} lists none of its demonstrations; choose another with --mask"
+        )
     states: list[str] = []
     hints: list[str] = []
 
@@ -91,11 +96,19 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
         if shape is None:
             hints.append(", ".join(shapes(obs)))
             raise ValueError("it has no pictures")
+        _refuse_fewer_steps(group, shape.rows)
         return shape
 
     shaped, faults = examined(path.name, order, shape_of)
     found = {name: shape for name, shape in shaped.items() if shape}
     if found:
+        if not reading.cameras:
+            obs = member(data, f"{next(iter(found))}/obs")
+            arrays = {str(key): member(obs, key) for key in obs}
+            absent += passed_over(
+                path.name,
+                {f"obs/{key}": other_channels(a) for key, a in arrays.items() if isinstance(a, h5py.Dataset)},
+            )
         return Demonstrations(order=order, shapes=found, faults=faults, absent=absent)
     if states:
         raise NothingReadError(
@@ -112,17 +125,40 @@ def demonstrations_of(path: Path, file: Any, data: Any, reading: ImportOptions) 
     )
 
 
-def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> list[str]:
-    """Return the names of the demonstrations with states or actions, by number; mask: only those that it
-    lists. Raises SourceError for an unknown mask.
+def _refuse_fewer_steps(group: Any, rows: int) -> None:
+    """Raise ValueError if a demonstration's attribute num_samples says fewer steps than there are rows:
+    robomimic reads no others, and the rest may be padding.
     """
-    listed = _masked(path, file, mask) if mask else None
+    try:
+        said = group.attrs.get("num_samples")
+    except FAULTS:
+        return
+    if isinstance(said, (int, np.integer)) and 0 < said < rows:
+        raise ValueError(
+            f"its attribute num_samples says {said} steps, {rows} are there; correct it, or cut the rest"
+        )
+
+
+def demonstration_names(path: Path, file: Any, data: Any, mask: str | None) -> tuple[list[str], list[str]]:
+    """Return the names of the demonstrations with states or actions, by number, and a sentence for each that
+    a mask lists and the file lacks; mask: only those that it lists. Raises SourceError for an unknown mask.
+    """
+    names = _ordered(data)
+    listed = _masked(path, file, mask) if mask else set(names)
     found = []
-    for name in _ordered(data):
-        group = member(data, name) if listed is None or name in listed else None
+    for name in names:
+        group = member(data, name) if name in listed else None
         if isinstance(group, h5py.Group) and {ACTIONS, "states"} & set(group):
             found.append(name)
-    return found
+    return found, _absent(path, listed - set(names), mask)
+
+
+def _absent(path: Path, names: Iterable[str], mask: str | None) -> list[str]:
+    """Return a sentence for each demonstration that a mask lists and the file lacks."""
+    return [
+        f"{path.name}, {name}: the mask {mask} lists it, but it is not in the file; left out"
+        for name in sorted(names, key=_by_number)
+    ]
 
 
 def _ordered(data: Any) -> list[str]:

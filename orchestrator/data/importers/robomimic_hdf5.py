@@ -78,8 +78,8 @@ class _Content:
     digest: str
     largest: float
     """Largest absolute value of its actions, without the gripper's and a mobile base's."""
-    extremes: dict[str, tuple[float, float]]
-    """Number type of pictures -> lowest and highest value."""
+    extremes: dict[tuple[str, str], tuple[float, float]]
+    """(Camera, number type of its pictures) -> lowest and highest value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class RobomimicReader:
     """Reader of one file, or of a folder of files with equal conventions."""
 
     plan: DemoPlan
-    ranges: dict[str, str]
-    """Number type of pictures -> one of RANGES."""
+    ranges: dict[tuple[str, str], str]
+    """(Camera, number type of its pictures) -> one of RANGES."""
     places: dict[str, tuple[Path, str]]
     """Item -> file and demonstration."""
 
@@ -109,13 +109,13 @@ class RobomimicReader:
                     action = vectors(member(group, plan.action), plan.action)[:, : plan.kept]
                 return RawEpisode(
                     frames={
-                        name: in_blocks(partial(self._bytes, pictures[name]), kept, info.stored, size)
+                        name: in_blocks(partial(self._bytes, name, pictures[name]), kept, info.stored, size)
                         for name in plan.cameras
                     },
                     rows=rows,
                     proprio=_proprio_values(member(group, "obs"), plan) if plan.proprio else None,
                     action=action,
-                    success=success_of(group, plan.stated),
+                    success=recorded_success(group, plan.stated),
                 )
         except (*FAULTS, AttributeError) as error:
             raise SourceError(f"{path.name}, {demo}: {cause(error)}; restore the file") from None
@@ -125,10 +125,10 @@ class RobomimicReader:
         path, demo = self.places[item.name]
         with h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE) as file:
             pictures = pictures_of(member(file, f"data/{demo}/obs"))
-            return {name: self._bytes(pictures[name], 0, 1)[0] for name in self.plan.cameras}
+            return {name: self._bytes(name, pictures[name], 0, 1)[0] for name in self.plan.cameras}
 
-    def _bytes(self, pictures: PictureArray, first: int, last: int) -> Pictures:
-        return RANGES[self.ranges[pictures.number]].pictures(pictures.block(first, last))
+    def _bytes(self, camera: str, pictures: PictureArray, first: int, last: int) -> Pictures:
+        return RANGES[self.ranges[camera, pictures.number]].pictures(pictures.block(first, last))
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -156,7 +156,10 @@ def open_hdf5(path: Path, reading: ImportOptions) -> Source:
             return _joined(path, [_open_file(path, reading, label_of(path, reading), "")], [])
         except NothingReadError as error:
             raise SourceError(str(error)) from None
-    paths = list(visible(path, HDF5_SUFFIXES, depth=1))
+    paths = visible(path, HDF5_SUFFIXES, depth=1)
+    if not paths:  # a folder that is named like a file
+        raise SourceError(f"{path}: it is a folder without HDF5 files; name the file, or its folder")
+    deeper = [file.relative_to(path).as_posix() for file in visible(path, HDF5_SUFFIXES) if file not in paths]
     stems = Counter(file.stem for file in paths)
     files: list[_File] = []
     unreadable: list[str] = []
@@ -172,6 +175,11 @@ def open_hdf5(path: Path, reading: ImportOptions) -> Source:
         files.append(file)
     if not files:
         raise SourceError(unreadable[0])
+    if deeper:
+        some = ", ".join(deeper[:3]) + f" and {len(deeper) - 3} more" * (len(deeper) > 3)
+        unreadable.append(
+            f"{path.name}: files in folders below it are not read ({some}); import those folders too"
+        )
     return _joined(path, files, unreadable)
 
 
@@ -197,11 +205,11 @@ def _refuse_different(files: list[_File], other: _File) -> None:
         raise SourceError(
             f"{other.path}: its datasets are not called as those of {first.path.name}; import them one by one"
         )
-    ranges = {number: said for file in files for number, said in file.reader.ranges.items()}
-    for number, said in ranges.items():
-        if (its := other.reader.ranges.get(number, said)) != said:
+    ranges = {kind: said for file in files for kind, said in file.reader.ranges.items()}
+    for (camera, number), said in ranges.items():
+        if (its := other.reader.ranges.get((camera, number), said)) != said:
             raise SourceError(
-                f"{other.path}: the values of its pictures ({number}) range over {its}, those of"
+                f"{other.path}: the values of {camera} ({number}) range over {its}, those of"
                 f" {first.path.name} over {said}; import them one by one, or say what black and white are"
                 " with --picture-range"
             )
@@ -217,7 +225,7 @@ def _joined(path: Path, files: list[_File], unreadable: list[str]) -> Source:
         info=replace(files[0].info, name=path.name),
         reader=RobomimicReader(
             plan=files[0].reader.plan,
-            ranges={number: said for file in files for number, said in file.reader.ranges.items()},
+            ranges={kind: said for file in files for kind, said in file.reader.ranges.items()},
             places={name: place for file in files for name, place in file.reader.places.items()},
         ),
         items=[item for file in files for item in file.items],
@@ -233,8 +241,10 @@ def _open_file(path: Path, reading: ImportOptions, label: str, part: str) -> _Fi
     """Open one file. `part`: its name in the names and ids of its demonstrations, empty for none."""
     try:
         refuse_pointer(path)
-    except (SourceError, OSError) as error:
+    except SourceError as error:
         raise NothingReadError(str(error)) from None
+    except OSError as error:
+        raise NothingReadError(f"{path}: {cause(error)}") from None
     try:
         file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except FAULTS as error:
@@ -320,7 +330,11 @@ def _understand(path: Path, file: Any, reading: ImportOptions, label: str, part:
             tuple(plan.proprio),
             plan.hand,
         )
-        its_ranges = {number: ranges[number] for number in content.extremes}
+        its_ranges = {number: ranges[camera, number] for camera, number in content.extremes}
+        if any(its_ranges[number] != ranges[camera, number] for camera, number in content.extremes):
+            its_ranges = {
+                f"{camera}, {number}": ranges[camera, number] for camera, number in content.extremes
+            }
         return EpisodeInfo(
             rows=content.rows,
             picture_size=next(iter(plan.sizes.values())),
@@ -391,12 +405,12 @@ def _content(
         raise ValueError("the base moves, which --arm-only cannot express")
     proprio = _proprio_values(obs, plan) if plan.proprio else None
     samples = [array.block(rows // 2, rows // 2 + 1) for array in pictures.values()]
-    extremes: dict[str, tuple[float, float]] = {}
-    for array in pictures.values():
-        known = array.dataset.dtype == np.uint8 or reading.picture_range
-        lowest, highest = (0.0, 0.0) if known else array.extremes()
-        before = extremes.get(array.number, (lowest, highest))
-        extremes[array.number] = (min(before[0], lowest), max(before[1], highest))
+    extremes = {
+        (camera, array.number): (0.0, 0.0)
+        if array.dataset.dtype == np.uint8 or reading.picture_range
+        else array.extremes()
+        for camera, array in pictures.items()
+    }
     return _Content(
         rows=rows,
         labelled=labelled,
@@ -430,27 +444,32 @@ def _refuse_different_lengths(
 
 def _ranges(
     path: Path, contents: Iterable[_Content], reading: ImportOptions
-) -> tuple[dict[str, str], list[str]]:
-    """Return number type of pictures -> one of RANGES, decided over all of the file's pictures, and
-    questions.
+) -> tuple[dict[tuple[str, str], str], list[str]]:
+    """Return (camera, number type of its pictures) -> one of RANGES, decided over all of its pictures in the
+    file, and questions. Raises SourceError for a range of pictures that are bytes.
     """
-    extremes: dict[str, tuple[float, float]] = {}
+    extremes: dict[tuple[str, str], tuple[float, float]] = {}
     for content in contents:
-        for number, (lowest, highest) in content.extremes.items():
-            before = extremes.get(number, (lowest, highest))
-            extremes[number] = (min(before[0], lowest), max(before[1], highest))
+        for kind, (lowest, highest) in content.extremes.items():
+            before = extremes.get(kind, (lowest, highest))
+            extremes[kind] = (min(before[0], lowest), max(before[1], highest))
+    if reading.picture_range not in (None, "0..255") and all(number == "uint8" for _, number in extremes):
+        raise SourceError(
+            f"{path}: --picture-range {reading.picture_range} cannot be applied to pictures that are bytes;"
+            " leave it out"
+        )
     ranges, questions = {}, []
-    for number, (lowest, highest) in extremes.items():
+    for (camera, number), (lowest, highest) in extremes.items():
         if number == "uint8":
-            ranges[number] = "0..255"
+            ranges[camera, number] = "0..255"
             continue
         try:
-            ranges[number] = reading.picture_range or range_of(np.dtype(number), lowest, highest)
+            ranges[camera, number] = reading.picture_range or range_of(np.dtype(number), lowest, highest)
         except ValueError as error:
-            ranges[number] = "0..255"
+            ranges[camera, number] = "0..255"
             questions.append(
-                f"{path.name}: {error}; say what black and white are with --picture-range"
-                f" {' or '.join(RANGES)}"
+                f"{path.name}: of camera {camera} {error}; say what black and white are with --picture-range"
+                f" ({', '.join(RANGES)})"
             )
     return ranges, questions
 
@@ -482,3 +501,15 @@ def success_of(group: Any, stated: bool) -> bool | None:
     except FAULTS:
         return None
     return bool(rewards.any()) if rewards.size and np.isin(rewards, (0, 1)).all() else None
+
+
+def recorded_success(group: Any, stated: bool) -> bool | None:
+    """Return the success by `success_of`, else by Isaac Lab's attribute `success`; None without either.
+
+    The attribute is no part of an episode's identity, so that episodes keep the one they were imported with.
+    """
+    success = success_of(group, stated)
+    if success is None and not stated:
+        said = attributes_of(group).get("success")
+        success = bool(said) if isinstance(said, (bool, np.bool_)) else None
+    return success

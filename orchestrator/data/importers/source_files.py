@@ -1,19 +1,24 @@
 """Files of a source: which a folder holds, which are refused, and how errors of reading are described."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from policy.errors import DemoscaleError
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 MCAP_SUFFIXES = (".mcap",)
-FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
+FILM_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp", ".flv", ".ogv", ".gif"),
+)
 POINTER = b"version https://git-lfs"
 """First bytes of the file that git-LFS leaves in place of one that was not downloaded."""
 
 
 class SourceError(DemoscaleError):
     """Error of a source, in one sentence: which file, field or episode, what is wrong, and the fix."""
+
+    exit_code = 2
 
 
 def cause(error: BaseException) -> str:
@@ -26,17 +31,38 @@ def cause(error: BaseException) -> str:
     )
 
 
-def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> Iterator[Path]:
-    """Yield the files below a folder that end in one of the suffixes (in capitals too), sorted, without
+def visible(root: Path, suffixes: Sequence[str], depth: int = 8) -> list[Path]:
+    """Return the files below a folder that end in one of the suffixes (in capitals too), sorted, without
     hidden files and folders.
+
+    A link to a file or folder that is listed under its own name is passed over, so that no recording is
+    listed twice and no link leads in a circle.
     """
-    for path in sorted(root.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and depth > 1:
-            yield from visible(path, suffixes, depth - 1)
+    found: dict[Path, Path] = {}
+    folders: set[Path] = set()
+    links: list[tuple[Path, int]] = []
+    begin = root.resolve()
+
+    def collect(path: Path, depth: int) -> None:
+        if not path.exists():  # a broken or circular link
+            return
+        real = path.resolve()
+        if path.is_dir():
+            if depth and real not in folders:
+                folders.add(real)
+                for inner in sorted(path.iterdir()):
+                    if inner.is_symlink() and not inner.name.startswith("."):
+                        links.append((inner, depth - 1))
+                    elif not inner.name.startswith("."):
+                        collect(inner, depth - 1)
         elif path.suffix.lower() in suffixes and path.is_file():
-            yield path
+            # files outside may be shared: Hugging Face's cache keeps equal files once
+            found.setdefault(real if real.is_relative_to(begin) else path, path)
+
+    collect(root, depth)
+    for link, rest in links:  # grows while folders that links lead to are read
+        collect(link, rest)
+    return sorted(found.values())
 
 
 def refuse_pointer(path: Path) -> None:

@@ -37,7 +37,10 @@ class ReplayBuffer:
     """Folder of the buffer in the zip file; empty for its top."""
 
     def open(self) -> Any:
-        """Open the group with `data` and `meta`. Raises SourceError if it cannot be read as zarr."""
+        """Open the group with `data` and `meta`. Raises SourceError if it cannot be read as zarr.
+
+        Consolidated metadata are not used: they are a copy, and older than episodes that were added later.
+        """
         with suppress(ImportError):
             from imagecodecs.numcodecs import register_codecs  # UMI's pictures are JPEG XL
 
@@ -45,9 +48,12 @@ class ReplayBuffer:
         try:
             if self.path.is_file():
                 return zarr.open_group(
-                    zarr.storage.ZipStore(self.path, mode="r"), path=self.inside or None, mode="r"
+                    zarr.storage.ZipStore(self.path, mode="r"),
+                    path=self.inside or None,
+                    mode="r",
+                    use_consolidated=False,
                 )
-            return zarr.open_group(str(self.path), mode="r")
+            return zarr.open_group(str(self.path), mode="r", use_consolidated=False)
         except Exception as error:
             raise SourceError(
                 f"{self.path}: it cannot be read as zarr ({type(error).__name__}:"
