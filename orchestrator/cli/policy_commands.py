@@ -27,7 +27,7 @@ def policy() -> None:
     """
 
 
-@policy.command()
+@policy.command(short_help="Make the environments of external policies.")
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
 @report_user_errors
 def prepare(folders: tuple[Path, ...]) -> None:
@@ -45,7 +45,7 @@ def prepare(folders: tuple[Path, ...]) -> None:
         environment.prepare(one)
 
 
-@policy.command()
+@policy.command(short_help="Try a policy or its server on random observations.")
 @click.argument("policy", type=InputPath())
 @click.option(
     "--instruction", default="lift the red cube", show_default=True, help="Instruction of the observations."

@@ -288,7 +288,11 @@ class SweepState:
                 storage.uri,
                 [
                     f"no sweep named {name} ran here; "
-                    + (f"there are {', '.join(known)}" if known else "none did")
+                    + (
+                        f"there are {', '.join(known)}"
+                        if known
+                        else "none did; --storage names the folder or s3:// URI of a sweep's results"
+                    )
                 ],
             )
         sweep = SweepConfig.stored(json.loads(storage.get(f"sweeps/{name}.json"))["sweep"], storage.uri)
