@@ -16,8 +16,8 @@ HEAD = """# Sweep files, and what a Ray job runs
 | --- | --- |
 | `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
 | `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
-| `lift_next_arm.yaml` | a sweep file: the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/statistics.md](../docs/statistics.md#a-sweep-that-chooses-its-arms)) |
-| `lift_exchange.yaml` | a sweep file: a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/statistics.md](../docs/statistics.md#exchange-rates)) |
+| `lift_next_arm.yaml` | a sweep file: the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/forecast.md](../docs/forecast.md#a-sweep-that-chooses-its-arms)) |
+| `lift_exchange.yaml` | a sweep file: a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/worth.md](../docs/worth.md#exchange-rates)) |
 | `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | sweep files: does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? |
 | `claims/videos_replace_demos.yaml` | a sweep file: do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds |
 | `claims/unlabelled_tasks.yaml` | a sweep file: do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
@@ -72,10 +72,10 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             default = "`{}`"
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
-        if section:
-            yield from rows(section, f"{prefix}{name}.")
         if listed := next(_listed_in(kind), None):
             yield from rows(listed, f"{prefix}{name}[].")
+        elif section:
+            yield from rows(section, f"{prefix}{name}.")
 
 
 def _listed_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:
