@@ -210,7 +210,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     SIGTERM does the same. With `budget`, it ends there and says what it knows.
 
     Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on
-    failed (storage, disk, cluster) and the same command goes on, 130 stopped.
+    failed (storage, disk, cluster) and the same command resumes, 130 stopped.
 
     \b
     demoscale run jobs/quickstart.yaml

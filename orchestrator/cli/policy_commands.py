@@ -50,7 +50,9 @@ def prepare(folders: tuple[Path, ...]) -> None:
 @click.option(
     "--instruction", default="lift the red cube", show_default=True, help="Instruction of the observations."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the observations.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the observations."
+)
 @click.option(
     "--calls",
     type=click.IntRange(1),
@@ -64,7 +66,7 @@ def prepare(folders: tuple[Path, ...]) -> None:
     default=float("inf"),
     help="Fail if the 95th percentile of the latency is above this; no limit by default.",
 )
-@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--rung", default="", help="Sampler setting of a checkpoint (suite.rung); its own by default.")
 @foreign_options
 @JSON
 @report_user_errors

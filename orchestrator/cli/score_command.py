@@ -265,7 +265,7 @@ class ScoreRequest:
 @click.option(
     "--rung",
     cls=SuiteOption,
-    help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default.",
+    help="Sampler setting of a checkpoint (suite.rung); its own by default.",
 )
 @click.option(
     "--workers",

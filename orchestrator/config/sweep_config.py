@@ -94,13 +94,13 @@ class SweepConfig(Section):
     """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`,
     `median`, {asha: {reduction: 3}}, {optuna: {trials: 40}}, {next: {target: demos_for_0.9, budget: 40}}."""
     attempts: PositiveInt = 3
-    """At an arm whose training fails; then it is reported, and the others go on."""
+    """How often the training of an arm is tried; then it counts as failed, and the other arms continue."""
     budget: Budget = Budget()
     """What may be spent."""
     prices: Prices = Prices()
     """What things cost."""
     device: Device | None = None
-    """The GPUs that `demoscale plan` reckons with, such as {card: A100, gpus: 8}; empty: none."""
+    """The GPUs that `demoscale plan` estimates cost and memory for, {card: A100, gpus: 8}; empty: none."""
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
