@@ -278,7 +278,7 @@ class SamplerConfig(_Part):
     execute: Steps
     """Actions executed before the next observation."""
     precision: Precision = "fp32"
-    """Of the network passes on a GPU; the autoencoder, the noise and everything on a CPU stay in fp32."""
+    """Precision of the network passes on a GPU; autoencoder, noise and everything on a CPU stay in fp32."""
 
     @model_serializer(mode="wrap")
     def _without_plain_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -361,19 +361,19 @@ class PolicySettings(_Part):
     stride: Steps | None = None
     """Control steps from one frame to the next."""
     horizon: Steps | None = None
-    """Actions in a chunk. Rungs that execute more of them execute the whole chunk."""
+    """Actions in a chunk. A `suite.rung` that executes more executes the whole chunk."""
     padding: Padding | None = None
     """Steps past an episode's end: `masked` excludes them from the loss; `paper` trains on zero actions and
     still frames.
     """
     normalization: Normalization | None = None
-    """Of the actions: `minmax` (the demos' range becomes [-1, 1]), `meanstd`, `quantile` (1 % to 99 %)."""
+    """Scaling of actions: `minmax` (the demos' range to [-1, 1]), `meanstd`, `quantile` (1 % to 99 %)."""
     noise: Literal["shared", "decoupled"] | None = None
     """Noise levels in training: one for video and actions, as in the paper, or one for each."""
     log_sigma: tuple[float, PositiveFloat] | None = None
     """Mean and standard deviation of the logarithm of the noise level."""
     video_log_sigma: tuple[float, PositiveFloat] | None = None
-    """Those of the video, where noise is decoupled."""
+    """The same of the video, where noise is decoupled."""
     features_at: Literal["drawn", "start"] | None = None
     """Video noise level at which the head reads a frozen video model: `drawn` as in video training; `start`,
     pure noise, with decoupled noise only; such features are cached.
@@ -449,7 +449,7 @@ class SamplerSettings(_Part):
     execute: Steps | None = None
     """Actions executed before the next observation."""
     precision: Precision | None = None
-    """Of the network passes on a GPU; the autoencoder stays in fp32."""
+    """Precision of the network passes on a GPU; the autoencoder stays in fp32."""
 
     @model_validator(mode="after")
     def _one_number(self) -> "SamplerSettings":
@@ -475,9 +475,9 @@ class LossWeights(_Part):
     """Weights of the two losses where they are trained together."""
 
     video: PositiveFloat = 1.0
-    """Of the video loss."""
+    """Weight of the video loss."""
     action: PositiveFloat = 1.0
-    """Of the action loss."""
+    """Weight of the action loss."""
 
 
 class ColorJitter(_Part):
@@ -514,17 +514,17 @@ class Recipe(_Part):
     """
 
     learning_rate: PositiveFloat = 1e-3
-    """Peak, of the video model."""
+    """Peak learning rate of the video model."""
     head_learning_rate: PositiveFloat | None = None
-    """Peak, of adaptor and action U-Net; empty: the same."""
+    """Peak learning rate of adaptor and action U-Net; empty: the same."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: half a cosine down to zero at the last step, or the peak throughout."""
     warmup_steps: NonNegativeInt = 50
     """Optimiser steps until the learning rate peaks."""
     weight_decay: NonNegativeFloat = 1e-4
-    """Of AdamW; 0 is Adam."""
+    """Weight decay of AdamW; 0 is Adam."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Of Adam: decay per step of the running means of gradients and of their squares."""
+    """Betas of Adam: decay per step of the running means of gradients and of their squares."""
     loss_weights: LossWeights = LossWeights()
     """Weights of the two losses where both are trained together, {video: 1, action: 2}."""
     clip_norm: NonNegativeFloat = 1.0
@@ -534,7 +534,7 @@ class Recipe(_Part):
     no average.
     """
     precision: Precision = "fp32"
-    """Of the forward pass on a GPU; weights stay fp32, and so do the autoencoder and everything on a CPU."""
+    """Precision of the forward pass on a GPU; weights, autoencoder and everything on a CPU stay in fp32."""
     accumulate: PositiveInt = 1
     """Parts a worker's batch is cut into, one forward and backward pass each, to save memory."""
     gradient_checkpointing: bool = False

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--episodes",
     type=click.IntRange(1, 1_000_000),
     required=True,
-    help="How many the store shall hold of this task, or of the policy's rollouts in it: seeds 0, 1, 2 ...",
+    help="Episodes of the task, or rollouts of the policy, in the store at the end: seeds 0, 1, 2 ...",
 )
 @click.option(
     "--store",

@@ -86,8 +86,8 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--rung",
             default="",
-            help="With --policy: rung of the checkpoint's sampler ladder; the sweep's, or the checkpoint's"
-            " own, by default.",
+            help="With --policy: sampler setting of the checkpoint (suite.rung); the sweep's, or the"
+            " checkpoint's own, by default.",
         ),
         click.option(
             "--fingerprint",

@@ -41,7 +41,8 @@ def forecast(
     """Forecast how many demonstrations a success rate takes, from the sweeps NAME so far, read from MLflow.
 
     The interval is of the prediction, over trainings and scenes. Where the scores do not identify an answer,
-    the command says so. It is always shown what would have been forecast without the largest demo count.
+    the command says so; `demoscale next` proposes what to train. With 4 demo counts or more it also prints
+    what would have been forecast without the largest one.
 
     \b
     demoscale forecast quickstart

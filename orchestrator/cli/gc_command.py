@@ -48,4 +48,7 @@ def gc(name: str, storage: str, dry_run: bool, keep: str, as_json: bool) -> None
         click.echo(json.dumps(plan.to_json(), indent=1))
         return
     click.echo(str(plan))
-    click.echo("nothing was removed; leave out --dry-run to remove it" if dry_run else "removed")
+    if not plan.removable:
+        click.echo("there is nothing to remove")
+    else:
+        click.echo("nothing was removed; leave out --dry-run to remove it" if dry_run else "removed")

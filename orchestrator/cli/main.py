@@ -1,8 +1,7 @@
 """The command `demoscale`. Heavy imports happen inside the commands, so that `--help` and mistakes answer at
 once.
 
-Exit codes: 0 done, or as much as its budget allows; 1 it could not be done; 2 a mistake in what was asked
-for; 130 stopped by Ctrl-C, to be continued.
+Exit codes: those of `main`.
 """
 
 import json
@@ -48,41 +47,73 @@ if TYPE_CHECKING:
 SWEEP_FILE = click.argument("sweep_file", type=click.Path(dir_okay=False))
 
 
-@click.group(context_settings=HELP)
+SECTIONS = {
+    "A sweep": {
+        "plan": "check a sweep file; print what it does and costs",
+        "run": "train, score and print the curve, or resume",
+        "status": "progress, scores and costs of every arm",
+        "curve": "success against demo count, as text, picture, page",
+        "compare": "several sweeps, or published results, on one curve",
+        "forecast": "how many demos a success rate will take",
+        "next": "the arm that narrows the answer most for its cost",
+        "explain": "why an arm would be trained or scored again",
+        "gc": "remove checkpoints that nothing needs any more",
+        "export-policy": "an arm's policy as a folder of its own",
+    },
+    "On a Ray cluster": {
+        "submit": "run a sweep file, or a command below, as a Ray job",
+        "stop": "stop a submitted sweep; submit resumes it",
+    },
+    "Episodes": {
+        "collect": "record scripted demonstrations, or a policy's rollouts",
+        "import": "robomimic, LeRobot, RLDS, MCAP, zarr, video to a store",
+        "export": "a store as LeRobot or robomimic data",
+        "replay": "play recordings again; render them at other cameras",
+        "data": "list, show, verify and check a store",
+        "encode": "store latents for training of svd-256",
+        "pretrain": "pretrain a video model on a store's videos",
+    },
+    "One policy": {
+        "score": "score any policy without a sweep",
+        "serve": "serve a policy over HTTP",
+        "policy": "check a policy or its server; prepare environments",
+    },
+    "Tasks and this machine": {
+        "task": "list the tasks, check one",
+        "new": "write the skeleton of a task or of a policy",
+        "sheet": "picture of a task's shifted scenes",
+        "doctor": "check this machine",
+    },
+}
+"""Commands with what each does, by section of `demoscale --help`."""
+
+
+class Sectioned(click.Group):
+    """Group that lists its commands by section, each on one line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()), col_max=15)
+
+
+@click.group(cls=Sectioned, context_settings=HELP)
 @click.version_option(package_name="demoscale")
 def main() -> None:
-    """Find how many demonstrations a video-action policy needs, and how many action-free video can replace.
+    """Measure how many demonstrations a video-action policy needs, and how many action-free video replaces.
 
     \b
-    demoscale plan jobs/quickstart.yaml      what it would do, before anything is spent
-    demoscale run jobs/quickstart.yaml       do it; run again to continue where it stopped
-    demoscale submit sweep.yaml --address http://head:8265   the same on a Ray cluster; stop ends it
-    demoscale status quickstart              how far it is
-    demoscale curve quickstart               the answer
-    demoscale compare first second           sweeps on one curve, or one beside published results
-    demoscale explain quickstart ARM         why an arm would be trained or played again
-    demoscale gc quickstart --dry-run        checkpoints that nothing needs any more
-    demoscale export-policy ARM DST --sweep quickstart       an arm's policy as a folder of its own
+    demoscale doctor                                   is this machine ready?
+    demoscale collect --episodes 40 --store data/lift  record demonstrations
+    demoscale plan jobs/quickstart.yaml                work and cost; starts nothing
+    demoscale run jobs/quickstart.yaml                 run it; again: resume
+    demoscale status quickstart                        progress
+    demoscale curve quickstart --html curve.html       the answer
 
-    \b
-    demoscale score path/to/checkpoint       any policy on any suite, without a sweep
-    demoscale serve --policy path/to/checkpoint   a policy over HTTP
-    demoscale policy check http://127.0.0.1:8000  does a policy or its server keep what scoring relies on?
-    demoscale sheet --task Lift --save lift.jpg   the shifted scenes of a task, in one picture
-    demoscale task list                      the tasks that a sweep may name; check tests one
-    demoscale new task my_task               a working package with a task of your own
-
-    \b
-    demoscale collect --episodes 100 --store data/lift       scripted demonstrations into an episode store
-    demoscale collect --policy P --episodes 40 --store data/own  a policy's own rollouts, action-free
-    demoscale import demo.hdf5 data/lift     recordings of other programs into one; export is the reverse
-    demoscale replay demo.hdf5 data/lift     recordings with states, played again and drawn by this machine
-    demoscale data ls data/lift              the episodes of a store, and more about it
-    demoscale encode data/lift --weights weights/svd         its latents, kept for training
-    demoscale pretrain data/lift --out weights/lift          a video model that training begins with
-
-    \b
-    demoscale doctor                         is this machine ready?
+    `demoscale COMMAND --help` has options and examples. Exit codes: 0 done; 1 something could not be done;
+    2 a mistake in what was asked for; 75 storage, disk or cluster failed, and the same command resumes;
+    130 stopped by Ctrl-C, and the same command resumes.
     """
 
 
@@ -179,7 +210,7 @@ def run(sweep_file: str, overrides: tuple[str, ...], retry_failed: bool, take_ov
     SIGTERM does the same. With `budget`, it ends there and says what it knows.
 
     Exit codes: 0 done, 1 something could not be done, 2 a mistake in the sweep file, 75 what it runs on
-    failed (storage, disk, cluster) and the same command goes on, 130 stopped.
+    failed (storage, disk, cluster) and the same command resumes, 130 stopped.
 
     \b
     demoscale run jobs/quickstart.yaml
@@ -328,6 +359,9 @@ for command in (
     task,
 ):
     main.add_command(command)
+for section in SECTIONS.values():
+    for name, summary in section.items():
+        main.commands[name].short_help = summary
 take_short_help(main)
 
 

@@ -24,7 +24,7 @@ def new() -> None:
     """
 
 
-@new.command(context_settings=HELP)
+@new.command(context_settings=HELP, short_help="Write a package with a task of your own.")
 @click.argument("name")
 @click.option(
     "--folder",
@@ -53,7 +53,7 @@ def task(name: str, folder: Path | None) -> None:
     )
 
 
-@new.command(context_settings=HELP)
+@new.command(context_settings=HELP, short_help="Write a policy that a sweep trains and scores.")
 @click.argument("name")
 @click.option(
     "--folder",

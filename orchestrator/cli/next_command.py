@@ -47,6 +47,8 @@ def next_(
 
     Costs are those of the sweep's arms so far, in money if it has prices, in GPU-hours or CPU-hours else.
 
+    The command starts nothing. `search: next` in a sweep file has `demoscale run` train such arms.
+
     \b
     demoscale next lift
     demoscale next lift --rate 0.8 --budget 2

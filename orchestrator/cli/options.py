@@ -56,21 +56,21 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--execute",
             type=click.IntRange(0),
             default=0,
-            help="Of openpi://, vla-eval:// and groot://: actions of a chunk that are executed before the"
+            help="For openpi://, vla-eval:// and groot://: actions of a chunk that are executed before the"
             " next observation; all by default.",
         ),
         click.option(
             "--layout",
             default="",
             type=InputPath(),
-            help="Of the same: names of pictures and state, libero or droid, or a .json file; the protocol's"
+            help="For the same: names of pictures and state, libero or droid, or a .json file; the protocol's"
             " usual ones by default.",
         ),
         click.option(
             "--contract",
             default="",
             type=InputPath(),
-            help="Of the same: JSON file with the policy's contract, which these servers do not state.",
+            help="For the same: JSON file with the policy's contract, which these servers do not state.",
         ),
     )
     for option in reversed(added):  # the last one that is added is shown first

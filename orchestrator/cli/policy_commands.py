@@ -27,7 +27,7 @@ def policy() -> None:
     """
 
 
-@policy.command()
+@policy.command(short_help="Make the environments of external policies.")
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
 @report_user_errors
 def prepare(folders: tuple[Path, ...]) -> None:
@@ -45,12 +45,14 @@ def prepare(folders: tuple[Path, ...]) -> None:
         environment.prepare(one)
 
 
-@policy.command()
+@policy.command(short_help="Try a policy or its server on random observations.")
 @click.argument("policy", type=InputPath())
 @click.option(
     "--instruction", default="lift the red cube", show_default=True, help="Instruction of the observations."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the observations.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the observations."
+)
 @click.option(
     "--calls",
     type=click.IntRange(1),
@@ -64,7 +66,7 @@ def prepare(folders: tuple[Path, ...]) -> None:
     default=float("inf"),
     help="Fail if the 95th percentile of the latency is above this; no limit by default.",
 )
-@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--rung", default="", help="Sampler setting of a checkpoint (suite.rung); its own by default.")
 @foreign_options
 @JSON
 @report_user_errors

@@ -49,14 +49,14 @@ from orchestrator.cli.parameters import OutputPath, StorePath
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Of the first weights, the order of clips and all noise.",
+    help="Seed of the first weights, the order of clips and all noise.",
 )
 @click.option(
     "--storage",
     type=StorePath(),
     default="runs",
     show_default=True,
-    help="Folder or s3:// URI for checkpoints; a second run goes on from them.",
+    help="Folder or s3:// URI for checkpoints; a second run resumes from them.",
 )
 @report_user_errors
 def pretrain(

@@ -53,7 +53,7 @@ MOST_LISTED = 20
 )
 @click.option("--mask", help="HDF5: only the demonstrations that this filter lists.")
 @click.option("--label", help="Episode ids begin with it; a file's name by default.")
-@click.option("--episodes", type=click.IntRange(1), help="Only the first so many; all by default.")
+@click.option("--episodes", type=click.IntRange(1), help="Replay only the first episodes; all by default.")
 @click.option(
     "--workers",
     type=click.IntRange(1),

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,9 +120,10 @@ class ScoreRequest:
 
         known = [task for task in self.tasks if is_task(task)]
         own = ", ".join([*TASKS[:19], *filter(is_plugin, task_names())])
+        listed = f"known are {own} and those of LIBERO and RoboCasa-24 (`demoscale task list`)"
         problems = [
-            f"--task: unknown task {task}; known are {own} and those of LIBERO and RoboCasa-24"
-            " (`demoscale task list`)"
+            f"--task: unknown task {task}; "
+            + (f"did you mean {close[0]}?" if (close := get_close_matches(task, task_names(), 1)) else listed)
             for task in self.tasks
             if not is_task(task)
         ]
@@ -265,7 +267,7 @@ class ScoreRequest:
 @click.option(
     "--rung",
     cls=SuiteOption,
-    help="Rung of the checkpoint's sampler ladder; the checkpoint's own by default.",
+    help="Sampler setting of a checkpoint (suite.rung); its own by default.",
 )
 @click.option(
     "--workers",

@@ -13,12 +13,12 @@ from orchestrator.cli.options import HELP
 @click.option(
     "--policy", required=True, help="A checkpoint's folder, or MODULE:FUNCTION that returns a policy."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Whom to listen to; see --token-env.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; see --token-env.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
 )
-@click.option("--device", default="cpu", show_default=True, help="Of a checkpoint.")
-@click.option("--rung", default="", help="Of a checkpoint's ladder; its own by default.")
+@click.option("--device", default="cpu", show_default=True, help="Device of a checkpoint: cpu, cuda, cuda:1.")
+@click.option("--rung", default="", help="Sampler setting of a checkpoint (suite.rung); its own by default.")
 @click.option(
     "--join",
     is_flag=True,

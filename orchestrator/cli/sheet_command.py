@@ -28,7 +28,7 @@ LABEL = 16  # pixels high
     type=click.IntRange(0),
     default=1_000_000,
     show_default=True,
-    help="Of the scene: the same in every world.",
+    help="Seed of the scene, the same in every world.",
 )
 @click.option(
     "--image-size", type=click.IntRange(16, 1024), default=160, show_default=True, help="Pixels, square."

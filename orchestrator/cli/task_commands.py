@@ -18,7 +18,7 @@ def task() -> None:
     """
 
 
-@task.command(name="list", context_settings=HELP)
+@task.command(name="list", context_settings=HELP, short_help="List every task with its package.")
 @report_user_errors
 def list_tasks() -> None:
     """List every task with its package; plug-ins are not imported."""
@@ -37,7 +37,9 @@ def list_tasks() -> None:
         click.echo(f"{name:<40} " + (said if is_plugin(name) else f"{said}; hidden by this package's own"))
 
 
-@task.command(name="check", context_settings=HELP)
+@task.command(
+    name="check", context_settings=HELP, short_help="Check what scores rely on: same states, same pictures."
+)
 @click.argument("name")
 @click.option("--image-size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels.")
 @report_user_errors

@@ -14,18 +14,18 @@ HEAD = """# Sweep files, and what a Ray job runs
 
 | file | what it is |
 | --- | --- |
-| `quickstart.yaml` | a sweep file: the first command, `make demo`, runs it |
-| `lift_demo_efficiency.yaml` | a sweep file: demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
-| `lift_next_arm.yaml` | a sweep file: the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/statistics.md](../docs/statistics.md#a-sweep-that-chooses-its-arms)) |
-| `lift_exchange.yaml` | a sweep file: a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/statistics.md](../docs/statistics.md#exchange-rates)) |
-| `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | sweep files: does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? |
-| `claims/videos_replace_demos.yaml` | a sweep file: do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds |
-| `claims/unlabelled_tasks.yaml` | a sweep file: do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
-| `claims/success_follows_video.yaml` | a sweep file: does success go with the generated video? 24 checkpoints on Lift, two kinds of weights that the video model starts from, three seeds ([docs/results/success_follows_video.md](../docs/results/success_follows_video.md)) |
-| `lines_lift.yaml` | a sweep file: five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
-| `held_out.yaml` | a sweep file: recordings without a simulator; action error on held-out episodes |
-| `libero10.yaml`, `robocasa24.yaml` | sweep files: the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
-| `paper_modes.yaml`, `paper_video_horizon.yaml`, `paper_demo_counts.yaml`, `paper_unlabelled_tasks.yaml`, `paper_sampler.yaml`, `paper_execute.yaml` | sweep files: the paper's ablations on RoboCasa-24 and their extensions ([docs/paper.md](../docs/paper.md)) |
+| `quickstart.yaml` | the first command, `make demo`, runs it |
+| `lift_demo_efficiency.yaml` | demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
+| `lift_next_arm.yaml` | the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/forecast.md](../docs/forecast.md#a-sweep-that-chooses-its-arms)) |
+| `lift_exchange.yaml` | a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/worth.md](../docs/worth.md#exchange-rates)) |
+| `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? |
+| `claims/videos_replace_demos.yaml` | do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds |
+| `claims/unlabelled_tasks.yaml` | do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
+| `claims/success_follows_video.yaml` | does success go with the generated video? 24 checkpoints on Lift, two kinds of weights that the video model starts from, three seeds ([docs/results/success_follows_video.md](../docs/results/success_follows_video.md)) |
+| `lines_lift.yaml` | five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
+| `held_out.yaml` | recordings without a simulator; action error on held-out episodes |
+| `libero10.yaml`, `robocasa24.yaml` | the paper's experiments on LIBERO-10 and RoboCasa-24, at its size; each says what it needs |
+| `paper_modes.yaml`, `paper_video_horizon.yaml`, `paper_demo_counts.yaml`, `paper_unlabelled_tasks.yaml`, `paper_sampler.yaml`, `paper_execute.yaml` | the paper's ablations on RoboCasa-24 and their extensions ([docs/paper.md](../docs/paper.md)) |
 | `quickstart.py` | `python -m jobs.quickstart [FILE]`: collect demonstrations of Lift, run `quickstart.yaml` or another sweep file, print the curve |
 | other modules | entry points of Ray jobs (`demoscale submit`): each is one of the commands below under another name, `python -m jobs.collect` for example |
 
@@ -72,10 +72,10 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             default = "`{}`"
         meaning = " ".join((field.description or "").split())
         yield f"| `{prefix}{name}` | {default} | {meaning}{choices} |"
-        if section:
-            yield from rows(section, f"{prefix}{name}.")
         if listed := next(_listed_in(kind), None):
             yield from rows(listed, f"{prefix}{name}[].")
+        elif section:
+            yield from rows(section, f"{prefix}{name}.")
 
 
 def _listed_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:

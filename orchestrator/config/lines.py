@@ -107,7 +107,7 @@ class Line(Section):
     preset: Preset | None = None
     """Empty: `policy.preset`; not of an external policy."""
     weights: Weights | None = None
-    """Of `video_action`; empty: `policy.weights`."""
+    """Where the video model of `video_action` starts; empty: `policy.weights`."""
     train: Mapping[str, Any] = Field(default_factory=dict)
     """Fields of `train` with another value in this line, not of an external policy; all but those that every
     line shares (`steps`, `match`, `seconds`, `videos`, `batch_size`, `workers`, `checkpoint_every`,

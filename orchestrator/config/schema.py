@@ -449,7 +449,7 @@ class Decide(Section):
     look_every: PositiveInt = 10
     """Episodes per task between looks."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """Of one checkpoint's verdict, over all its looks together."""
+    """Confidence of one checkpoint's verdict, over all its looks together."""
 
     @model_validator(mode="after")
     def _one_question(self) -> "Decide":
@@ -538,7 +538,7 @@ class SuiteConfig(Section):
     demonstrated in the episode store. Must be there unless `held_out` is.
     """
     episodes: PositiveInt = Field(default=None, validate_default=True)
-    """Per task. Must be there unless `held_out` is."""
+    """Episodes per task. Must be there unless `held_out` is."""
     horizon: Horizon = Field(default=None, validate_default=True)
     """Control steps until an episode counts as failed (20 steps are one second by default): one number, one
     per task as {Lift: 100, Door: 300}, or `auto`, each task's own. Must be there unless `held_out` is.
@@ -562,7 +562,7 @@ class SuiteConfig(Section):
     hold more. Empty: all of the store's; `collect`: pose of hand and fingers.
     """
     settle: NonNegativeInt = 10
-    """Control steps that an episode goes on after the first success, to see whether it lasts."""
+    """Control steps played after the first success, to see whether it lasts."""
     success: Literal["once", "at_end"] = "once"
     """What counts: the task done at any step, or in the last step played. Both are recorded, and the first
     step it was done at.
@@ -893,7 +893,9 @@ class Asha(Section):
     first: PositiveInt | None = None
     """Steps after which an arm may be stopped for the first time; empty: at the first checkpoint."""
     reduction: Annotated[float, Field(gt=1)] = 3
-    """The best 1 of this number of arms continues after a rung; the next rung is this factor later."""
+    """The best 1 of this number of arms continues after a rung; the next rung is at this many times the
+    steps.
+    """
 
 
 class Median(Section):
@@ -902,7 +904,7 @@ class Median(Section):
     first: PositiveInt | None = None
     """Steps after which an arm may be stopped for the first time; empty: at the first checkpoint."""
     arms: PositiveInt = 3
-    """So many arms must have scores before one is compared with their median."""
+    """Number of arms with scores from which on an arm is compared with their median."""
 
 
 class Optuna(Section):
@@ -911,7 +913,7 @@ class Optuna(Section):
     trials: PositiveInt
     """Arms to try."""
     seed: NonNegativeInt = 0
-    """Of the sampler."""
+    """Seed of the sampler."""
     against: Literal["", "demo_count", "seconds"] = ""
     """What success is weighed against, as a second objective: demos, or the seconds of computing an arm took;
     empty: success alone.
@@ -940,8 +942,8 @@ class Next(Section):
     one the same command goes on. Empty: unlimited.
     """
     ahead: PositiveInt = 2
-    """Arms in progress without a score at which no further one is chosen: more of them use a cluster better
-    and choose with less knowledge.
+    """Most arms in progress without a score; more use a cluster better, and each is chosen from fewer
+    scores.
     """
 
     @field_validator("target")
@@ -1013,7 +1015,7 @@ class Budget(Section):
 
 
 class Device(Section):
-    """The GPUs that a plan reckons with; nothing else reads them."""
+    """The GPUs of a plan's estimate of cost and memory; nothing else reads them."""
 
     card: Literal["A100", "H100", "H200", "L4", "L40S", "RTX 4090"] | None = None
     """Name of a GPU, whose speed is its maker's."""

@@ -94,13 +94,13 @@ class SweepConfig(Section):
     """`grid`: every combination of demo count, action-free ratio and seed, all trained to the end; or `asha`,
     `median`, {asha: {reduction: 3}}, {optuna: {trials: 40}}, {next: {target: demos_for_0.9, budget: 40}}."""
     attempts: PositiveInt = 3
-    """At an arm whose training fails; then it is reported, and the others go on."""
+    """How often the training of an arm is tried; then it counts as failed, and the other arms continue."""
     budget: Budget = Budget()
     """What may be spent."""
     prices: Prices = Prices()
     """What things cost."""
     device: Device | None = None
-    """The GPUs that `demoscale plan` reckons with, such as {card: A100, gpus: 8}; empty: none."""
+    """The GPUs that `demoscale plan` estimates cost and memory for, {card: A100, gpus: 8}; empty: none."""
     storage: str = "runs"
     """Folder or s3:// URI for checkpoints, outcomes and videos; relative to where the command runs."""
     mlflow: str = ""
@@ -710,7 +710,12 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
     right.
     """
     errors, raw = error.errors(), with_recipes(raw)
-    sentences = [sentence for item in errors for sentence in _sentence(model, item).split("\n")]
+    sentences = [sentence for item in _telling(errors) for sentence in _sentence(model, item).split("\n")]
+    for sentence in sentences[:]:  # a misspelt field is not missing too
+        place, misspelt, rest = sentence.partition(": unknown field; did you mean ")
+        lacking = f"{'.'.join([*place.split('.')[:-1], rest.removesuffix('?')])}: missing"
+        if misspelt and lacking in sentences:
+            sentences.remove(lacking)
     wrong = {item["loc"][0] for item in errors if item["loc"]}
     if not wrong:  # contradictions alone
         return sentences
@@ -724,6 +729,38 @@ def _mistakes(model: type[SweepConfig], raw: dict[str, Any], error: ValidationEr
             else field.get_default()
         )
     return [*sentences, *contradictions(valid)]
+
+
+def _telling(errors: list[Any]) -> list[Any]:
+    """Return pydantic's errors without those that only follow from others: a list is too short because its
+    values are wrong.
+    """
+    return [
+        one
+        for one in errors
+        if one["type"] != "too_short"
+        or not any(other["loc"][:-1] == one["loc"] and other is not one for other in errors)
+    ]
+
+
+_WRITE = {
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "float_parsing": "write a number",
+    "float_type": "write a number",
+    "int_from_float": "write a whole number",
+    "int_parsing": "write a whole number",
+    "int_type": "write a whole number",
+    "string_type": "write text",
+    "tuple_type": "write a list, such as [1, 2]",
+}
+"""What to write instead, by pydantic's type of error, where its own words are those of Python."""
+_CHARACTERS = {
+    r"^[a-z0-9][a-z0-9._-]*$": "write lower-case letters, digits, `.`, `_` and `-`, and begin with a"
+    " letter or a digit",
+    r"^[A-Za-z0-9_]+$": "write letters, digits and `_`",
+}
+"""The patterns of the schema in words."""
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
@@ -747,11 +784,28 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{location}: missing"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        message = _CHARACTERS.get(error["ctx"]["pattern"], message)
+    elif error["type"] == "model_type":
+        section = next(
+            (one for one in _sections_below(model) if one.__name__ == error["ctx"]["class_name"]), None
+        )
+        fields = f" ({', '.join(section.model_fields)})" if section else ""
+        message = f"write a mapping of its fields{fields}"
+    message = _WRITE.get(error["type"], message)
     if not location:  # about several fields at once; the message names them
         return str(message)
     if error["type"] == "value_error":
         return f"{location}: {message}"
     return f"{location}: {message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _sections_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield the sections of a model and of its sections."""
+    for field in model.model_fields.values():
+        for section in sections_in(field.annotation):
+            yield section
+            yield from _sections_below(section)
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -163,6 +163,11 @@ def _function(name: str, fingerprint: str) -> PolicyRef:
 
     if "/" in name and ":" not in name:
         raise PolicyRefError(f"there is no folder {name}")
+    if ":" not in name:
+        raise PolicyRefError(
+            f"{name} names no policy: it must look like package.module:function, or be a checkpoint's folder;"
+            " an arm goes with --sweep"
+        )
     # Ray's processes must find modules in this process's working directory too.
     sys.path.insert(0, os.getcwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))

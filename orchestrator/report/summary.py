@@ -251,6 +251,11 @@ def video_report(curve: Curve) -> VideoReport | None:
     found, partial = curve.video_and_success(), curve.video_and_success(given_steps=True)
     text = f"{len(points)} checkpoints: too few, of fewer than {FEWEST_CLUSTERS} arms, or too much alike,"
     text += " for a correlation with success."
+    if not points:
+        text = (
+            "No checkpoint's video was measured on held-out clips (`suite.video_clips`): no correlation with"
+        )
+        text += " success."
     if found:
         text = (
             f"Better imagined video and more success: rank correlation {_correlated(curve, found)}, over"

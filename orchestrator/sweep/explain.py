@@ -5,9 +5,8 @@ from typing import Any
 
 from orchestrator.checkpoints.record import CheckpointRecord
 from orchestrator.config.arms import Arm
-from orchestrator.config.sweep_config import SweepError
 from orchestrator.fingerprints import Difference, Key, Kind, compare
-from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.state import SweepState, no_such_arm
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,7 @@ def explain(state: SweepState, name: str) -> Explanation:
     arms = state.arms()
     arm = next((arm for arm_id, arm in arms.items() if name in (arm_id, arm.name)), None)
     if arm is None:
-        there = ", ".join(sorted(arm.name for arm in arms.values())) or "none yet"
-        raise SweepError(f"sweep {state.sweep.name}", [f"{name} is no arm of it; there are {there}"])
+        raise no_such_arm(state.sweep.name, name, arms.values())
     training = _training(state, arm)
     score = _score(state, arm, training.stored)
     done = state.checkpoints(training.now)

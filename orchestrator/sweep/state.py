@@ -21,8 +21,9 @@ live/<name>.json                          progress of the current run
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -288,7 +289,11 @@ class SweepState:
                 storage.uri,
                 [
                     f"no sweep named {name} ran here; "
-                    + (f"there are {', '.join(known)}" if known else "none did")
+                    + (
+                        f"there are {', '.join(known)}"
+                        if known
+                        else "none did; --storage names the folder or s3:// URI of a sweep's results"
+                    )
                 ],
             )
         sweep = SweepConfig.stored(facts["sweep"], storage.uri)
@@ -784,6 +789,18 @@ class SweepState:
         )
 
 
+def no_such_arm(sweep: str, name: str, arms: Iterable[Arm]) -> SweepError:
+    """Return the error of a name that is no arm's, with the arms that there are or, of many, the closest."""
+    names = sorted(arm.name for arm in arms)
+    close = names if len(names) <= 12 else get_close_matches(name, names, 3) or names[:3]
+    more = (
+        f" and {len(names) - len(close)} more (`demoscale status {sweep}`)" if len(close) < len(names) else ""
+    )
+    return SweepError(
+        f"sweep {sweep}", [f"{name} is no arm of it; there are {', '.join(close) or 'none yet'}{more}"]
+    )
+
+
 def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfig]:
     """Return the URI of an arm's last checkpoint (`arm`: name or id) and the sweep's suite. Raises SweepError
     if there is none.
@@ -794,15 +811,11 @@ def last_checkpoint(sweep: str, arm: str, storage: str) -> tuple[str, SuiteConfi
     records = state.checkpoints(arm_id) if arm_id else {}
     steps = [step for step, record in records.items() if not record.removed]
     if not steps:
-        why = (
-            "has no checkpoint yet"
-            if arm_id
-            else (
-                "is no arm of it; there are"
-                f" {', '.join(sorted(one.name for one in arms.values())) or 'none yet'}"
-            )
+        if not arm_id:
+            raise no_such_arm(sweep, arm, arms.values())
+        raise SweepError(
+            f"sweep {sweep}", [f"{arm} has no checkpoint yet; `demoscale status {sweep}` shows it"]
         )
-        raise SweepError(f"sweep {sweep}", [f"{arm} {why}"])
     if state.held_out:
         raise SweepError(f"sweep {sweep}", [f"suite.held_out: {NOTHING_TO_PLAY}"])
     return state.checkpoint_uri(arm_id, max(steps)), state.sweep.suite

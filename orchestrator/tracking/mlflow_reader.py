@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -178,6 +178,8 @@ def read_sweep(
     Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of
     one arm, if best checkpoints are asked for and one has no score, or if the store cannot be reached.
     """
+    if _lacks_database(uri):
+        raise _untracked(uri, name, ())
     try:
         return _read(client(uri), uri, name, store, storage, checkpoint, check)
     except Exception as error:
@@ -255,7 +257,7 @@ def registered_checkpoints(uri: str) -> frozenset[str]:
 
     Raises TrackingError if the store at `uri` is unavailable.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if _lacks_database(uri):
         return frozenset()
     found, token = set[str](), None
     try:
@@ -295,6 +297,9 @@ def _read(
         if experiment
         else []
     )
+    if experiment and not known:
+        everything = mlflow.search_runs([experiment.experiment_id], tagged({ARM: "-"}), max_results=10_000)
+        raise _untracked(uri, name, {run.data.tags.get(SWEEP, "") for run in everything} - {""})
     parents = _parents(uri, name, known, store, storage)
     now = parents[0].data.tags
     runs = []
@@ -347,6 +352,20 @@ def _read(
     return TrackedSweep(_one_each(arms, name), _one_each(measured, name), sweep, tags, rules, references)
 
 
+def _lacks_database(uri: str) -> bool:
+    """Return whether a URI names a local database that is not there. Opening it would create it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
+
+
+def _untracked(uri: str, name: str, others: Collection[str]) -> TrackingError:
+    """Return the error of a sweep that a store does not have. others: names of the sweeps that it has."""
+    there = f" (there are {', '.join(sorted(others))})" if others else ""
+    return TrackingError(
+        f"{strip_credentials(uri)}: no sweep named {name} is tracked here{there}; name one that ran, or the"
+        " place with --storage or --mlflow"
+    )
+
+
 def holds_out(sweep: Mapping[str, Any]) -> bool:
     """Return whether a resolved sweep file asks for action errors on held-out episodes."""
     return sweep.get("suite", {}).get("held_out") is not None
@@ -361,10 +380,7 @@ def _parents(uri: str, name: str, known: Sequence[Any], store: str, storage: str
         if TRAINING in run.data.tags:  # without it, the driver ended before it wrote anything
             by_store.setdefault(run.data.tags.get(STORE, ""), []).append(run)
     if not by_store:
-        raise TrackingError(
-            f"{strip_credentials(uri)}: no sweep named {name} is tracked here; name one that ran, or the"
-            " place with --storage or --mlflow"
-        )
+        raise _untracked(uri, name, ())
     listed = "; ".join(_described(runs[0]) for runs in by_store.values())
     if store:
         # A sweep published by an earlier version has no store until a storage continues it.

@@ -9,13 +9,14 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from click.testing import CliRunner
 from conftest import CHECKOUT, run
 from PIL import Image
 
 from imported_packages import HEAVY, imported_modules, imported_packages
-from orchestrator.cli.main import main
+from orchestrator.cli.main import SECTIONS, main
 from orchestrator.cli.submit_commands import JOBS
 from orchestrator.cli.terminal import graceful_interrupt
 from orchestrator.sweep.state import SweepState
@@ -66,6 +67,15 @@ def test_every_command_has_help_with_an_example(command: str, option: str) -> No
     assert command == "doctor" or re.search(rf"^\s+demoscale {command} ", done.stdout, re.M)
 
 
+def test_help_lists_every_command_once_each_on_one_line() -> None:
+    assert sorted(name for section in SECTIONS.values() for name in section) == sorted(main.commands)
+    groups = [[name] for name, command in main.commands.items() if isinstance(command, click.Group)]
+    for arguments in ([], *groups):
+        _, lists = CliRunner().invoke(main, [*arguments, "--help"]).stdout.split("Options:\n")
+        assert "..." not in lists
+        assert max(map(len, lists.splitlines())) <= 79
+
+
 SPELLINGS = {
     "collect": "jobs.collect",
     "encode": "jobs.encode",
@@ -108,12 +118,19 @@ def test_job_that_can_be_submitted_has_a_module() -> None:
         ),
         (["status", "nobody", "--storage", "EMPTY"], 2, "no sweep named nobody ran here"),
         (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
+        (["score", "nothing"], 2, "nothing names no policy"),
     ],
 )
 def test_mistake_is_one_message(arguments: list[str], code: int, sentence: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [str(tmp_path) if a == "EMPTY" else a for a in arguments])
     assert done.exit_code == code
     assert sentence in done.stderr
+
+
+def test_reading_a_sweep_where_none_ran_creates_no_database(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["curve", "quickstart", "--storage", str(tmp_path / "typo")])
+    assert "no sweep named quickstart is tracked here; name one that ran" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("spelling", ["orchestrator collect", "jobs.collect"])

@@ -258,7 +258,7 @@ def test_decoupled_noise_and_jitter_strengths_are_settings() -> None:
             {"train": {"color_jitter": {"hue": 2}}},
             "train.color_jitter.hue: input should be less than or equal",
         ),
-        ({"train": {"color_jitter": "much"}}, "train.color_jitter: input should be a valid boolean"),
+        ({"train": {"color_jitter": "much"}}, "train.color_jitter: write true or false"),
     ],
 )
 def test_wrong_settings_name_field_and_fix(tmp_path: Path, sections: dict[str, Any], told: str) -> None:

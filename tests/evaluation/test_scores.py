@@ -17,13 +17,14 @@ from installed_package import forget, on_path
 from learner_package import install_linear
 from orchestrator.checkpoints.record import CheckpointRecord, write_record
 from orchestrator.checkpoints.ref import CheckpointRef
+from orchestrator.config.arms import Arm
 from orchestrator.config.lines import Line, PolicyChoice
 from orchestrator.evaluation.outcome_ledger import Ledger
 from orchestrator.evaluation.policy_ref import _sampler, resolve_policy
 from orchestrator.evaluation.policy_server import PolicyServer
 from orchestrator.evaluation.scores import protocol_key
 from orchestrator.storage.base import StorageError, download, open_storage
-from orchestrator.sweep.state import SweepState
+from orchestrator.sweep.state import SweepState, no_such_arm
 from orchestrator.testing.checkpoints import TINY, make_checkpoint, make_observation
 from orchestrator.testing.episodes import CONTRACT, make_episode_store
 from policy.checkpoint import fingerprint
@@ -371,3 +372,13 @@ def played(suite: Suite, won: int) -> list[Outcome]:
         )
         for number, spec in enumerate(suite.episode_list())
     ]
+
+
+def test_no_such_arm_names_the_closest_of_many_arms() -> None:
+    arms = [Arm(demos, 1, seed) for demos in (5, 10, 20, 50) for seed in range(4)]
+    assert no_such_arm("lift", "demos-9", arms[:2]).problems == [
+        "demos-9 is no arm of it; there are demos-5_ratio-1_seed-0, demos-5_ratio-1_seed-1"
+    ]
+    (sentence,) = no_such_arm("lift", "demos-10_ratio-1_seed-9", arms).problems
+    assert sentence.endswith("demos-10_ratio-1_seed-1 and 13 more (`demoscale status lift`)")
+    assert "demos-50" not in sentence
