@@ -160,7 +160,7 @@ def test_collect_lists_all_mistakes_before_it_starts(tmp_path: Path, spelling: s
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["import", "EMPTY/nothing", "EMPTY/store"], 1, "there is no such file or folder"),
+        (["import", "EMPTY/nothing", "EMPTY/store"], 2, "there is no such file or folder"),
         (["export", "EMPTY/store", "s3://a/b"], 2, "s3://a/b is no path of this machine"),
         (["export", "EMPTY/store", "EMPTY/new"], 1, "there is no episode store here"),
         (["export", "--contract-of", "EMPTY/nothing"], 1, "EMPTY/nothing: "),

@@ -91,7 +91,7 @@ def test_bad_recordings_and_options_are_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_a_folder_have_ids_of_their_own_and_unreadable_ones_are_left_out(tmp_path: Path) -> None:
+def test_files_of_a_folder_have_own_ids_and_unreadable_ones_are_left_out(tmp_path: Path) -> None:
     for name in ("lift.hdf5", "lift.h5", "b.hdf5"):
         hdf5(tmp_path / name, demo_1=demo())
     (tmp_path / "b.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:1000])

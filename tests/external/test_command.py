@@ -15,6 +15,7 @@ from textwrap import dedent
 
 import pytest
 
+import polling
 from orchestrator.config.policy_manifest import Limits
 from orchestrator.external import command as module
 from orchestrator.external.command import (
@@ -316,7 +317,7 @@ def test_death_of_the_starter_ends_every_process(tmp_path: Path) -> None:
     starter = f"""
     import sys, time
     from pathlib import Path
-    sys.path[:0] = {[str(Path(__file__).parent)]!r}
+    sys.path[:0] = {[str(Path(__file__).parent), str(Path(polling.__file__).parent)]!r}
     from test_command import FAMILY, family, started
     folder = Path({str(tmp_path)!r})
     command = started(folder, FAMILY)
