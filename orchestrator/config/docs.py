@@ -18,8 +18,8 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `lift_demo_efficiency.yaml` | demo count x action-free ratio on Lift in two stages, three seeds, with the baseline |
 | `lift_next_arm.yaml` | the arms of a grid on Lift that say most about the demos for 90 %, for their cost ([docs/forecast.md](../docs/forecast.md#a-sweep-that-chooses-its-arms)) |
 | `lift_exchange.yaml` | a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/worth.md](../docs/worth.md#exchange-rates)) |
-| `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? |
-| `claims/videos_replace_demos.yaml` | do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds |
+| `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? ([docs/results/fewer_demos.md](../docs/results/fewer_demos.md)) |
+| `claims/videos_replace_demos.yaml` | do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds ([docs/results/videos_replace_demos.md](../docs/results/videos_replace_demos.md)) |
 | `claims/unlabelled_tasks.yaml` | do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
 | `claims/success_follows_video.yaml` | does success go with the generated video? 24 checkpoints on Lift, two kinds of weights that the video model starts from, three seeds ([docs/results/success_follows_video.md](../docs/results/success_follows_video.md)) |
 | `lines_lift.yaml` | five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
