@@ -308,5 +308,5 @@ def test_replay_command_replays_once_and_reports(tmp_path: Path, recorded: Path,
     again = CliRunner().invoke(main, command)
     assert "0 episodes to replay, 1 already there" in again.output
     other = CliRunner().invoke(main, [*command, "--image-size", "48"])
-    assert other.exit_code == 1
+    assert other.exit_code == 2
     assert "use another folder" in other.output
