@@ -25,6 +25,7 @@ from orchestrator.data.merged_store import weights_of
 from orchestrator.data.subset import Subset
 from orchestrator.provenance import digest
 from orchestrator.storage.base import NoObject, Storage
+from orchestrator.storage.notes import read_json_object
 
 VERSION = 1
 """Version of the exports; to be raised with every change of what the exporters write."""
@@ -181,7 +182,7 @@ def _keep(keeps: Storage, name: str, folder: Path) -> None:
 def _fetch(keeps: Storage, name: str, folder: Path) -> int:
     """Copy a stored data set into the folder; return its bytes, 0 if there is none."""
     try:
-        marker = json.loads(keeps.get(f"exports/{name}/{MARKER}"))
+        marker = read_json_object(keeps, f"exports/{name}/{MARKER}")
     except NoObject:
         return 0
     place, total = f"exports/{name}/{marker['content']}", 0

@@ -20,6 +20,7 @@ from orchestrator.config.pinned_data import PinnedData
 from orchestrator.config.sweep_config import SweepConfig
 from orchestrator.provenance import digest
 from orchestrator.storage.base import open_storage
+from orchestrator.storage.notes import read_json_object
 from policy.config import VIDEO_ACTION
 from sim_workers.envs.render_check import processor_name
 
@@ -201,7 +202,7 @@ def calibration_key(sweep: SweepConfig, machine: Machine) -> str:
 def load_calibration(sweep: SweepConfig) -> Calibration | None:
     """Return the stored calibration of the sweep for a machine like this one; None if there is none."""
     storage, key = open_storage(sweep.storage), calibration_key(sweep, this_machine())
-    return Calibration.from_json(json.loads(storage.get(key))) if storage.exists(key) else None
+    return Calibration.from_json(read_json_object(storage, key)) if storage.exists(key) else None
 
 
 def save_calibration(sweep: SweepConfig, calibration: Calibration) -> None:
