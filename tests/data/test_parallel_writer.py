@@ -13,7 +13,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CONTRACT, make_episode
 
 pytestmark = pytest.mark.ray
-LIMIT_S = 15.0
+LIMIT_S = 30.0  # on a busy machine a process starts within it
 
 
 def recorder() -> type[Any]:
@@ -43,16 +43,12 @@ def record(folder: Path, hangs: dict[int, int]) -> list[Any]:
 
 
 @pytest.mark.full
-def test_recorder_that_hangs_once_is_restarted(ray_cluster: None, tmp_path: Path) -> None:
-    assert len(record(tmp_path, {1: 1})) == 3
-    assert (tmp_path / "attempts-1").read_text() == "xx"
-    assert len(load_manifest(open_storage(str(tmp_path / "store"))).episode_ids) == 3
-
-
-@pytest.mark.full
-def test_recorder_that_always_hangs_is_named_and_the_others_are_committed(
+def test_recorder_that_hangs_is_restarted_and_named_if_it_always_hangs(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecordTimeoutError, match=r"1: not done in 3 attempts of 15 s"):
-        record(tmp_path, {1: 99})
-    assert len(load_manifest(open_storage(str(tmp_path / "store"))).episode_ids) == 2
+    """Episode 0 hangs once, episode 1 always; what can be recorded is committed."""
+    with pytest.raises(RecordTimeoutError, match=rf"1: not done in 3 attempts of {LIMIT_S:g} s"):
+        record(tmp_path, {0: 1, 1: 99})
+    assert [(tmp_path / f"attempts-{seed}").read_text() for seed in (0, 1, 2)] == ["xx", "xxx", "x"]
+    committed = load_manifest(open_storage(str(tmp_path / "store"))).episode_ids
+    assert sorted(committed) == sorted(make_episode(seed, 5).episode_id for seed in (0, 2))

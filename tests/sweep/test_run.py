@@ -68,7 +68,7 @@ def test_sweep_without_mlflow_finishes_with_its_curve_which_mlflow_gets_later(
 ) -> None:
     """The folder of the database is missing."""
     (folder / "away").write_text("a file where a folder should be")
-    asked = sweep(folder, store, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
+    asked = sweep(folder, store, data=TWO_ARMS, mlflow=f"sqlite:///{folder / 'away' / 'mlflow.db'}")
     first = Run(asked, outbox=OutboxSettings(patience_s=2.0))()
     assert set(first.states.values()) == {"scored"}
     assert first.curve
@@ -79,7 +79,7 @@ def test_sweep_without_mlflow_finishes_with_its_curve_which_mlflow_gets_later(
     assert again.curve
     assert first.curve.points == again.curve.points == Curve.read(asked.mlflow, folder.name).points
     assert not again.said("not told yet")
-    assert len(ledger(folder)) == 4 * 3 * 40, "nothing was played twice"
+    assert len(ledger(folder)) == 2 * 3 * 40, "nothing was played twice"
 
 
 @pytest.mark.full
@@ -160,7 +160,11 @@ def test_sweep_with_a_failed_arm_finishes_the_others_and_retries_on_request(fold
 @pytest.mark.full
 def test_arms_that_share_a_video_model_wait_for_one_run_of_it(folder: Path, store: str) -> None:
     shared = sweep(
-        folder, store, train={"mode": "two_stage", "videos": "sweep", "video_steps": 6}, seeds=[0, 1]
+        folder,
+        store,
+        data=TWO_ARMS,
+        train={"mode": "two_stage", "videos": "sweep", "video_steps": 6},
+        seeds=[0, 1],
     )
     done = Run(shared)()
     assert set(done.states.values()) == {"scored"}
@@ -176,7 +180,7 @@ def test_arms_that_share_a_video_model_wait_for_one_run_of_it(folder: Path, stor
         sum(cost.train_cpu_s for cost in own.values())
     )
     assert all(
-        costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 4)
+        costs[arm].train_cpu_s == pytest.approx(own[arm].train_cpu_s + videos[0].train_cpu_s / 2)
         for arm in costs
     )
 
@@ -233,7 +237,7 @@ def test_sweep_with_more_steps_continues_and_with_fewer_keeps_its_scores(folder:
 
 @pytest.mark.full
 def test_interrupted_sweep_saves_its_state_and_resumes(folder: Path, store: str) -> None:
-    asked = sweep(folder, store, train={"steps": 200, "checkpoint_every": 50})
+    asked = sweep(folder, store, data=TWO_ARMS, train={"steps": 200, "checkpoint_every": 50})
     first = Run(asked, FakeTrainer(0.05))
 
     seen: list[Progress] = []
@@ -313,7 +317,9 @@ def test_two_sweeps_share_a_cluster_and_both_finish(folder: Path, store: str) ->
     processes = []
     for name in ("a", "b"):
         file = folder / f"{name}.yaml"
-        file.write_text(sweep(folder / name, store, train={"steps": 90, "checkpoint_every": 30}).to_yaml())
+        file.write_text(
+            sweep(folder / name, store, data=TWO_ARMS, train={"steps": 90, "checkpoint_every": 30}).to_yaml()
+        )
         command = [sys.executable, "-m", "orchestrator.testing", str(file), "--step-s", "0.1"]
         processes.append(
             subprocess.Popen(

@@ -93,13 +93,13 @@ def test_runs_models_and_curve_are_read_from_a_server(
 def test_two_sweeps_at_once_log_everything_to_one_server(
     tmp_path: Path, store: str, server: MlflowServer
 ) -> None:
-    sweeps = [make_sweep(tmp_path, store, server.url, name=name, arms=6) for name in ("one", "other")]
-    processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    sweeps = [make_sweep(tmp_path, store, server.url, name=name, arms=4) for name in ("one", "other")]
+    processes = [start_process(sweep, tmp_path, steps=2) for sweep in sweeps]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert json.loads(said.splitlines()[-1]) == "", said
     for sweep in sweeps:
-        check(server.url, SweepState.open(sweep), steps=4)
+        check(server.url, SweepState.open(sweep), steps=2)
 
 
 @pytest.mark.full

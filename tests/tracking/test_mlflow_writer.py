@@ -85,14 +85,14 @@ def test_outbox_waits_while_the_experiment_is_deleted(tmp_path: Path, database: 
 @pytest.mark.full
 def test_two_sweeps_that_create_the_database_at_once_log_everything(tmp_path: Path, store: str) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweeps = [make_sweep(tmp_path, store, uri, name=name, arms=6) for name in ("one", "other")]
-    processes = [start_process(sweep, tmp_path, steps=4) for sweep in sweeps]
+    sweeps = [make_sweep(tmp_path, store, uri, name=name, arms=4) for name in ("one", "other")]
+    processes = [start_process(sweep, tmp_path, steps=2) for sweep in sweeps]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert json.loads(said.splitlines()[-1]) == "", said
     for sweep in sweeps:
-        check(uri, SweepState.open(sweep), steps=4)
+        check(uri, SweepState.open(sweep), steps=2)
 
 
 @pytest.mark.full

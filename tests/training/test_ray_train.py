@@ -229,24 +229,24 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
     """
     import ray
 
-    asked = job(lift_store, steps=40, workers=2)
-    asked = replace(asked, train=asked.train.model_copy(update={"checkpoint_every": 20}))
+    asked = job(lift_store, steps=20, workers=2)
+    asked = replace(asked, train=asked.train.model_copy(update={"checkpoint_every": 10}))
     events: list[TrainEvent] = []
     with open_control_channel() as channel, receiving(channel, events.append):
         ray.get(channel.put_job.remote(asked.arm_id, asked))
         ray.get(channel.request_stop.remote(asked.arm_id, StopRequest.PAUSE))
         paused = fit(asked, str(tmp_path), {"CPU": 0.5}, channel)
-        assert 1 <= paused[-1].step < 40, "it went on to the end"
+        assert 1 <= paused[-1].step < 20, "it went on to the end"
         ray.get(channel.put_job.remote(asked.arm_id, asked))  # which clears the request
         reported = fit(asked, str(tmp_path), {"CPU": 0.5}, channel)
-        assert [report.step for report in reported] == [paused[-1].step, 20, 40]
+        assert [report.step for report in reported] == [paused[-1].step, 10, 20]
         assert {event.run for event in events} == {asked.arm_id}
         sent = {event.step: event for event in events if isinstance(event, Reported)}
         for report in reported:
             assert replace(sent[report.step], usage=report.usage) == report
             assert sent[report.step].usage.clips == 2 * report.usage.clips, "the sum of two workers"
-        model, card = load(tmp_path / asked.arm_id / "step_000040")
-        assert card.provenance["step"] == 40
+        model, card = load(tmp_path / asked.arm_id / "step_000020")
+        assert card.provenance["step"] == 20
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
         # Continued by the same call, a finished run does nothing and still tells its checkpoints.
         assert fit(asked, str(tmp_path), {"CPU": 0.5}, channel) == reported
