@@ -54,7 +54,7 @@ from sim_workers.envs.render_check import RenderFingerprint
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.staged_outcome import StagedOutcome
-from sim_workers.rollout.suite import EpisodeSpec
+from sim_workers.rollout.suite import EpisodeSpec, task_in_ids
 from sim_workers.rollout.worker import Scene
 
 # all other fields are text
@@ -322,5 +322,4 @@ class RenderReferences:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
         world += "" if scene.reset == "settled" else f"-{scene.reset}"
         drawn = f"-{digest(driver)}" if driver else ""
-        task = scene.task.replace("/", ".")
-        return f"{self._prefix}{task}{world}-{digest(scene.contract.to_json())}{drawn}.json"
+        return f"{self._prefix}{task_in_ids(scene.task)}{world}-{digest(scene.contract.to_json())}{drawn}.json"

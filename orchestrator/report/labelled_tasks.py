@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.report.curve_types import Cell, Comparison, Point, Series, policy_lines
 from orchestrator.stats.fixed_sample import holm
 from policy.config import VIDEO_ACTION
+from sim_workers.rollout.suite import task_in_ids
 
 if TYPE_CHECKING:
     from orchestrator.report.sample_efficiency_curve import Curve
@@ -30,7 +31,7 @@ class LineLabels:
 
     name: str
     tasks: frozenset[str]
-    """Labelled tasks."""
+    """Labelled tasks, as ids of episodes name them."""
     videos: int | None
     """Videos of every other task; None: as many as demos. 0 for a line that learns from demos alone."""
     swept: bool
@@ -168,10 +169,10 @@ class LabelReport:
 def lines_with_labels(sweep: Mapping[str, Any], scored: Iterable[str]) -> dict[str, LineLabels]:
     """Return every line's labels by its name; empty if all tasks of every line are labelled.
 
-    sweep: the resolved sweep file. scored: tasks that the curve has episodes of.
+    sweep: the resolved sweep file. scored: tasks that the curve has episodes of, as their ids name them.
     """
     data, policy = sweep.get("data", {}), sweep.get("policy", {})
-    named = tuple(data.get("labelled_tasks") or ())
+    named = tuple(task_in_ids(task) for task in data.get("labelled_tasks") or ())
     if not named:
         return {}
     known = {*scored, *named}

@@ -13,6 +13,7 @@ from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.report.simulator_versions import VERSION_TAG
 from orchestrator.stats.fixed_sample import Interval, blaker
 from policy.errors import DemoscaleError
+from sim_workers.rollout.suite import task_in_ids
 
 FIELDS = ("name", "source", "episodes", "successes", "rate", "demos", "tasks", "versions")
 
@@ -136,7 +137,7 @@ def warnings_for(curve: Curve, results: Sequence[PublishedResult]) -> list[str]:
     tasks = sorted({task for point in curve.points for task in point.by_task})
     said = ["Published results are of other scenes and seeds: compare rates with care, not episodes."]
     for result in results:
-        if result.tasks and sorted(result.tasks) != tasks:
+        if result.tasks and sorted(map(task_in_ids, result.tasks)) != tasks:
             said.append(
                 f"{result.name}: its tasks differ ({', '.join(result.tasks)}; here {', '.join(tasks)})."
             )

@@ -31,6 +31,11 @@ VARIANTS = 5
 """Number of variants of each shift; an episode's scene seed determines its variant."""
 
 
+def task_in_ids(task: str) -> str:
+    """Return a task's name as it stands in ids of episodes and in file names: with `.` in place of `/`."""
+    return task.replace("/", ".")
+
+
 @dataclass(frozen=True, order=True)
 class EpisodeSpec:
     """Entry of the list: a task, the seeds of its initial scene and of the policy noise, and the shift of its
@@ -46,11 +51,11 @@ class EpisodeSpec:
     def episode_id(self) -> str:
         """Id that is unique within a suite: task, shift unless nominal, and both seeds."""
         shift = "" if self.shift == "nominal" else f"{self.shift}-"
-        return f"{self.task.replace('/', '.')}-{shift}{self.scene_seed}-{self.noise_seed}"
+        return f"{task_in_ids(self.task)}-{shift}{self.scene_seed}-{self.noise_seed}"
 
     @staticmethod
     def task_of(episode_id: str) -> str:
-        """Return the task in a nominal episode's id, with `.` in place of `/`."""
+        """Return the task in a nominal episode's id, as `task_in_ids` writes it."""
         return episode_id.rsplit("-", 2)[0]
 
     @property

@@ -27,6 +27,7 @@ from orchestrator.sweep.tracking_publisher import TrackingPublisher
 from orchestrator.testing.episodes import make_episode_store
 from orchestrator.tracking.mlflow_reader import ScoredArm, TrackedSweep
 from reporting_sweep import make_sweep
+from sim_workers.rollout.suite import EpisodeSpec
 from synthetic_curves import scored
 
 PUBLISHED = Path(__file__).parents[2] / "examples" / "published"
@@ -174,6 +175,13 @@ def test_warnings_name_versions_and_tasks_that_differ() -> None:
     svg = draw(curve, "svg", [old, silent]).decode()
     assert "old (published)" in svg
     assert "silent (published)" in svg
+
+
+def test_published_task_with_a_suite_in_its_name_is_the_one_in_ids_of_episodes() -> None:
+    spec = EpisodeSpec("libero_10/KITCHEN_SCENE3_moka_pot", 0, 0)
+    curve = Curve("c", (replace(scored(8, 0, 4), outcomes={spec.episode_id: True}),))
+    result = PublishedResult(name="old", source="s", successes=5, episodes=10, tasks=(spec.task,))
+    assert "its tasks differ" not in "\n".join(warnings_for(curve, [result]))
 
 
 @pytest.fixture(scope="module")

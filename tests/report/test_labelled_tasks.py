@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from orchestrator.config.arms import Arm
+from orchestrator.report.labelled_tasks import lines_with_labels
 from orchestrator.report.sample_efficiency_curve import Curve
 from orchestrator.tracking.mlflow_reader import ScoredArm
+from sim_workers.rollout.suite import EpisodeSpec
 
 TASKS = ("Lift", "Stack", "Door", "Can")
 EPISODES = 40
@@ -138,6 +140,19 @@ def test_page_picture_and_json_show_labelled_and_unlabelled_tasks() -> None:
     assert "Labelled and unlabelled tasks" in page
     assert 'id="labels-wide-title"' in page
     assert own.draw("png")[:4] == b"\x89PNG"
+
+
+def test_tasks_of_plug_ins_are_found_in_the_ids_of_their_episodes() -> None:
+    specs = [EpisodeSpec(f"own_tasks/{side}", 0, 0) for side in ("CubeNorth", "CubeEast")]
+    scored = [EpisodeSpec.task_of(spec.episode_id) for spec in specs]
+    sweep = {
+        "data": {"labelled_tasks": [specs[0].task], "unlabelled_videos": 20},
+        "policy": {"lines": [LINES[0], LINES[3]]},
+    }
+    labels = lines_with_labels(sweep, scored)
+    assert labels["videos"].group("labelled", scored) == {scored[0]}
+    assert labels["videos"].group("unlabelled", scored) == {scored[1]}
+    assert labels["all"].group("labelled", scored) == set(scored)
 
 
 def test_sweep_without_labelled_tasks_has_none_of_it() -> None:
