@@ -322,4 +322,5 @@ class RenderReferences:
         world = "" if scene.shift == "nominal" else f"-{scene.shift}{scene.variant}"
         world += "" if scene.reset == "settled" else f"-{scene.reset}"
         drawn = f"-{digest(driver)}" if driver else ""
-        return f"{self._prefix}{task_in_ids(scene.task)}{world}-{digest(scene.contract.to_json())}{drawn}.json"
+        task = task_in_ids(scene.task)
+        return f"{self._prefix}{task}{world}-{digest(scene.contract.to_json())}{drawn}.json"
