@@ -12,6 +12,7 @@ from torch import Tensor
 from policy.batch import HALF, Batch, Counts, blocks
 from policy.checkpoint import load
 from policy.config import AS_RUNG, SamplerSettings
+from policy.entry_points import PluginError
 from policy.interface import PRESENT_ONLY, ActionChunk, Imagination, Observation, derived_seed
 from policy.learner import ObservationBatch
 from policy.model import VideoActionModel
@@ -69,6 +70,7 @@ class TrainedPolicy:
         if card.config.learner:  # as it was trained
             as_trained = {"frames_per_view": 1, "history": self.observation_steps - 1}
             self.clip = self.clip.model_copy(update=as_trained)
+        self._learner = card.config.learner
         self._has_needs = card.needs != PRESENT_ONLY
         self._sessions = SessionStates(lambda _: _Session(self._model.begin()))
 
@@ -118,9 +120,17 @@ class TrainedPolicy:
 
     def _act_block(self, observations: list[Observation]) -> list[ActionChunk]:
         _, actions = self._sample(observations)
-        return self._chunks(actions)
+        return self._chunks(actions, len(observations))
 
-    def _chunks(self, actions: Tensor) -> list[ActionChunk]:
+    def _chunks(self, actions: Tensor, rows: int) -> list[ActionChunk]:
+        """Return (B, T, A) normalised actions as chunks. Raises PluginError if a Learner gave others."""
+        expected = (rows, len(self.contract.action))
+        if actions.ndim != 3 or (actions.shape[0], actions.shape[2]) != expected:
+            raise PluginError(
+                f"the policy {self._learner} answered {rows} observations with actions of the shape"
+                f" {(*actions.shape,)}; return ({rows}, steps, {expected[1]}): a chunk per observation, in"
+                " their order"
+            )
         return [
             ActionChunk(chunk, self.sampler.execute)
             for chunk in self._actions.denormalize(actions).cpu().numpy()
@@ -141,7 +151,7 @@ class TrainedPolicy:
                 [sessions[i].state for i in filled],
                 self.sampler,
             )
-            chunks += self._chunks(actions)[:asked]
+            chunks += self._chunks(actions, len(filled))[:asked]
             states += after[:asked]
         for session, state in zip(sessions, states, strict=True):
             session.state = state

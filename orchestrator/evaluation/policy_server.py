@@ -146,6 +146,8 @@ class PolicyServer:
                 began = time.perf_counter()
                 questions = [one.question for one in asked]
                 answers = await asyncio.to_thread(self._answers, checkpoint, policy, what, questions)
+                if len(answers) != len(asked):
+                    raise ValueError(f"the policy gave {len(answers)} answers to {len(asked)} questions")
             except Exception as error:  # the callers receive the error; the server keeps running
                 _log.exception("%s did not answer %d times: %s", _short(checkpoint), len(asked), what)
                 for one in asked:

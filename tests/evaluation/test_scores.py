@@ -100,6 +100,25 @@ def test_policy_server_raises_for_an_unloadable_checkpoint_and_serves_others(
     asyncio.run(ask())
 
 
+def test_policy_server_raises_for_a_policy_that_answers_too_few_and_keeps_serving(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = TrainedPolicy.act
+
+    async def ask() -> None:
+        server = PolicyServer(1, "cpu")
+        asked = CheckpointRef(str(checkpoint))
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainedPolicy, "act", lambda self, observations: act(self, observations)[1:])
+            answers = await asyncio.gather(
+                *(server.act(asked, make_observation(seed)) for seed in range(2)), return_exceptions=True
+            )
+            assert all(isinstance(answer, ValueError) for answer in answers)
+        assert (await server.act(asked, make_observation(0))).actions.shape == (8, 7)
+
+    asyncio.run(ask())
+
+
 # -- an untrusted checkpoint ---------------------------------------------------------------------------------
 
 

@@ -5,9 +5,10 @@ project's own.
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,35 @@ def test_failed_batch_of_a_learner_advances_no_session(
             policy.act(second)
     for one, wanted in zip(policy.act(second), undisturbed.act(second), strict=True):
         assert (one.actions == wanted.actions).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "remembering"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda actions: actions[:-1], id="an observation without a chunk"),
+        pytest.param(lambda actions: actions[..., :1], id="one dimension for all"),
+        pytest.param(lambda actions: actions[:, 0], id="no steps"),
+    ],
+)
+def test_actions_of_a_learner_in_another_shape_are_refused(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[[Any], Any]
+) -> None:
+    policy = TrainedPolicy(make_checkpoint(tmp_path / "a", config=learner_config("tiny", name, {})))
+    sample, act = policy._model.sample, policy._model.act
+
+    def wrong_sample(*told: Any) -> Any:
+        video, actions = sample(*told)
+        return video, wrong(actions)
+
+    def wrong_act(*told: Any) -> Any:
+        actions, after = act(*told)
+        return wrong(actions), after
+
+    monkeypatch.setattr(policy._model, "sample", wrong_sample)
+    monkeypatch.setattr(policy._model, "act", wrong_act)
+    with pytest.raises(PluginError, match=f"the policy {name} answered [0-9]+ observations with actions of"):
+        policy.act([replace(make_observation(seed), episode=f"e{seed}") for seed in range(2)])
 
 
 def test_learner_with_history_trains_and_is_measured_on_clips_of_its_length(
