@@ -20,7 +20,7 @@ HEAD = """# Sweep files, and what a Ray job runs
 | `lift_exchange.yaml` | a demonstration of Lift is worth how many videos of the same task, another task, another robot, another camera, or failed rollouts ([docs/worth.md](../docs/worth.md#exchange-rates)) |
 | `claims/fewer_demos.yaml`, `claims/fewer_demos_equal_compute.yaml` | does the video-action policy need fewer demonstrations of Lift than behaviour cloning without video, after equal steps, and with equal compute? ([docs/results/fewer_demos.md](../docs/results/fewer_demos.md)) |
 | `claims/videos_replace_demos.yaml` | do videos of the same task replace demonstrations of Lift? 0, 1 and 3 per demonstration, five seeds ([docs/results/videos_replace_demos.md](../docs/results/videos_replace_demos.md)) |
-| `claims/unlabelled_tasks.yaml` | do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling |
+| `claims/unlabelled_tasks.yaml` | do videos without actions help on tasks that are never demonstrated? Four of eight tasks around a cube are labelled; with a control and a ceiling ([docs/results/unlabelled_tasks.md](../docs/results/unlabelled_tasks.md)) |
 | `claims/success_follows_video.yaml` | does success go with the generated video? 24 checkpoints on Lift, two kinds of weights that the video model starts from, three seeds ([docs/results/success_follows_video.md](../docs/results/success_follows_video.md)) |
 | `lines_lift.yaml` | five policies side by side on Lift, three of them of other libraries; `make lines` runs it ([docs/lines_lift.md](../docs/lines_lift.md)) |
 | `held_out.yaml` | recordings without a simulator; action error on held-out episodes |
