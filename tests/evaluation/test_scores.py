@@ -100,7 +100,7 @@ def test_policy_server_raises_for_an_unloadable_checkpoint_and_serves_others(
     asyncio.run(ask())
 
 
-def test_policy_server_raises_for_a_policy_that_answers_too_few_and_keeps_serving(
+def test_policy_server_keeps_serving_after_a_policy_answers_too_few(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act = TrainedPolicy.act
