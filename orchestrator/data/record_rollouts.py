@@ -25,7 +25,7 @@ from sim_workers.envs.render_check import driver_of
 from sim_workers.rollout.episode import Env, Outcome
 from sim_workers.rollout.policy_clients import PolicyClient
 from sim_workers.rollout.rollout_block import ROLLOUT_BLOCK
-from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, EpisodeRules, EpisodeSpec
+from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, EpisodeRules, EpisodeSpec, task_in_ids
 from sim_workers.rollout.watched_env import watched
 from sim_workers.rollout.worker import Played, RolloutJob, RolloutWorker, Said
 
@@ -76,7 +76,7 @@ class PolicyRollouts:
 
     @property
     def _prefix(self) -> str:
-        return f"{self.task.replace('/', '.')}-policy-{self.key}-"
+        return f"{task_in_ids(self.task)}-policy-{self.key}-"
 
     def source(self, scene: int) -> str:
         """Return the origin of the scene's episode, which filters of stores search."""

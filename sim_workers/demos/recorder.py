@@ -12,6 +12,7 @@ from sim_workers.demos.experts import EXPERTS, expert_for
 from sim_workers.envs import plugins
 from sim_workers.envs.embodiment import DEFAULT, DELTA_POSE, POSE, Embodiment
 from sim_workers.envs.registry import is_plugin
+from sim_workers.rollout.suite import task_in_ids
 
 DEMONSTRATED_BY = {
     "Sawyer": ("Lift", "Door"),
@@ -39,7 +40,7 @@ class Demonstration:
     @property
     def episode_id(self) -> str:
         """Id of the episode in the store: task and seed."""
-        return f"{self.task.replace('/', '.')}-{self.seed:06d}"
+        return f"{task_in_ids(self.task)}-{self.seed:06d}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sim_workers.envs.robosuite import CONTROL_HZ
 from sim_workers.envs.tasks import TASKS
 from sim_workers.rollout.divergence import refuse_action
 from sim_workers.rollout.episode import Env
-from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, EpisodeSpec
+from sim_workers.rollout.suite import FIRST_EVALUATION_SEED, EpisodeSpec, task_in_ids
 
 FILM_SIZE = (256, 256)
 
@@ -147,7 +147,7 @@ class RolloutEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.floating[Any]]]):
 def register() -> None:
     """Register every task with gymnasium as demoscale/TASK-v0; importing this module calls it."""
     for task in TASKS:
-        name = f"demoscale/{task.replace('/', '.')}-v0"
+        name = f"demoscale/{task_in_ids(task)}-v0"
         if name not in gymnasium.registry:
             gymnasium.register(name, "sim_workers.envs.gymnasium_env:RolloutEnv", kwargs={"task": task})
 

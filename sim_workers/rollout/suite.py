@@ -32,7 +32,7 @@ VARIANTS = 5
 
 
 def task_in_ids(task: str) -> str:
-    """Return a task's name as it stands in ids of episodes and in file names: with `.` in place of `/`."""
+    """Return a task's name as ids and file names have it: with `.` in place of `/`."""
     return task.replace("/", ".")
 
 
