@@ -92,12 +92,15 @@ def test_check_imported_in_another_checkout_compares_contents(
 
 
 def test_check_imported_takes_less_than_a_tenth_of_a_second() -> None:
-    """The bound leaves room for a busy machine."""
-    file_hashes.cache_clear()
-    began = time.process_time()
-    file_hashes()
-    check_imported(file_hashes())
-    assert time.process_time() - began < 0.1
+    """The quickest of five counts, since other work slows the machine."""
+
+    def seconds() -> float:
+        file_hashes.cache_clear()
+        began = time.process_time()
+        check_imported(file_hashes())
+        return time.process_time() - began
+
+    assert min(seconds() for _ in range(5)) < 0.1
 
 
 PACKAGE_EDITED = (
