@@ -23,13 +23,13 @@ demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curv
 lines: setup  ## the same with jobs/lines_lift.yaml: ours beside ACT, Diffusion Policy and BC-RNN of other libraries; needs Python 3.12
 	@$(BIN)/python -m jobs.quickstart jobs/lines_lift.yaml
 
-test: setup check  ## the checks and the fast tests: twelve minutes on two cores
-	$(PYTEST)
+test: setup check  ## the checks and the fast tests: nine minutes on two cores
+	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast
 
 coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
-	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-test-full: coverage browser libero pusht docs-tools  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, the documentation site, every bench in short
+test-full: test browser libero pusht docs-tools  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, the documentation site, short benches
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/full -m full
 	$(BIN)/python -m bench.suite --read $(TIMES)/fast $(TIMES)/full
 

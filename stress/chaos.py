@@ -4,13 +4,13 @@ curve must stay the same.
     python -m stress.chaos                30 faults; an hour on two busy cores
     python -m stress.chaos --quick        one of each kind; half an hour there
 
-Six short arms trained by Ray Train and played in robosuite on two Ray nodes, all results in SeaweedFS and in
-an MLflow server: first undisturbed, then again under `kill -9` of the driver, a training worker, a policy
-server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune, the actor that
-measures generated video, a whole node, the storage server or the MLflow server, an error in the driver's
-watching thread, or a full disk, at moments drawn from a seed. A driver that ended is restarted with the same
-command until it succeeds; servers and nodes come back after a few seconds. Exit code 1 if anything differs. A
-full disk needs root, and is left out without it.
+Six short arms, in two stages, trained by Ray Train and played in robosuite on two Ray nodes, all results in
+SeaweedFS and in an MLflow server: first undisturbed, then again under `kill -9` of the driver, a training
+worker, a policy server, a rollout worker, the control actor, Ray Train's controller, a trial of Ray Tune, the
+actor that measures generated video, a whole node, the storage server or the MLflow server, an error in the
+driver's watching thread, or a full disk, at moments drawn from a seed. A driver that ended is restarted with
+the same command until it succeeds; servers and nodes come back after a few seconds. Exit code 1 if anything
+differs. A full disk needs root, and is left out without it.
 """
 
 import io

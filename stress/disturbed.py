@@ -51,7 +51,9 @@ SWEEP = """
 name: chaos
 seeds: {seeds}
 data: {{episodes: {episodes}, demo_count: [1, 2], action_free_ratio: [1]}}
-train: {{mode: action_only, steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
+train:
+  {{mode: two_stage, videos: sweep, video_steps: 8,
+   steps: 12, batch_size: 4, checkpoint_every: 6, warmup_steps: 2}}
 suite: {{tasks: [Lift], episodes: 3, horizon: 16, video_clips: {video_clips}}}
 rollout_actors: 2
 attempts: 10

@@ -32,6 +32,13 @@ QUICK_WITHIN_S = 540.0
 COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["bench", "experiments"])
 SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
 STRESS = (
+    "data",
+    "external",
+    "imports",
+    "nodes",
+    "rollout",
+    "search",
+    "stall",
     "gpu",
     "forecast",
     "next_arm",
@@ -44,8 +51,8 @@ STRESS = (
     "peers",
     "start",
 )
-"""Scripts whose short run belongs to the stress round: it takes as long as many others, or asserts what faster
-tests assert too.
+"""Scripts whose short run belongs to the stress round: it takes as long as many others together, or asserts what
+faster tests assert too.
 """
 
 pytestmark = pytest.mark.bench

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from conftest import CHECKOUT
 
@@ -12,6 +13,7 @@ from orchestrator.config.lines import Line
 from orchestrator.config.policy_manifest import load
 
 
+@pytest.mark.full
 def test_new_policy_passes_its_own_test(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["new", "policy", "mine", "--folder", str(tmp_path)])
     assert done.exit_code == 0, done.output

@@ -72,8 +72,9 @@ def untimed(outcome: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in outcome.items() if name not in made_by and not name.endswith("_s")}
 
 
+@pytest.mark.full
 @pytest.mark.sim
-@pytest.mark.parametrize("name", [EXAMPLES[0], pytest.param(EXAMPLES[1], marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_example_policy_succeeds_on_some_episodes_and_identically_over_http(name: str) -> None:
     with served("--policy", name) as url:
         done = run("-W", "ignore", "-c", PLAY, name, url)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKOUT, run
+from conftest import CHECKOUT
 
+from command_session import outputs
 from orchestrator.checkpoints.external_card import ExternalCard
 from orchestrator.checkpoints.record import read_records
 from orchestrator.evaluation.action_error_ledger import ActionErrorLedger
@@ -23,7 +24,8 @@ SECONDS = 2
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Run the sweep twice, and the commands that show it; return its folder and what they printed."""
     folder = tmp_path_factory.mktemp("held-out")
     store = make_episode_store(folder / "store", 16, length=24)
     (folder / "sweep.yaml").write_text(f"""
@@ -37,9 +39,13 @@ train: {{match: gpu_seconds, seconds: {SECONDS}, checkpoint_every: 1, batch_size
 suite: {{held_out: 0.25, video_clips: 0, proprio: [gripper_qpos, eef_pos]}}
 storage: {folder / "runs"}
 """)
-    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    shown, again = ("recorded", "--storage", str(folder / "runs")), ("run", str(folder / "sweep.yaml"))
+    return folder, outputs([again, again, ("curve", *shown, "--json"), ("curve", *shown), ("status", *shown)])
+
+
+@pytest.fixture(scope="module")
+def swept(told: tuple[Path, list[str]]) -> Path:
+    return told[0]
 
 
 def test_every_line_is_measured_on_the_same_recordings(swept: Path) -> None:
@@ -76,23 +82,20 @@ def test_every_arm_was_trained_for_its_time_on_the_chosen_proprioception(swept: 
         assert record.optimiser_steps == card.provenance["optimiser_steps"] > 1
 
 
-def test_curve_and_status_say_what_was_equal(swept: Path) -> None:
-    place = ("--storage", str(swept / "runs"))
-    curve = json.loads(run("-m", "orchestrator", "curve", "recorded", *place, "--json").stdout)
+def test_curve_and_status_say_what_was_equal(told: tuple[Path, list[str]]) -> None:
+    _, (_, _, numbers, text, status) = told
+    curve = json.loads(numbers)
     assert curve["match"] == "gpu_seconds"
     assert (
         f"every arm trained for {SECONDS} seconds of its training process, without a GPU" in curve["caption"]
     )
     assert [line["policy"] for line in curve["lines"]] == ["diffusion_policy", "linear"]
-    told = run("-m", "orchestrator", "curve", "recorded", *place).stdout
-    assert "every arm is trained for as many seconds of its training process" in told
-    status = run("-m", "orchestrator", "status", "recorded", *place).stdout
+    assert "every arm is trained for as many seconds of its training process" in text
     assert "seconds" in status.splitlines()[0]
     assert f"{SECONDS}/{SECONDS}" in status
 
 
-def test_same_command_again_trains_and_measures_nothing(swept: Path) -> None:
-    done = run("-m", "orchestrator", "run", str(swept / "sweep.yaml"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "already trained, not trained again: diffusion_policy_demos-8_ratio-0_seed-0, " in done.stdout
-    assert "already scored, not measured again: 4 checkpoints" in done.stdout
+def test_same_command_again_trains_and_measures_nothing(told: tuple[Path, list[str]]) -> None:
+    _, (_, again, *_) = told
+    assert "already trained, not trained again: diffusion_policy_demos-8_ratio-0_seed-0, " in again
+    assert "already scored, not measured again: 4 checkpoints" in again

@@ -151,10 +151,31 @@ def test_curve_shows_each_line_by_name_and_what_arms_have_in_common(
     assert "counter" in CliRunner().invoke(main, ["status", "lines", "--storage", storage]).stdout
 
 
-def test_same_command_again_trains_and_plays_nothing(killed: tuple[Path, dict[Path, int]]) -> None:
+def test_same_command_again_trains_and_plays_an_added_shift_alone(
+    killed: tuple[Path, dict[Path, int]],
+) -> None:
+    """Only the last checkpoints are scored under the shift, and the curve is unchanged."""
     folder, _ = killed
-    before = written(folder)
-    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
+    before, storage = written(folder), str(folder / "runs")
+
+    def told(command: str) -> Any:
+        done = CliRunner().invoke(main, [command, "lines", "--storage", storage, "--json"])
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    points = told("curve")["points"]
+    done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"), "--set", "suite.shifts=[camera]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "already trained, not trained again: counter_demos-1_ratio-0_seed-0" in done.stdout
-    assert written(folder) == before
+    assert "not played again" in done.stdout
+    assert "after 12 steps, camera shifted: " in done.stdout
+    after = written(folder)
+    assert before.items() <= after.items()
+    ledgers = {file.with_suffix("").parts[:3] for file in before if file.parts[0] == "outcomes"}
+    added = {file.with_suffix("").parts[:3] for file in after.keys() - before.keys()}
+    assert len(added) == 4, "one per arm"
+    assert not added & ledgers
+    assert [arm["shifted"]["camera"]["episodes"] for arm in told("status")["arms"]] == [EPISODES] * 4
+    for point in (*points, *(later := told("curve")["points"])):
+        del point["cost"]
+    assert later == points

@@ -1,15 +1,15 @@
 """Recordings of a real robot from import to curve, on a machine without any simulator."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHECKOUT, run
+from conftest import CHECKOUT
 
+from command_session import outputs
 from dataset_layouts import lerobot_v21
 from orchestrator.data.episode_store import commit, load_manifest, put_episode
 from orchestrator.storage.base import open_storage
@@ -38,17 +38,11 @@ def recorded(seed: int) -> Recorded:
 
 @pytest.fixture(scope="module")
 def without_simulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return an environment in which robosuite and MuJoCo cannot be imported, by any process."""
+    """Return the variables of an environment in which robosuite and MuJoCo cannot be imported, by any process."""
     folder = tmp_path_factory.mktemp("without")
     for name in ("robosuite", "mujoco"):
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not on this machine')")
-    return os.environ | {"PYTHONPATH": f"{folder}:{CHECKOUT}"}
-
-
-def done(environment: dict[str, str], *command: str) -> str:
-    ended = run("-m", "orchestrator", *command, env=environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    return {"PYTHONPATH": f"{folder}:{CHECKOUT}"}
 
 
 def films(folder: Path, first: int = 0) -> Path:
@@ -86,10 +80,12 @@ train: {{mode: joint, steps: 6, batch_size: 4, checkpoint_every: 6, warmup_steps
 suite: {{held_out: 4, video_clips: 0}}
 storage: {storage}
 """)
-    assert "6 of 6 episodes" in done(without_simulators, "plan", str(file))
-    done(without_simulators, "run", str(file))
     shown = ("curve", "parts", "--storage", str(storage), "--json")
-    arms = json.loads(done(without_simulators, *shown))["arms"]
+    commands = [("plan", str(file)), ("run", str(file)), shown, ("run", str(file))]
+    planned, _, curve, again = outputs(commands, variables=without_simulators)
+    assert "6 of 6 episodes" in planned
+    assert again.count("already trained, not trained again") == 2
+    arms = json.loads(curve)["arms"]
     cards = [json.loads(card.read_text()) for card in storage.glob("arms/*/step_000006/checkpoint.json")]
     assert {arm["policy"] for arm in arms} == {"video_action", "more"}
     for learnt in (card["provenance"] for card in cards):
@@ -104,9 +100,6 @@ storage: {storage}
             }
     assert len({tuple(card["provenance"]["demos"]) for card in cards}) == 1
     assert len(cards) == 2
-    first = next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns
-    assert "already trained" in done(without_simulators, "run", str(file))
-    assert next(iter(storage.glob("arms/*/step_000006"))).stat().st_mtime_ns == first
 
 
 def test_recordings_of_a_robot_become_a_curve_without_a_simulator(
@@ -115,10 +108,6 @@ def test_recordings_of_a_robot_become_a_curve_without_a_simulator(
     (tmp_path / "pick").mkdir()
     source = lerobot_v21(tmp_path / "pick", [recorded(seed) for seed in range(EPISODES)])
     store, storage = tmp_path / "store", tmp_path / "runs"
-    done(
-        without_simulators,
-        *("import", str(source), str(store), "--task", "pick the cup", "--cameras", "agentview"),
-    )
     file = tmp_path / "sweep.yaml"
     file.write_text(f"""
 name: recordings
@@ -128,16 +117,23 @@ train: {{mode: action_only, steps: 8, batch_size: 4, checkpoint_every: 4, warmup
 suite: {{held_out: 0.3, video_clips: 1}}
 storage: {storage}
 """)
-    assert "held out       3 episodes" in done(without_simulators, "plan", str(file))
-    said = done(without_simulators, "run", str(file))
+    page, shown = tmp_path / "curve.html", ("recordings", "--storage", str(storage))
+    commands = [
+        ("import", str(source), str(store), "--task", "pick the cup", "--cameras", "agentview"),
+        ("plan", str(file)),
+        ("run", str(file)),
+        ("run", str(file)),
+        ("curve", *shown, "--json"),
+        ("curve", *shown, "--html", str(page), "--save", str(tmp_path / "curve.png")),
+        ("status", *shown, "--json"),
+    ]
+    _, planned, said, again, curve, _, state = outputs(commands, variables=without_simulators)
+    assert "held out       3 episodes" in planned
     assert "action error" in said
     assert "constant action" in said
-    again = done(without_simulators, "run", str(file))
     assert "already scored, not measured again: 4 checkpoints" in again
 
-    told: dict[str, Any] = json.loads(
-        done(without_simulators, "curve", "recordings", "--storage", str(storage), "--json")
-    )
+    told: dict[str, Any] = json.loads(curve)
     assert told["measure"] == "action error on held-out episodes"
     assert [(point["policy"], point["demo_count"]) for point in told["points"]] == [
         ("video_action", 5),
@@ -150,14 +146,8 @@ storage: {storage}
         assert arm["cost"]["episodes"] == 0
     manifest = load_manifest(open_storage(str(store)))
     assert set(held_out) < set(manifest.episode_ids)
-    page = tmp_path / "curve.html"
-    done(
-        without_simulators,
-        *("curve", "recordings", "--storage", str(storage), "--html", str(page)),
-        *("--save", str(tmp_path / "curve.png")),
-    )
     assert "pick the cup" in page.read_text()
-    status = json.loads(done(without_simulators, "status", "recordings", "--storage", str(storage), "--json"))
+    status = json.loads(state)
     assert {arm["state"] for arm in status["arms"]} == {"scored"}
     assert all(
         score["measure"] == told["measure"] for arm in status["arms"] for score in arm["scores"].values()

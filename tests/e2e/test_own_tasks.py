@@ -1,14 +1,14 @@
 """The example package: push-T of gymnasium and an own robosuite task, from collection to a score."""
 
 import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CHECKOUT
 
+from command_session import outputs
 from installed_package import install_own_tasks
 
 PACKAGE = CHECKOUT / "examples" / "own_tasks"
@@ -21,19 +21,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def demoscale(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "orchestrator", *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{CHECKOUT}:{PACKAGE}:{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def demoscale(folder: Path, *commands: Sequence[str]) -> list[str]:
+    """Run commands with the package; return what they printed."""
+    path = f"{CHECKOUT}:{PACKAGE}:{folder / 'site'}:{os.environ.get('PYTHONPATH', '')}"
+    return outputs(commands, folder, {"PYTHONPATH": path})
 
 
 def smaller(folder: Path, file: str, **suite: object) -> str:
@@ -50,16 +41,16 @@ def smaller(folder: Path, file: str, **suite: object) -> str:
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
-    assert "FAILED" not in demoscale(folder, "task", "check", "own_tasks/PushT")
-    said = demoscale(
-        folder, "collect", "--task", "own_tasks/PushT", "--episodes", "4", "--store", "data/push_t"
+    checked, collected, _, scored = demoscale(
+        folder,
+        ("task", "check", "own_tasks/PushT"),
+        ("collect", "--task", "own_tasks/PushT", "--episodes", "4", "--store", "data/push_t"),
+        ("run", smaller(folder, "push_t.yaml", horizon=30)),
+        ("score", "demos-2_ratio-0_seed-0", "--sweep", "push-t", "--episodes", "3", "--workers", "1"),
     )
-    assert "recorded 4 episodes of own_tasks/PushT" in said
-    demoscale(folder, "run", smaller(folder, "push_t.yaml", horizon=30))
-    said = demoscale(
-        folder, "score", "demos-2_ratio-0_seed-0", "--sweep", "push-t", "--episodes", "3", "--workers", "1"
-    )
-    assert "0/3" in said or "/3 = " in said
+    assert "FAILED" not in checked
+    assert "recorded 4 episodes of own_tasks/PushT" in collected
+    assert "0/3" in scored or "/3 = " in scored
 
 
 @pytest.mark.full
@@ -68,14 +59,17 @@ def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
 @pytest.mark.e2e
 def test_own_robosuite_task_is_swept_with_another_robot_controller_and_cameras(folder: Path) -> None:
     """Its sweep file asks for a Sawyer, absolute poses, two configured cameras and no proprioception."""
-    assert "FAILED" not in demoscale(folder, "task", "check", "own_tasks/LiftHigh")
     file = smaller(folder, "lift_high.yaml", horizon=30)
-    said = demoscale(
+    recording = ("--suite", file, "--episodes", "3", "--store", "data/lift_high", "--image-size", "32")
+    checked, collected, planned, _, status = demoscale(
         folder,
-        *("collect", "--task", "own_tasks/LiftHigh", "--suite", file, "--episodes", "3"),
-        *("--store", "data/lift_high", "--image-size", "32"),
+        ("task", "check", "own_tasks/LiftHigh"),
+        ("collect", "--task", "own_tasks/LiftHigh", *recording),
+        ("plan", file),
+        ("run", file),
+        ("status", "lift-high"),
     )
-    assert "3 successful" in said
-    assert "robosuite's own, several times slower: the lean step supports" in demoscale(folder, "plan", file)
-    demoscale(folder, "run", file)
-    assert "2/2" in demoscale(folder, "status", "lift-high")
+    assert "FAILED" not in checked
+    assert "3 successful" in collected
+    assert "robosuite's own, several times slower: the lean step supports" in planned
+    assert "2/2" in status

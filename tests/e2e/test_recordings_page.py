@@ -1,28 +1,15 @@
 """The commands of docs/recordings.md, in their order: from two data sets to a curve."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
 
+from command_session import answers
 from documentation import blocks
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
-
-ONE_AFTER_ANOTHER = """
-import json, sys
-from click.testing import CliRunner
-from orchestrator.cli.main import main
-for arguments in json.load(sys.stdin):
-    done = CliRunner().invoke(main, arguments)
-    print(json.dumps([" ".join(arguments), done.exit_code, done.output]), flush=True)
-"""
-"""Commands in one process, so that packages are imported, and Ray is started, once for all of them."""
 
 
 def test_page_of_recordings_leads_from_two_data_sets_to_a_curve(tmp_path: Path, lift_store: Path) -> None:
@@ -39,19 +26,11 @@ def test_page_of_recordings_leads_from_two_data_sets_to_a_curve(tmp_path: Path, 
         ["data", "ls", "data/lerobot"],
         ["curve", "recordings", "--json"],
     ]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ONE_AFTER_ANOTHER],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(answers) == len(asked) == 18, done.stderr
-    failed = [answer for answer in answers if answer[1]]
-    assert [command for command, _, _ in failed] == ["data check data/robomimic"], failed  # it has findings
-    said = {command: output for command, _, output in answers}
+    assert len(asked) == 18
+    told = answers(asked, tmp_path)
+    failed = [answer for answer in told if answer.exit_code]
+    assert [answer.command for answer in failed] == ["data check data/robomimic"], failed  # it has findings
+    said = {answer.command: answer.stdout for answer in told}
     assert "6 episodes to import" in said["import lift.hdf5 data/robomimic"]
     for store in ("data/robomimic", "data/lerobot"):
         assert said[f"data ls {store}"].count("Lift") == 6

@@ -6,19 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run
+
+from command_session import outputs
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 
 def test_sweep_with_an_unlabelled_task_and_a_control_shows_both_groups_of_tasks(tmp_path: Path) -> None:
     store, file = tmp_path / "store", tmp_path / "sweep.yaml"
-    for task in ("Lift", "Stack"):
-        done = run(
-            *("-m", "orchestrator", "collect", "--task", task, "--episodes", "2", "--workers", "1"),
-            *("--store", str(store)),
-        )
-        assert done.returncode == 0, done.stderr
     file.write_text(f"""
 name: halves
 data: {{episodes: {store}, demo_count: [1], labelled_tasks: [Lift], unlabelled_videos: 2}}
@@ -31,11 +26,14 @@ suite: {{tasks: [Lift, Stack], episodes: 2, horizon: 8, video_clips: 0}}
 rollout_actors: 1
 storage: {tmp_path / "runs"}
 """)
-    done = run("-m", "orchestrator", "run", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = run("-m", "orchestrator", "curve", "halves", "--storage", str(tmp_path / "runs"), "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)["labels"]
+    recording = ("--episodes", "2", "--workers", "1", "--store", str(store))
+    commands = [
+        *(("collect", "--task", task, *recording) for task in ("Lift", "Stack")),
+        ("run", str(file)),
+        ("curve", "halves", "--storage", str(tmp_path / "runs"), "--json"),
+    ]
+    *_, curve = outputs(commands)
+    told = json.loads(curve)["labels"]
     found = {
         (point["policy"], line["group"]): (point["tasks"], point["episodes"], point["unlabelled_videos"])
         for line in told["lines"]

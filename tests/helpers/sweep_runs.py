@@ -2,20 +2,26 @@
 arguments.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from orchestrator.config.sweep_config import SweepConfig
+from orchestrator.report.sample_efficiency_curve import Curve, curve_from_mlflow
 from orchestrator.sweep.eval_scheduler import EvalBackend
+from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
 from orchestrator.sweep.ray_tune import Fit
 from orchestrator.sweep.run import SweepRun
+from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.players import FakeEvalBackend
 from orchestrator.tracking.mlflow_writer import EXPERIMENT, SWEEP, client, tagged
 from orchestrator.tracking.outbox_relay import DEFAULT_OUTBOX, OutboxSettings
+from orchestrator.tracking.rollout_videos import films
 
 TRAINER, PLAYERS = FakeTrainer(0.01), FakeEvalBackend()
 
@@ -80,3 +86,23 @@ def run_statuses(sweep: SweepConfig) -> dict[int | None, str]:
 def ledger(folder: Path) -> pd.DataFrame:
     """Return every recorded outcome, duplicates included."""
     return pd.concat([pd.read_parquet(file) for file in folder.glob("outcomes/*/*/*.parquet")])
+
+
+def curve_in_numbers(curve: Curve) -> dict[str, Any]:
+    """Return a curve's report without the ids of MLflow's runs, which only MLflow has."""
+    told = json.loads(json.dumps(curve.to_json()))
+    for arm in told["arms"]:
+        arm["run_id"] = ""
+    return cast(dict[str, Any], told)
+
+
+def equal_curve(sweep: SweepConfig) -> Curve:
+    """Return the curve from a sweep's ledger, after comparing it and its films with those from MLflow."""
+    state = SweepState.open(sweep)
+    made, read = curve_from_ledger(state), curve_from_mlflow(sweep.mlflow, sweep.name, state.store)
+    assert isinstance(made, Curve)
+    assert all(arm.run_id for arm in read.arms)
+    assert made.arms == tuple(replace(arm, run_id="") for arm in read.arms)
+    assert curve_in_numbers(made) == curve_in_numbers(read)
+    assert films_from_ledger(state, made.arms) == films(sweep.mlflow, read.arms)
+    return made

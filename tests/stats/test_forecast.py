@@ -118,6 +118,7 @@ def test_evidence_of_a_shape_equals_that_of_a_sum_over_a_grid() -> None:
     assert fit.effective > 1000
 
 
+@pytest.mark.full
 def test_posterior_of_a_shape_equals_that_of_an_independent_sampler() -> None:
     """Quantiles of PyMC's NUTS: tests/helpers/forecast_oracle.py, 20,000 draws."""
     won = np.array([12, 15, 17, 22, 26, 25, 33, 36, 35, 44, 42, 41], float)

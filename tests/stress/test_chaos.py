@@ -39,7 +39,7 @@ def run_chaos(
 def test_sweep_with_five_kills_ends_as_the_undisturbed_one(
     tmp_path: Path, lift_store: Path, s3_environment: Point
 ) -> None:
-    run_chaos(tmp_path, lift_store, kinds=FEW, kills=len(FEW), seeds=2, point=s3_environment)
+    run_chaos(tmp_path, lift_store, kinds=FEW, kills=len(FEW), seeds=1, point=s3_environment)
 
 
 @pytest.mark.stress
@@ -51,16 +51,9 @@ def test_sweep_with_thirty_kills_ends_as_the_undisturbed_one(
     run_chaos(tmp_path, lift_store, kinds=KINDS, kills=30, seeds=3, point=s3_environment)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("module", ["faults", "soak"])
-def test_stress_quick_run_exits_zero(module: str) -> None:
-    done = run("-m", f"stress.{module}", "--quick")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.stress
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("module", ["faults", "soak"])
-def test_stress_full_run_exits_zero(module: str) -> None:
+def test_stress_run_exits_zero(module: str) -> None:
     done = run("-m", f"stress.{module}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.tracking.mlflow_reader import read_sweep
 from orchestrator.tracking.mlflow_writer import client
-from sweep_runs import Run, ledger, sweep
+from sweep_runs import Run, equal_curve, ledger, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -39,6 +39,10 @@ def test_sweep_with_a_threshold_ends_scores_early_and_without_it_plays_the_rest(
     assert all(score.decided == f"below 0.5 after {score.episodes} of 40 listed" for score in scores.values())
     assert len(first) == sum(score.episodes for score in scores.values()) < 4 * 3 * 40
     assert not list(folder.glob("outcomes/*/*.parquet")), "no list is whole"
+    curve = equal_curve(decided)
+    assert done.curve == curve
+    assert all(arm.early and arm.episodes < 40 for arm in curve.arms)
+    assert curve.looked_at
     # Another process reads the same from the storage, and another run plays nothing.
     assert SweepState.open(decided).board().lines() == done.run.board.lines()
     Run(decided)()

@@ -1,4 +1,6 @@
-"""The curve that a run makes from its ledger is the one that `demoscale curve` reads from MLflow."""
+"""The curve that a run makes from its ledger is the one that `demoscale curve` reads from MLflow: with everything
+that a sweep may have. test_run.py compares those of pruned arms, test_adaptive_sweep.py those of early scores.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from orchestrator.evaluation.image_metrics import Fidelity
 from orchestrator.evaluation.video_score import VideoBenchmark, VideoScore
 from orchestrator.report.sample_efficiency_curve import Curve, curve_from_mlflow
 from orchestrator.storage.base import open_storage
-from orchestrator.sweep.ledger_curve import curve_from_ledger, films_from_ledger
+from orchestrator.sweep.ledger_curve import curve_from_ledger
 from orchestrator.sweep.run import SweepRun, UnfinishedError
 from orchestrator.sweep.state import SweepState
 from orchestrator.sweep.tracking_publisher import COST
@@ -23,10 +25,10 @@ from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import simulated_outcome
 from orchestrator.testing.players import FakeEvalBackend
 from orchestrator.testing.rollout_pool import FakeRolloutPool
-from orchestrator.tracking.rollout_videos import films
 from sim_workers.rollout.episode import Outcome
 from sim_workers.rollout.rollout_video import RecordedVideo
 from sim_workers.rollout.worker import RolloutJob
+from sweep_runs import curve_in_numbers, equal_curve
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -83,26 +85,6 @@ def run(asked: SweepConfig, fit: Any = TRAINER) -> Curve | None:
     return SweepRun(asked, lambda line: None, fit=fit, players=players).run()
 
 
-def in_numbers(curve: Curve) -> dict[str, Any]:
-    """The report without the ids of MLflow's runs, which only MLflow has."""
-    told = json.loads(json.dumps(curve.to_json()))
-    for arm in told["arms"]:
-        arm["run_id"] = ""
-    return told
-
-
-def both(asked: SweepConfig) -> tuple[Curve, Curve]:
-    """The curve from the ledger and that from MLflow, after they were compared."""
-    state = SweepState.open(asked)
-    made, read = curve_from_ledger(state), curve_from_mlflow(asked.mlflow, asked.name, state.store)
-    assert made
-    assert all(arm.run_id for arm in read.arms)
-    assert made.arms == tuple(replace(arm, run_id="") for arm in read.arms)
-    assert in_numbers(made) == in_numbers(read)
-    assert films_from_ledger(state, made.arms) == films(asked.mlflow, read.arms)
-    return made, read
-
-
 @pytest.mark.full
 def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder: Path, store: str) -> None:
     """With baselines, two seeds, a shifted suite, films, scores of generated video, and one arm that
@@ -129,7 +111,7 @@ def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder
     )
     with pytest.raises(UnfinishedError, match="the cable is out"):
         run(asked, fit)
-    curve, _ = both(asked)
+    curve = equal_curve(asked)
     assert len(curve.arms) == 2 * (2 * 2 + 2) - 1
     (point,) = [point for point in curve.points if point.missing_seeds]
     assert (point.policy, point.demo_count, point.missing_seeds) == ("diffusion_policy", 2, (1,))
@@ -138,7 +120,7 @@ def test_curve_from_ledger_equals_curve_from_mlflow_and_the_published_one(folder
     assert told["video"]["episodes"]
     assert all(arm["cost"]["money"] > 0 for arm in told["arms"])
     published = Path(client_of(asked).download_artifacts(parent_of(asked), "curve.json"))
-    assert in_json(published) == in_numbers(curve), "and so has the run published it"
+    assert in_json(published) == curve_in_numbers(curve), "and so has the run published it"
     tags = client_of(asked).get_run(parent_of(asked)).data.tags
     assert tags["demoscale.claim"] == "trained policies; fewest seeds of a point: 1"
 
@@ -176,32 +158,6 @@ def parent_of(asked: SweepConfig) -> str:
     wanted = f"tags.`demoscale.sweep` = '{asked.name}' and tags.`demoscale.arm` = '-'"
     (parent,) = client.search_runs([experiment.experiment_id], wanted)
     return str(parent.info.run_id)
-
-
-@pytest.mark.full
-def test_curve_from_ledger_of_early_stopped_scores_equals_curve_from_mlflow(folder: Path, store: str) -> None:
-    decide = {"threshold": 0.5, "look_every": 5}
-    suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "video_clips": 0, "decide": decide}
-    asked = sweep(folder, store, suite=suite)
-    returned = run(asked)
-    curve, _ = both(asked)
-    assert returned == curve
-    assert all(arm.early and arm.episodes < 40 for arm in curve.arms)
-    assert curve.looked_at
-
-
-@pytest.mark.full
-def test_curve_from_ledger_leaves_out_pruned_arms_as_mlflow_does(folder: Path, store: str) -> None:
-    data = {"episodes": store, "demo_count": [1, 2, 4, 8]}
-    train = {"steps": 200, "batch_size": 2, "checkpoint_every": 10}
-    suite = {"tasks": ["Lift"], "episodes": 40, "horizon": 50, "video_clips": 0}
-    asked = sweep(folder, store, data=data, train=train, suite=suite, search={"asha": {"reduction": 2}})
-    returned = run(asked, FakeTrainer(0.02))
-    curve, _ = both(asked)
-    assert returned == curve
-    stopped = SweepState.open(asked).decisions.stopped()
-    assert stopped
-    assert len(curve.arms) == 4 - len(stopped)
 
 
 def test_curve_from_ledger_without_a_complete_score_is_none(folder: Path, store: str) -> None:

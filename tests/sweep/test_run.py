@@ -30,7 +30,7 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.testing.fake_trainer import FakeTrainer
 from orchestrator.testing.outcomes import FakePolicy, success_rate
 from orchestrator.tracking.outbox_relay import OutboxSettings
-from sweep_runs import Run, ledger, run_statuses, sweep
+from sweep_runs import Run, equal_curve, ledger, run_statuses, sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -96,6 +96,7 @@ def test_asha_sweep_stops_training_and_episodes_of_the_worst_arms(folder: Path, 
     assert 8 not in stopped
     assert stopped
     assert done.curve
+    assert done.curve == equal_curve(halving), "pruned arms are left out of both"
     assert {point.demo_count for point in done.curve.points} == set(done.states) - set(stopped)
     for demos in stopped:
         arm = next(arm for arm in done.run.board.arms.values() if arm.arm.demo_count == demos)
