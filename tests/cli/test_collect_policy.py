@@ -1,8 +1,5 @@
 """`demoscale collect --policy`: its arguments, and its rollouts in the simulator."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import CHECKOUT
 
+from command_session import outputs
 from orchestrator.cli import collect_policy
 from orchestrator.cli.main import main
 from orchestrator.config.schema import SuiteConfig
@@ -140,21 +138,14 @@ def random_actions(observation: Observation) -> ActionChunk:
 def test_random_policy_leaves_episodes_of_its_failures(tmp_path: Path) -> None:
     """What is recorded is what a score plays in the same scene."""
     (tmp_path / "random_arm.py").write_text(POLICY)
-    command = [
-        *(sys.executable, "-m", "orchestrator", "collect", "--policy", "random_arm:Random"),
-        *("--fingerprint", "random-1", "--outcome", "failed", "--horizon", "10"),
-        *("--episodes", "3", "--workers", "2", "--store", "store"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{tmp_path}"}
-    first, again = (
-        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        for _ in range(2)
+    command = (
+        *("collect", "--policy", "random_arm:Random", "--fingerprint", "random-1", "--outcome", "failed"),
+        *("--horizon", "10", "--episodes", "3", "--workers", "2", "--store", "store"),
     )
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "recorded 3 failed rollouts of random_arm:Random in Lift, 10 steps on average" in first.stdout
-    assert "3 of 3 rollouts failed" in first.stdout
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.endswith(
+    first, again = outputs([command, command], tmp_path, {"PYTHONPATH": f"{CHECKOUT}:{tmp_path}"})
+    assert "recorded 3 failed rollouts of random_arm:Random in Lift, 10 steps on average" in first
+    assert "3 of 3 rollouts failed" in first
+    assert again.endswith(
         "already holds 3 of 3 failed rollouts of random_arm:Random in Lift; nothing to record\n"
     )
 

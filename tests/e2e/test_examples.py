@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import CHECKOUT, run
 
+from command_session import Answer, answers
 from orchestrator.cli.main import main
 from orchestrator.evaluation.outcome_ledger import SCHEMA
 from sim_workers.rollout.staged_outcome import StagedOutcome
@@ -85,32 +86,65 @@ def test_example_policy_succeeds_on_some_episodes_and_identically_over_http(name
     assert 0 < results.count("success") < len(results), results
 
 
-@pytest.mark.full
-@pytest.mark.sim
-@pytest.mark.ray
-def test_first_command_of_the_scoring_page_prints_what_the_page_says() -> None:
+BROKEN = """
+from examples.waypoints import make as waypoints
+class Broken(type(waypoints())):
+    def act(self, observations):
+        raise RuntimeError("the weights are NaN")
+def make():
+    return Broken(waypoints().contract)
+"""
+OPTIONS = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
+
+
+def command_of_the_scoring_page() -> tuple[list[str], str]:
+    """Return the first command of docs/scoring.md and what it prints, as the page says."""
     page = (CHECKOUT / "docs/scoring.md").read_text()
     command = re.search(r"^demoscale (score examples\.waypoints:make [^#\n]*)", page, re.MULTILINE)
     said = re.search(r"The first prints `(.*?)`", page)
     assert command
     assert said
-    done = run("-m", "orchestrator", *command[1].split())
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == said[1], "write what it prints into docs/scoring.md"
+    return command[1].split(), said[1]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Answer]]:
+    """Score in a folder: the page's command, a policy whose outcomes are saved, one that raises."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "own_policy.py").write_text(BROKEN)
+    commands = [
+        command_of_the_scoring_page()[0],
+        ["score", EXAMPLES[0], *OPTIONS, "--workers", "2", "--save", "near.parquet"],
+        ["score", "own_policy:make", "--episodes", "1", "--horizon", "20", "--workers", "1"],
+    ]
+    return folder, answers(commands, folder, {"PYTHONPATH": f"{CHECKOUT}:{folder}"})
 
 
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: Path) -> None:
+def test_first_command_of_the_scoring_page_prints_what_the_page_says(
+    scored: tuple[Path, list[Answer]],
+) -> None:
+    answer = scored[1][0]
+    assert answer.exit_code == 0, answer
+    _, said = command_of_the_scoring_page()
+    assert answer.stdout.splitlines()[-1] == said, "write what it prints into docs/scoring.md"
+
+
+@pytest.mark.full
+@pytest.mark.sim
+@pytest.mark.ray
+def test_score_command_gives_the_same_outcomes_locally_and_over_http(
+    tmp_path: Path, scored: tuple[Path, list[Answer]]
+) -> None:
     """Two workers or one, the policy in process or at a URL: the same outcomes, with their denominator."""
-    name, lines, table = EXAMPLES[0], tmp_path / "far.jsonl", tmp_path / "near.parquet"
-    options = ("--task", "Lift", "--episodes", "6", "--horizon", "70", "--settle", "0")
-    with served("--policy", name) as url:
-        far = run("-m", "jobs.score", url, *options, "--workers", "1", "--save", str(lines))
-    near = run("-m", "orchestrator", "score", name, *options, "--workers", "2", "--save", str(table))
-    for done in (far, near):
-        assert done.returncode == 0, done.stderr
+    folder, (_, near, _) = scored
+    lines = tmp_path / "far.jsonl"
+    with served("--policy", EXAMPLES[0]) as url:
+        far = run("-m", "jobs.score", url, *OPTIONS, "--workers", "1", "--save", str(lines))
+    assert far.returncode == 0, far.stderr
+    assert near.exit_code == 0, near
     outcomes = [StagedOutcome.from_json(json.loads(line)) for line in lines.read_text().splitlines()]
     suite = Suite(("Lift",), 6, rules=None)  # type: ignore[arg-type]
     assert [outcome.spec for outcome in outcomes] == sorted(suite.episode_list())
@@ -118,7 +152,7 @@ def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: P
     assert re.search(rf"^{successes}/6 = \d\.\d\d \[\d\.\d\d, \d\.\d\d\]$", far.stdout, re.MULTILINE)
     assert far.stdout.splitlines()[-1] == near.stdout.splitlines()[-1]
     spec = ("task", "scene_seed", "noise_seed", "shift")
-    saved = pyarrow.parquet.read_table(table)
+    saved = pyarrow.parquet.read_table(folder / "near.parquet")
     assert saved.schema.equals(SCHEMA), "every type is the ledger's, whatever happened to be played"
     rows = [
         untimed(row)
@@ -138,33 +172,11 @@ def test_score_command_gives_the_same_outcomes_locally_and_over_http(tmp_path: P
 @pytest.mark.full
 @pytest.mark.sim
 @pytest.mark.ray
-def test_score_command_of_a_raising_policy_exits_one(tmp_path: Path) -> None:
-    (tmp_path / "own_policy.py").write_text(
-        "from examples.waypoints import make as waypoints\n"
-        "class Broken(type(waypoints())):\n"
-        "    def act(self, observations):\n"
-        "        raise RuntimeError('the weights are NaN')\n"
-        "def make():\n"
-        "    return Broken(waypoints().contract)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "score",
-        "own_policy:make",
-        "--episodes",
-        "1",
-        "--horizon",
-        "20",
-        "--workers",
-        "1",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "0/0 = nan [0.00, 1.00], 1 errors (PARTIAL: 1 listed)" in done.stdout
-    assert "the weights are NaN" in done.stderr
+def test_score_command_of_a_raising_policy_exits_one(scored: tuple[Path, list[Answer]]) -> None:
+    answer = scored[1][2]
+    assert answer.exit_code == 1, answer
+    assert "0/0 = nan [0.00, 1.00], 1 errors (PARTIAL: 1 listed)" in answer.stdout
+    assert "the weights are NaN" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def coming_and_going(
     nodes: Nodes, folder: Path, real: bool, servers: tuple[Any, ...], going: str
 ) -> dict[str, Any]:
     """Score the same suite on three nodes undisturbed, and while one of them dies and another joins."""
-    suite = Suite(("Lift",), 24, EpisodeRules(24)) if real else Suite(("Lift",), 60, EpisodeRules(40))
+    suite = Suite(("Lift",), 12, EpisodeRules(24)) if real else Suite(("Lift",), 60, EpisodeRules(40))
     source, workers, enough = RayServedPolicy(servers, "wanderer"), 3 if real else 6, 2 if real else 12
     worker: type[Any] = RolloutWorker if real else FakeWorker
 
