@@ -32,11 +32,14 @@ QUICK_WITHIN_S = 540.0
 COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["bench", "experiments"])
 SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
 STRESS = (
+    "ceiling",
+    "curve",
     "data",
     "external",
     "imports",
     "nodes",
     "processors",
+    "replan",
     "rollout",
     "search",
     "serving",

@@ -18,7 +18,7 @@ from orchestrator.sweep.state import SweepState
 from orchestrator.testing.episodes import make_episode_store
 from policy.checkpoint import load_card
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.full]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.stress]
 
 SECONDS = 2
 

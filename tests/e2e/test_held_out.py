@@ -16,7 +16,7 @@ from orchestrator.storage.base import open_storage
 from orchestrator.testing.episodes import CAMERA, CONTRACT, make_episode, make_episode_store
 from robosuite_recordings import CAMERAS, VECTORS, Recorded
 
-pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 EPISODES = 10
 
@@ -60,6 +60,7 @@ def films(folder: Path, first: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_parts_of_several_stores_are_trained_together_and_measured(
     tmp_path: Path, without_simulators: dict[str, str]
 ) -> None:
@@ -102,6 +103,7 @@ storage: {storage}
     assert len(cards) == 2
 
 
+@pytest.mark.stress
 def test_recordings_of_a_robot_become_a_curve_without_a_simulator(
     tmp_path: Path, without_simulators: dict[str, str]
 ) -> None:

@@ -20,7 +20,7 @@ from policy.entry_points import POLICIES
 from polling import until
 from sim_workers.rollout.staged_outcome import StagedOutcome
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.full]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 SLOW = '''
 import os, time
@@ -107,7 +107,12 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, store: str) -> Place:
-    place = Place(tmp_path_factory.mktemp("learner"))
+    return prepared(tmp_path_factory.mktemp("learner"), store)
+
+
+def prepared(folder: Path, store: str) -> Place:
+    """Install the package in a folder, and write the sweep file."""
+    place = Place(folder)
     place.install()
     (place.folder / "sweep.yaml").write_text(f"""
 name: learner
@@ -122,19 +127,7 @@ storage: {place.folder / "runs"}
 
 
 @pytest.fixture(scope="module")
-def edited(place: Place) -> str:
-    """Edit the package once the driver has read it, and restore it after the run; return its error."""
-    process = place.start("edited", "run", str(place.folder / "sweep.yaml"))
-    until((place.folder / "runs/sweeps/learner.json").exists)
-    place.install(more="\n\nEDITED = True\n")
-    _, errors = process.communicate(timeout=400)
-    place.install()
-    assert process.returncode == 75, errors
-    return errors
-
-
-@pytest.fixture(scope="module")
-def swept(place: Place, edited: str) -> dict[Path, int]:
+def swept(place: Place) -> dict[Path, int]:
     """Kill the driver after the arm's first checkpoint and run the same command again; return what was there
     when it was killed.
     """
@@ -147,12 +140,20 @@ def swept(place: Place, edited: str) -> dict[Path, int]:
     return before
 
 
-def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(place: Place, edited: str) -> None:
-    assert "an installed package was edited while the run was in progress" in edited
-    assert "(slow_policy.py); install one version on every node and start the same command again" in edited
+@pytest.mark.stress
+def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(tmp_path: Path, store: str) -> None:
+    place = prepared(tmp_path, store)
+    process = place.start("edited", "run", str(place.folder / "sweep.yaml"))
+    until((place.folder / "runs/sweeps/learner.json").exists)  # the driver has read the package
+    place.install(more="\n\nEDITED = True\n")
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 75, errors
+    assert "an installed package was edited while the run was in progress" in errors
+    assert "(slow_policy.py); install one version on every node and start the same command again" in errors
     assert place.lines("edited") == []
 
 
+@pytest.mark.full
 def test_killed_sweep_of_a_packages_policy_trains_and_plays_nothing_again(
     place: Place, swept: dict[Path, int]
 ) -> None:
@@ -163,6 +164,7 @@ def test_killed_sweep_of_a_packages_policy_trains_and_plays_nothing_again(
     assert sorted(step.name for step in arm.glob("step_*")) == ["step_000004", "step_000008", "step_000012"]
 
 
+@pytest.mark.full
 def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path, int]) -> None:
     storage = str(place.folder / "runs")
     curve: dict[str, Any] = json.loads(place.run("curve", "curve", "learner", "--storage", storage, "--json"))
@@ -171,6 +173,7 @@ def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path,
     assert (point["policy"], point["demo_count"], point["episodes"]) == ("slow", 2, 4)
 
 
+@pytest.mark.full
 def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     place: Place, swept: dict[Path, int]
 ) -> None:

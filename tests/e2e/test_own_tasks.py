@@ -33,6 +33,7 @@ def smaller(folder: Path, file: str, **suite: object) -> str:
     sweep["data"]["demo_count"] = [2]
     sweep["train"] |= {"steps": 6, "checkpoint_every": 6, "batch_size": 2}
     sweep["suite"] |= {"episodes": 2, **suite}
+    sweep["rollout_actors"] = 1
     (folder / file).write_text(yaml.safe_dump(sweep))
     return str(folder / file)
 
@@ -44,7 +45,17 @@ def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
     checked, collected, _, scored = demoscale(
         folder,
         ("task", "check", "own_tasks/PushT"),
-        ("collect", "--task", "own_tasks/PushT", "--episodes", "4", "--store", "data/push_t"),
+        (
+            "collect",
+            "--task",
+            "own_tasks/PushT",
+            "--episodes",
+            "4",
+            "--store",
+            "data/push_t",
+            "--workers",
+            "1",
+        ),
         ("run", smaller(folder, "push_t.yaml", horizon=30)),
         ("score", "demos-2_ratio-0_seed-0", "--sweep", "push-t", "--episodes", "3", "--workers", "1"),
     )
@@ -53,14 +64,25 @@ def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
     assert "0/3" in scored or "/3 = " in scored
 
 
-@pytest.mark.full
+@pytest.mark.stress
 @pytest.mark.ray
 @pytest.mark.sim
 @pytest.mark.e2e
 def test_own_robosuite_task_is_swept_with_another_robot_controller_and_cameras(folder: Path) -> None:
     """Its sweep file asks for a Sawyer, absolute poses, two configured cameras and no proprioception."""
     file = smaller(folder, "lift_high.yaml", horizon=30)
-    recording = ("--suite", file, "--episodes", "3", "--store", "data/lift_high", "--image-size", "32")
+    recording = (
+        "--suite",
+        file,
+        "--episodes",
+        "3",
+        "--store",
+        "data/lift_high",
+        "--image-size",
+        "32",
+        "--workers",
+        "1",
+    )
     checked, collected, planned, _, status = demoscale(
         folder,
         ("task", "check", "own_tasks/LiftHigh"),
