@@ -9,7 +9,7 @@ import pytest
 
 from command_session import outputs
 
-pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
+pytestmark = [pytest.mark.stress, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 
 def test_sweep_with_an_unlabelled_task_and_a_control_shows_both_groups_of_tasks(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ main(json.loads(sys.argv[1]))
 """
 
 
-@pytest.mark.full
+@pytest.mark.stress
 @pytest.mark.ray
 @pytest.mark.e2e
 def test_new_task_is_collected_and_swept(tmp_path: Path) -> None:
