@@ -37,9 +37,9 @@ second Ray node with all its processes; `full disk`: no byte left for the driver
 checkpoint cache. A run whose control actor or heartbeat fails, or whose disk is full, ends and is restarted.
 """
 AT_WORK = TITLES["trainer"], "ray::RolloutWorker.play"
-AFTER_S = 0.0, 10.0
+AFTER_S = 0.0, 5.0
 """Range of the delay of a due kill, in seconds, drawn uniformly."""
-SPREAD = 8 / 12
+SPREAD = 1 / 2
 """Share of the sweep's scores that are reported when the last kill is due: kills are spread evenly over the
 sweep at any speed of the machine.
 """
