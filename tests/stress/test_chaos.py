@@ -17,13 +17,13 @@ Point = Callable[[dict[str, str]], None]
 
 
 def run_chaos(
-    folder: Path, episodes: Path, kinds: tuple[str, ...], kills: int, seeds: int, point: Point
+    folder: Path, episodes: Path, kinds: tuple[str, ...], kills: int, seeds: int, point: Point, seed: int = 0
 ) -> None:
     """Kill the processes of a sweep at random; assert that every kind was killed and that the results are
     those of an undisturbed sweep.
     """
     try:
-        answers = chaos(folder, episodes, kills, seed=0, point=point, seeds=seeds, kinds=kinds)
+        answers = chaos(folder, episodes, kills, seed, point=point, seeds=seeds, kinds=kinds)
     except NoServerError as error:
         pytest.skip(str(error))
     assert answers["kills"] == kills
@@ -39,7 +39,10 @@ def run_chaos(
 def test_sweep_with_five_kills_ends_as_the_undisturbed_one(
     tmp_path: Path, lift_store: Path, s3_environment: Point
 ) -> None:
-    run_chaos(tmp_path, lift_store, kinds=FEW, kills=len(FEW), seeds=1, point=s3_environment)
+    """Seed 1 draws the trainer's kill first and the policy server's last: training of two arms is over before the
+    sweep is, and the server lives until its end.
+    """
+    run_chaos(tmp_path, lift_store, kinds=FEW, kills=len(FEW), seeds=1, point=s3_environment, seed=1)
 
 
 @pytest.mark.stress
