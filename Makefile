@@ -23,7 +23,7 @@ demo: setup  ## collect demonstrations, run jobs/quickstart.yaml, print the curv
 lines: setup  ## the same with jobs/lines_lift.yaml: ours beside ACT, Diffusion Policy and BC-RNN of other libraries; needs Python 3.12
 	@$(BIN)/python -m jobs.quickstart jobs/lines_lift.yaml
 
-test: setup check  ## the checks and the fast tests: nine minutes on two cores
+test: setup check  ## the checks and the fast tests: nine minutes on two fast cores
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast
 
 coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
