@@ -33,7 +33,7 @@ test-full: test browser libero pusht docs-tools  ## the rest as well: kills, net
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/full -m full
 	$(BIN)/python -m bench.suite --read $(TIMES)/fast $(TIMES)/full
 
-stress: setup  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool
+stress: setup pusht  ## 30 random kills during a sweep, 200 during episodes, 5,000 episodes of one pool; the other benches in short; sweeps that take long
 	$(BIN)/pytest -m stress
 
 gpu: setup  ## on a machine with a GPU, within 15 minutes: the tests that need one, and what svd-256 costs on it, into bench/results/gpu.json

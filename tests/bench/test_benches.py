@@ -33,8 +33,10 @@ COLLECTIONS = pytest.mark.parametrize("scripts", [BENCHES, EXPERIMENTS], ids=["b
 SCRIPTS = [(scripts, name) for scripts in (BENCHES, EXPERIMENTS) for name in scripts.names()]
 STRESS = (
     "ceiling",
+    "control_step",
     "curve",
     "data",
+    "drivers",
     "external",
     "imports",
     "nodes",

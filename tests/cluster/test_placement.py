@@ -152,7 +152,7 @@ def test_sweeps_on_one_cluster_divide_it() -> None:
     assert share_out((Node(16, 1),), asked, sweeps=3) == Shares(1, 0, 1)
 
 
-@pytest.mark.full
+@pytest.mark.stress
 @pytest.mark.ray
 def test_sweep_on_fake_gpus_trains_on_all_and_scores_meanwhile_and_after(tmp_path: Path) -> None:
     """Three arms of eight workers on eight GPUs."""

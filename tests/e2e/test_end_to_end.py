@@ -81,7 +81,7 @@ def damaged_store(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) ->
     return store, victim.episode_id
 
 
-@pytest.fixture(scope="module", params=["action_only", pytest.param("two_stage", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=["action_only", pytest.param("two_stage", marks=pytest.mark.stress)])
 def mode(request: pytest.FixtureRequest) -> str:
     """Return the sweep's training mode."""
     name: str = request.param

@@ -20,7 +20,7 @@ from policy.entry_points import POLICIES
 from polling import until
 from sim_workers.rollout.staged_outcome import StagedOutcome
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.stress]
 
 SLOW = '''
 import os, time
@@ -140,7 +140,6 @@ def swept(place: Place) -> dict[Path, int]:
     return before
 
 
-@pytest.mark.stress
 def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(tmp_path: Path, store: str) -> None:
     place = prepared(tmp_path, store)
     process = place.start("edited", "run", str(place.folder / "sweep.yaml"))
@@ -153,7 +152,6 @@ def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(tmp_pa
     assert place.lines("edited") == []
 
 
-@pytest.mark.full
 def test_killed_sweep_of_a_packages_policy_trains_and_plays_nothing_again(
     place: Place, swept: dict[Path, int]
 ) -> None:
@@ -164,7 +162,6 @@ def test_killed_sweep_of_a_packages_policy_trains_and_plays_nothing_again(
     assert sorted(step.name for step in arm.glob("step_*")) == ["step_000004", "step_000008", "step_000012"]
 
 
-@pytest.mark.full
 def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path, int]) -> None:
     storage = str(place.folder / "runs")
     curve: dict[str, Any] = json.loads(place.run("curve", "curve", "learner", "--storage", storage, "--json"))
@@ -173,7 +170,6 @@ def test_curve_has_the_line_of_a_packages_policy(place: Place, swept: dict[Path,
     assert (point["policy"], point["demo_count"], point["episodes"]) == ("slow", 2, 4)
 
 
-@pytest.mark.full
 def test_policy_with_memory_acts_equally_with_one_and_three_workers(
     place: Place, swept: dict[Path, int]
 ) -> None:

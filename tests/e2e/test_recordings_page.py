@@ -9,7 +9,7 @@ import pytest
 from command_session import answers
 from documentation import blocks
 
-pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
+pytestmark = [pytest.mark.stress, pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim]
 
 
 def test_page_of_recordings_leads_from_two_data_sets_to_a_curve(tmp_path: Path, lift_store: Path) -> None:

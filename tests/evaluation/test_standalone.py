@@ -86,7 +86,7 @@ def test_score_of_a_logged_model_with_other_weights_is_refused(
     )
 
 
-@pytest.mark.full
+@pytest.mark.stress
 @pytest.mark.ray
 @pytest.mark.sim
 def test_score_of_a_logged_model_is_known_by_its_weights(

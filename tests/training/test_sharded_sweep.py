@@ -26,7 +26,7 @@ def test_sharding_is_in_the_key_where_workers_share_a_model(workers: int, differ
     assert other.shards is differs
 
 
-@pytest.mark.full
+@pytest.mark.stress
 @pytest.mark.ray
 def test_sweep_with_a_model_shared_by_two_nodes_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     """Each node has one core, of which a worker claims more than a half, so that no node has both workers."""
