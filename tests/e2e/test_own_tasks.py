@@ -27,6 +27,10 @@ def demoscale(folder: Path, *commands: Sequence[str]) -> list[str]:
     return outputs(commands, folder, {"PYTHONPATH": path})
 
 
+def recorded_in(store: str) -> tuple[str, ...]:
+    return "--store", store, "--workers", "1"
+
+
 def smaller(folder: Path, file: str, **suite: object) -> str:
     """Write the example's sweep with one arm, fewer steps and episodes; return its path."""
     sweep = yaml.safe_load((PACKAGE / file).read_text())
@@ -45,17 +49,7 @@ def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
     checked, collected, _, scored = demoscale(
         folder,
         ("task", "check", "own_tasks/PushT"),
-        (
-            "collect",
-            "--task",
-            "own_tasks/PushT",
-            "--episodes",
-            "4",
-            "--store",
-            "data/push_t",
-            "--workers",
-            "1",
-        ),
+        ("collect", "--task", "own_tasks/PushT", "--episodes", "4", *recorded_in("data/push_t")),
         ("run", smaller(folder, "push_t.yaml", horizon=30)),
         ("score", "demos-2_ratio-0_seed-0", "--sweep", "push-t", "--episodes", "3", "--workers", "1"),
     )
@@ -71,18 +65,7 @@ def test_push_t_is_checked_collected_swept_and_scored(folder: Path) -> None:
 def test_own_robosuite_task_is_swept_with_another_robot_controller_and_cameras(folder: Path) -> None:
     """Its sweep file asks for a Sawyer, absolute poses, two configured cameras and no proprioception."""
     file = smaller(folder, "lift_high.yaml", horizon=30)
-    recording = (
-        "--suite",
-        file,
-        "--episodes",
-        "3",
-        "--store",
-        "data/lift_high",
-        "--image-size",
-        "32",
-        "--workers",
-        "1",
-    )
+    recording = ("--suite", file, "--episodes", "3", "--image-size", "32", *recorded_in("data/lift_high"))
     checked, collected, planned, _, status = demoscale(
         folder,
         ("task", "check", "own_tasks/LiftHigh"),

@@ -192,13 +192,13 @@ print(json.dumps([bool(np.array_equal(lean[1], own[1])), *(int(play(Embodiment(r
 @pytest.mark.full
 @pytest.mark.parametrize("robot", [robot for robot in ROBOTS if robot != "Panda"])
 def test_lean_step_of_other_robots_equals_robosuite_and_experts_succeed(robot: str) -> None:
-    """Experts succeed in one scene of two at least: contacts amplify the last bits, in which processors differ."""
+    """Experts fail in one scene at most: contacts amplify the last bits, in which processors differ."""
     tasks = DEMONSTRATED_BY.get(robot, tuple(EXPERTS))
     done = run("-W", "ignore", "-c", ROBOT, robot, *tasks)
     assert done.returncode == 0, done.stderr
     equal, *won = json.loads(done.stdout.splitlines()[-1])
     assert equal
-    assert all(count >= 1 for count in won), dict(zip(tasks, won, strict=True))
+    assert sum(won) >= 2 * len(tasks) - 1, dict(zip(tasks, won, strict=True))
 
 
 OTHER = f"""{PLAY}

@@ -258,8 +258,7 @@ def test_fit_with_two_workers_trains_one_model_and_pauses_at_one_step(
 def test_fit_keeps_frozen_weights_once_and_resumes_after_older_checkpoints_went(
     lift_store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """Ray Data decodes the clips; the plain loop, which decodes them itself, makes the same weights."""
-    arm = replace(job(lift_store, steps=4), decode="cluster")
+    arm = job(lift_store, steps=4)
     recipe = arm.train.model_copy(update={"checkpoint_every": 2, "schedule": "constant"})
     arm = replace(arm, arm_id="head", objective="action", train=recipe)
     storage, events = open_storage(str(tmp_path)), list[TrainEvent]()
@@ -279,9 +278,25 @@ def test_fit_keeps_frozen_weights_once_and_resumes_after_older_checkpoints_went(
         assert not (Path(place) / "unet/diffusion_pytorch_model.safetensors").exists()
     whole = CheckpointFolder(tmp_path / "whole")
     whole.folder.mkdir()
-    train(replace(longer, decode="trainer"), 0, 1, None, whole)
+    train(longer, 0, 1, None, whole)
     ours, theirs = load_weights(whole.folder / "step_000006"), load(Path(place))[0].state_dict()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+@pytest.mark.stress
+@pytest.mark.sim
+@pytest.mark.ray
+def test_fit_with_decoding_on_the_cluster_saves_the_same_checkpoints(
+    lift_store: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    fingerprints = []
+    for decode in ("trainer", "cluster"):
+        arm = replace(job(lift_store), decode=decode)
+        with open_control_channel() as channel:
+            reported = fit(arm, str(tmp_path / decode), {"CPU": 0.5}, channel)
+        fingerprints.append([report.checkpoint for report in reported])
+        assert [report.step for report in reported] == [3, 6]
+    assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.full
