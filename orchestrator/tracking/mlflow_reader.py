@@ -161,6 +161,12 @@ class TrackedSweep:
 _Arm = TypeVar("_Arm", ScoredArm, MeasuredArm)
 
 
+class UntrackedSweepError(TrackingError):
+    """The tracking store has no sweep of that name."""
+
+    exit_code = 2
+
+
 def read_sweep(
     uri: str,
     name: str,
@@ -175,8 +181,9 @@ def read_sweep(
     store: identity of the sweep's storage (`SweepState.store`); empty if only the name is known. storage: URI
     of that storage, which chooses among several sweeps of the name if `store` is empty.
 
-    Raises TrackingError if the store at `uri` has no such sweep, has several, holds contradictory scores of
-    one arm, if best checkpoints are asked for and one has no score, or if the store cannot be reached.
+    Raises UntrackedSweepError if the store at `uri` has no such sweep; TrackingError if it has several, holds
+    contradictory scores of one arm or cannot be reached, or if best checkpoints are asked for and one has no
+    score.
     """
     if _lacks_database(uri):
         raise _untracked(uri, name, ())
@@ -357,10 +364,10 @@ def _lacks_database(uri: str) -> bool:
     return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
-def _untracked(uri: str, name: str, others: Collection[str]) -> TrackingError:
+def _untracked(uri: str, name: str, others: Collection[str]) -> UntrackedSweepError:
     """Return the error of a sweep that a store does not have. others: names of the sweeps that it has."""
     there = f" (there are {', '.join(sorted(others))})" if others else ""
-    return TrackingError(
+    return UntrackedSweepError(
         f"{strip_credentials(uri)}: no sweep named {name} is tracked here{there}; name one that ran, or the"
         " place with --storage or --mlflow"
     )

@@ -117,7 +117,7 @@ def test_job_that_can_be_submitted_has_a_module() -> None:
             "there is no episode store here; record one with",
         ),
         (["status", "nobody", "--storage", "EMPTY"], 2, "no sweep named nobody ran here"),
-        (["curve", "nobody", "--storage", "EMPTY"], 1, "no sweep named nobody is tracked here"),
+        (["curve", "nobody", "--storage", "EMPTY"], 2, "no sweep named nobody is tracked here"),
         (["score", "nothing"], 2, "nothing names no policy"),
     ],
 )

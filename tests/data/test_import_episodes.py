@@ -1,10 +1,5 @@
 """The import and export commands: killed, run again, and exported as a LeRobot dataset."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import CHECKOUT, run
+from conftest import run
 
 import dataset_layouts
 import robosuite_recordings
+from begun_command import begin
 from dataset_layouts import UPRIGHT
 from orchestrator.cli.main import main
 from orchestrator.data.episode_format import EpisodeError, decode
@@ -100,32 +96,10 @@ def test_import_killed_and_run_again_equals_the_uninterrupted_one(
     lift: Path, imported: Storage, tmp_path: Path
 ) -> None:
     storage = open_storage(str(tmp_path / "store"))
-    command = [
-        sys.executable,
-        "-c",
-        SMALL_COMMITS,
-        str(lift),
-        storage.uri,
-        "--images",
-        "upright",
-        "--workers",
-        "1",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=CHECKOUT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while latest_version(storage) < 2:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    begin(
+        ["-c", SMALL_COMMITS, str(lift), storage.uri, "--images", "upright", "--workers", "1"],
+        ready=lambda: latest_version(storage) >= 2,
+    ).kill()
     half = len(load_manifest(storage))
     assert 0 < half < 3 * COPIES, "killed too late to test anything"
     assert not fill(storage, lift, UPRIGHT)

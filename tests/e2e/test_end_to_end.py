@@ -3,19 +3,15 @@ two stages. tests/stress/test_chaos.py kills one of two stages.
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import CHECKOUT, run
+from conftest import run
 
+from begun_command import begin
 from orchestrator.cli.main import main
 from orchestrator.config.arms import Arm
 from orchestrator.data.episode_store import load_manifest
@@ -94,33 +90,20 @@ def ended(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, s
     killed after its first checkpoint and run again.
     """
     folder = tmp_path_factory.mktemp("ended")
-    file, log = sweep_file(folder, damaged_store[0], mode), folder / "said.log"
+    file = sweep_file(folder, damaged_store[0], mode)
+    printed_before = ""
     if mode == "action_only":
-        kill_after_the_first_checkpoint(file, folder / "runs", log)
+        killed = begin(
+            ["-m", "orchestrator", "run", file],
+            ready=lambda: [*folder.glob("runs/checkpoints/*/*.json")],
+        )
+        killed.kill()
+        printed_before = killed.stdout
         assert len(outcomes(folder)) < 2 * 3, "killed too late to test anything"
     done = run("-m", "orchestrator", "run", file)
     assert done.returncode == 0, done.stdout + done.stderr
-    with log.open("a") as said:
-        said.write(done.stdout)
+    (folder / "said.log").write_text(printed_before + done.stdout)
     return folder
-
-
-def kill_after_the_first_checkpoint(file: str, runs: Path, log: Path) -> None:
-    with log.open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "run", file],
-            cwd=CHECKOUT,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 240
-    while not list(runs.glob("checkpoints/*/*.json")):
-        assert process.poll() is None, f"the sweep ended before it could be killed: {log.read_text()}"
-        assert time.monotonic() < deadline, "no checkpoint within four minutes"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_sweep_says_what_it_leaves_out_and_measures(

@@ -1,18 +1,14 @@
 """A sweep of one of our lines and one external policy, killed while it trains and continued."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import CHECKOUT, run
+from conftest import run
 
+from begun_command import begin
 from external_policies import make_policy
 from orchestrator.checkpoints.record import read_records
 from orchestrator.cli.main import main
@@ -75,17 +71,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[
     return its folder and what was there when it was killed.
     """
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "orchestrator", "run", sweep_file(folder, lift_store, "video_action")]
-    process = subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 300
-    while not list((folder / "runs").glob("checkpoints/counter_demos-2_*/*.json")):
-        assert process.poll() is None, "the sweep ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint within five minutes"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    begin(
+        ["-m", "orchestrator", "run", sweep_file(folder, lift_store, "video_action")],
+        ready=lambda: [*folder.glob("runs/checkpoints/counter_demos-2_*/*.json")],
+    ).kill()
     before = written(folder)
     done = run("-m", "orchestrator", "run", str(folder / "sweep.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,21 +3,18 @@ driver killed while it trains, a checkpoint scored by one and by three simulator
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKOUT
 
+from begun_command import BegunCommand, begin
+from command_session import outputs
 from installed_package import install, path_with
 from learner_package import MODULE
 from policy.entry_points import POLICIES
-from polling import until
 from sim_workers.rollout.staged_outcome import StagedOutcome
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.sim, pytest.mark.stress]
@@ -60,27 +57,18 @@ class Place:
             self.folder / "site", "slow-policy", {"slow_policy.py": MODULE + SLOW + more}, offers, version
         )
 
-    def start(self, log: str, *arguments: str) -> "subprocess.Popen[str]":
-        """Start a command whose policy writes the log of that name."""
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "orchestrator", *arguments],
-            cwd=CHECKOUT,
-            env={
-                **os.environ,
-                "PYTHONPATH": path_with(self.folder / "site"),
-                "LEARNER_LOG": str(self.folder / log),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def variables(self, log: str) -> dict[str, str]:
+        """Return the environment in which the package is found and its policy writes the log of that name."""
+        return {"PYTHONPATH": path_with(self.folder / "site"), "LEARNER_LOG": str(self.folder / log)}
+
+    def begin(self, log: str, ready: Callable[[], object]) -> BegunCommand:
+        """Start the sweep; return once `ready` returns a true value."""
+        command = ["-m", "orchestrator", "run", str(self.folder / "sweep.yaml")]
+        return begin(command, ready, self.variables(log))
 
     def run(self, log: str, *arguments: str) -> str:
         """Run a command to its end; return what it printed."""
-        process = self.start(log, *arguments)
-        printed, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, printed + errors
+        (printed,) = outputs([arguments], variables=self.variables(log))
         return printed
 
     def lines(self, log: str) -> list[str]:
@@ -131,10 +119,7 @@ def swept(place: Place) -> dict[Path, int]:
     """Kill the driver after the arm's first checkpoint and run the same command again; return what was there
     when it was killed.
     """
-    process = place.start("killed", "run", str(place.folder / "sweep.yaml"))
-    until(lambda: [*place.folder.glob("runs/checkpoints/slow_*/*.json")] or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    place.begin("killed", lambda: [*place.folder.glob("runs/checkpoints/slow_*/*.json")]).kill()
     before = place.written()
     place.run("swept", "run", str(place.folder / "sweep.yaml"))
     return before
@@ -142,13 +127,13 @@ def swept(place: Place) -> dict[Path, int]:
 
 def test_package_edited_during_a_sweep_ends_it_before_anything_is_trained(tmp_path: Path, store: str) -> None:
     place = prepared(tmp_path, store)
-    process = place.start("edited", "run", str(place.folder / "sweep.yaml"))
-    until((place.folder / "runs/sweeps/learner.json").exists)  # the driver has read the package
+    # The sweep is recorded after the driver has read the package.
+    running = place.begin("edited", (place.folder / "runs/sweeps/learner.json").exists)
     place.install(more="\n\nEDITED = True\n")
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 75, errors
-    assert "an installed package was edited while the run was in progress" in errors
-    assert "(slow_policy.py); install one version on every node and start the same command again" in errors
+    assert running.process.wait(timeout=400) == 75, running.stderr
+    assert "an installed package was edited while the run was in progress" in running.stderr
+    advice = "(slow_policy.py); install one version on every node and start the same command again"
+    assert advice in running.stderr
     assert place.lines("edited") == []
 
 

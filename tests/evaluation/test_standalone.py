@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, run
 
+from begun_command import BegunCommand, begin
 from orchestrator.config.arms import Arm
 from orchestrator.evaluation.outcome_ledger import SCHEMA, RenderReferences
 from orchestrator.evaluation.policy_ref import PolicyRef
@@ -225,67 +225,36 @@ def test_score_command_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
     """Ctrl-C in the middle, then kill -9 in the middle of the rest, then to the end; a later run starts
     nothing.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "score",
-        "examples.waypoints:make",
-        "--fingerprint",
-        "waypoints",
-        "--storage",
-        str(tmp_path),
-    ]
+    command = ["-m", "orchestrator", "score", "examples.waypoints:make", "--fingerprint", "waypoints"]
+    command += ["--storage", str(tmp_path)]
     command += ["--episodes", "30", "--horizon", "70", "--settle", "0", "--workers", "2"]
 
     def recorded() -> list[str]:
         parts = tmp_path.glob("outcomes/waypoints/*/*.parquet")
         return [episode for part in parts for episode in pq.read_table(part)["episode"].to_pylist()]
 
-    def begun(more: int) -> "subprocess.Popen[str]":
+    def begun(more: int) -> BegunCommand:
         """Start the command and return it once so many more episodes are recorded."""
-        before = len(recorded())
-        process = subprocess.Popen(
-            command,
-            cwd=CHECKOUT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 240
-        while len(recorded()) < before + more:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "nothing was recorded within four minutes"
-            time.sleep(0.05)
-        return process
+        enough = len(recorded()) + more
+        return begin(command, ready=lambda: len(recorded()) >= enough)
 
     stopped = begun(2)
-    stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(timeout=120)
-    assert stopped.returncode == 130, err
-    assert "stopped; run the same command to resume" in err
-    assert f"/{len(recorded())} = " in out, "what was finished is counted"
-    assert "(PARTIAL: 30 listed)" in out
-    killed = begun(2)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.process.wait(timeout=120) == 130, stopped.stderr
+    assert "stopped; run the same command to resume" in stopped.stderr
+    assert f"/{len(recorded())} = " in stopped.stdout, "what was finished is counted"
+    assert "(PARTIAL: 30 listed)" in stopped.stdout
+    begun(2).kill()
     known = len(recorded())
     assert 4 <= known < 30, "stopped too late to test anything"
 
-    done = subprocess.run([*command, "--json"], cwd=CHECKOUT, capture_output=True, text=True, timeout=400)
+    done = run(*command, "--json", timeout=400)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["episodes_played"] == 30 - known
     assert f"30 episodes, {known} of them are in {tmp_path} already" in done.stderr
     assert [*Counter(recorded()).values()] == [1] * 30
     (sealed,) = tmp_path.glob("outcomes/waypoints/*.parquet")
     assert pq.read_table(sealed).schema.equals(SCHEMA)
-    again = subprocess.run(
-        [*command, "--json"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "RAY_ADDRESS": "nowhere:1"},
-    )
+    again = run(*command, "--json", env={**os.environ, "RAY_ADDRESS": "nowhere:1"})
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["scores"] == json.loads(done.stdout)["scores"]

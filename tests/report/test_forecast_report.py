@@ -135,4 +135,4 @@ def test_forecast_command_reads_sweeps_and_tests_them_back(published: Path, tmp_
     assert every.exit_code == 0, every.output
     assert "1 of 1 back-tests are inside the 90 % interval" in every.output
     assert forecast().exit_code == 2
-    assert forecast("unknown").exit_code == 1
+    assert forecast("unknown").exit_code == 2

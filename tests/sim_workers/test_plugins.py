@@ -1,7 +1,6 @@
 """Tasks of other packages: found by entry points, imported when used, hashed, checked."""
 
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from command_session import outputs
 from installed_package import forget, install, on_path
 from orchestrator.cli.main import main
 from orchestrator.cli.new_task import files
@@ -208,13 +208,6 @@ def test_new_task_writes_a_package_whose_test_passes(tmp_path: Path) -> None:
     assert "2 passed" in played.stdout
 
 
-COLLECTED = """
-import json, sys
-from orchestrator.cli.main import main
-main(json.loads(sys.argv[1]))
-"""
-
-
 @pytest.mark.stress
 @pytest.mark.ray
 @pytest.mark.e2e
@@ -222,18 +215,16 @@ def test_new_task_is_collected_and_swept(tmp_path: Path) -> None:
     CliRunner().invoke(main, ["new", "task", "my_task", "--folder", str(tmp_path / "mine")])
     offer(tmp_path / "mine", "my_task", {}, {"my_task/Reach": "my_task.reach:REACH"})
 
-    def command(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", COLLECTED, json.dumps(arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path / 'mine'}:{CHECKOUT}"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    said = command("collect", "--task", "my_task/Reach", "--episodes", "6", "--store", "data/my_task")
+    said, _, status, curve = outputs(
+        [
+            ["collect", "--task", "my_task/Reach", "--episodes", "6", "--store", "data/my_task"],
+            ["run", "mine/sweep.yaml"],
+            ["status", "my_task"],
+            ["curve", "my_task"],
+        ],
+        folder=tmp_path,
+        variables={"PYTHONPATH": f"{tmp_path / 'mine'}:{CHECKOUT}"},
+    )
     assert "recorded 6 episodes of my_task/Reach, 6 successful" in said
-    command("run", "mine/sweep.yaml")
-    assert "4/4" in command("status", "my_task") or "my_task" in command("curve", "my_task")
+    assert "4/4" in status
+    assert "my_task" in curve
