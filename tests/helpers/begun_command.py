@@ -7,10 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.provenance import CHECKOUT
+
+READY_S = 300
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,17 @@ class BegunCommand:
 
     def kill(self) -> None:
         """Kill it and the processes that it started with SIGKILL."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 def begin(
-    arguments: Sequence[str],
-    ready: Callable[[], object],
-    variables: Mapping[str, str] | None = None,
-    seconds: float = 300,
+    arguments: Sequence[str], ready: Callable[[], object], variables: Mapping[str, str] | None = None
 ) -> BegunCommand:
-    """Start Python with these arguments in the checkout; return once `ready` returns a true value.
-
-    variables: environment variables besides this process's own. seconds: the time within which it must be
-    ready. It must not end before.
+    """Start Python with these arguments in the checkout; return once `ready` returns a true value, which must
+    be within READY_S seconds and before the command ends. variables: environment variables besides this
+    process's own.
     """
     folder = Path(tempfile.mkdtemp(prefix="command-"))
     with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
@@ -58,9 +58,12 @@ def begin(
             start_new_session=True,
         )
     begun = BegunCommand(process, folder)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + READY_S
     while not ready():
-        assert process.poll() is None, f"it ended too early: {begun.stdout}{begun.stderr}"
-        assert time.monotonic() < deadline, f"not ready in time: {begun.stdout}{begun.stderr}"
+        if process.poll() is not None or time.monotonic() > deadline:
+            begun.kill()
+            raise AssertionError(
+                f"exit code {process.returncode} before it was ready:\n{begun.stdout}{begun.stderr}"
+            )
         time.sleep(0.02)
     return begun
