@@ -26,7 +26,7 @@ lines: setup  ## the same with jobs/lines_lift.yaml: ours beside ACT, Diffusion 
 test: setup check  ## the checks and the fast tests: nine minutes on two fast cores
 	$(PYTEST) -p bench.suite --test-times=$(TIMES)/fast
 
-coverage: setup check  ## the same with line coverage, which takes a quarter longer; fails below 85 %
+coverage: setup check  ## the same with line coverage, which takes up to a quarter longer; fails below 85 %
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-full: test browser libero pusht docs-tools  ## the rest as well: kills, network namespaces, three nodes, LIBERO, push-T, the browser, the documentation site, short benches
