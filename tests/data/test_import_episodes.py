@@ -98,6 +98,7 @@ def test_import_killed_and_run_again_equals_the_uninterrupted_one(
     storage = open_storage(str(tmp_path / "store"))
     begin(
         ["-c", SMALL_COMMITS, str(lift), storage.uri, "--images", "upright", "--workers", "1"],
+        tmp_path / "killed",
         ready=lambda: latest_version(storage) >= 2,
     ).kill()
     half = len(load_manifest(storage))

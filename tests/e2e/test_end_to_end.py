@@ -95,6 +95,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, damaged_store: tuple[Path, s
     if mode == "action_only":
         killed = begin(
             ["-m", "orchestrator", "run", file],
+            folder / "killed",
             ready=lambda: [*folder.glob("runs/checkpoints/*/*.json")],
         )
         killed.kill()

@@ -73,6 +73,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, lift_store: Path) -> tuple[
     folder = tmp_path_factory.mktemp("killed")
     begin(
         ["-m", "orchestrator", "run", sweep_file(folder, lift_store, "video_action")],
+        folder / "killed",
         ready=lambda: [*folder.glob("runs/checkpoints/counter_demos-2_*/*.json")],
     ).kill()
     before = written(folder)

@@ -64,7 +64,7 @@ class Place:
     def begin(self, log: str, ready: Callable[[], object]) -> BegunCommand:
         """Start the sweep; return once `ready` returns a true value."""
         command = ["-m", "orchestrator", "run", str(self.folder / "sweep.yaml")]
-        return begin(command, ready, self.variables(log))
+        return begin(command, self.folder / f"{log}_output", ready, self.variables(log))
 
     def run(self, log: str, *arguments: str) -> str:
         """Run a command to its end; return what it printed."""

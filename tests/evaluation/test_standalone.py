@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import CHECKOUT, run
+from conftest import run
 
 from begun_command import BegunCommand, begin
 from orchestrator.config.arms import Arm
@@ -95,20 +93,8 @@ def test_score_of_a_logged_model_is_known_by_its_weights(
     uri, model = logged
     file, storage = tmp_path / "suite.yaml", tmp_path / "runs"
     file.write_text("suite: {tasks: [Lift], episodes: 2, horizon: 12, shifts: [lighting]}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "score",
-        f"models:/{model}",
-        "--mlflow",
-        uri,
-        "--suite",
-        str(file),
-        "--storage",
-        str(storage),
-    ]
-    done = subprocess.run([*command, "--json"], cwd=CHECKOUT, capture_output=True, text=True, timeout=400)
+    command = ["-m", "orchestrator", "score", f"models:/{model}", "--mlflow", uri, "--suite", str(file)]
+    done = run(*command, "--storage", str(storage), "--json", timeout=400)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["fingerprint"] == fingerprint(checkpoint)
@@ -233,18 +219,18 @@ def test_score_command_stopped_and_killed_plays_every_episode_once(tmp_path: Pat
         parts = tmp_path.glob("outcomes/waypoints/*/*.parquet")
         return [episode for part in parts for episode in pq.read_table(part)["episode"].to_pylist()]
 
-    def begun(more: int) -> BegunCommand:
+    def begun(name: str, more: int) -> BegunCommand:
         """Start the command and return it once so many more episodes are recorded."""
         enough = len(recorded()) + more
-        return begin(command, ready=lambda: len(recorded()) >= enough)
+        return begin(command, tmp_path / name, ready=lambda: len(recorded()) >= enough)
 
-    stopped = begun(2)
+    stopped = begun("stopped", 2)
     stopped.process.send_signal(signal.SIGINT)
     assert stopped.process.wait(timeout=120) == 130, stopped.stderr
     assert "stopped; run the same command to resume" in stopped.stderr
     assert f"/{len(recorded())} = " in stopped.stdout, "what was finished is counted"
     assert "(PARTIAL: 30 listed)" in stopped.stdout
-    begun(2).kill()
+    begun("killed", 2).kill()
     known = len(recorded())
     assert 4 <= known < 30, "stopped too late to test anything"
 

@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.provenance import CHECKOUT
+from polling import until
 
 READY_S = 300
 
@@ -41,13 +40,16 @@ class BegunCommand:
 
 
 def begin(
-    arguments: Sequence[str], ready: Callable[[], object], variables: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    folder: Path,
+    ready: Callable[[], object],
+    variables: Mapping[str, str] | None = None,
 ) -> BegunCommand:
     """Start Python with these arguments in the checkout; return once `ready` returns a true value, which must
-    be within READY_S seconds and before the command ends. variables: environment variables besides this
-    process's own.
+    be within READY_S seconds and before the command ends. folder: a new one, for its output. variables:
+    environment variables besides this process's own.
     """
-    folder = Path(tempfile.mkdtemp(prefix="command-"))
+    folder.mkdir()
     with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -58,12 +60,11 @@ def begin(
             start_new_session=True,
         )
     begun = BegunCommand(process, folder)
-    deadline = time.monotonic() + READY_S
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            begun.kill()
-            raise AssertionError(
-                f"exit code {process.returncode} before it was ready:\n{begun.stdout}{begun.stderr}"
-            )
-        time.sleep(0.02)
+    try:
+        until(lambda: ready() or process.poll() is not None, READY_S, pause_s=0.02)
+        assert ready(), f"exit code {process.returncode} before it was ready"
+    except BaseException:
+        begun.kill()
+        print(begun.stdout, begun.stderr)
+        raise
     return begun
